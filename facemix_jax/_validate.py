@@ -1,0 +1,60 @@
+"""One style of error: the value, the limit and the remedy, before any work starts."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class FacemixError(Exception):
+    """An error the user can mend; the command line prints it without a trace and exits 1."""
+
+
+class UsageError(FacemixError, ValueError):
+    """A wrong argument or combination of arguments; the command line exits 2."""
+
+
+class DataError(FacemixError, ValueError):
+    """Input files that cannot be used as they are; the command line exits 1."""
+
+
+def positive(**values: float) -> None:
+    """Raises ``UsageError`` unless every value is greater than zero."""
+    for name, value in values.items():
+        if not value > 0:
+            raise UsageError(
+                f"{name} is {value}, but must be greater than 0. Give a larger {name}."
+            )
+
+
+def in_range(low: float, high: float, **values: float) -> None:
+    """Raises ``UsageError`` unless every value lies in ``[low, high]``."""
+    for name, value in values.items():
+        if not low <= value <= high:
+            raise UsageError(
+                f"{name} is {value}, but must lie between {low} and {high}. "
+                f"Choose a {name} in that range."
+            )
+
+
+def divides(divisor: int, remedy: str = "", *, divisor_name: str, **values: int) -> None:
+    """Raises ``UsageError`` unless ``divisor`` divides every value."""
+    for name, value in values.items():
+        if value % divisor:
+            below, above = value - value % divisor, value - value % divisor + divisor
+            nearest = f"{below} or {above}" if below else str(above)
+            hint = remedy or f"Use {name} {nearest}, or another {divisor_name}."
+            raise UsageError(
+                f"{divisor_name} {divisor} does not divide {name} {value} "
+                f"({value % divisor} left over). {hint}"
+            )
+
+
+def one_of(choices: Iterable[str], **values: str) -> None:
+    """Raises ``UsageError`` unless every value is one of ``choices``."""
+    names = sorted(choices)
+    for name, value in values.items():
+        if value not in names:
+            close = difflib.get_close_matches(str(value), names, n=1)
+            hint = f" Did you mean {close[0]!r}?" if close else ""
+            raise UsageError(
+                f"{name} {value!r} is unknown; there is {', '.join(map(repr, names))}.{hint}"
+            )

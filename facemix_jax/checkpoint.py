@@ -1,0 +1,168 @@
+"""Checkpoints of a run, on Orbax: atomic, resumable, one separable part per segment.
+
+Each checkpoint holds ``pre``, ``main``, ``post`` and ``training`` (step, optimiser, key) as
+separate items, so that a server can load main alone.
+"""
+
+import dataclasses
+from collections.abc import Iterable
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import jax
+from orbax.checkpoint import v1 as ocp
+
+from facemix_jax._types import Variables
+from facemix_jax._validate import FacemixError
+from facemix_jax.training import TrainState
+
+SEGMENTS = ("pre", "main", "post")
+
+
+class CheckpointError(FacemixError):
+    """A checkpoint that cannot be written or does not fit."""
+
+
+class Checkpoints:
+    """The checkpoints in one directory; the two newest are kept.
+
+    Args:
+        directory: created if missing.
+        identity: what the variables belong to (names and sizes of the network), kept with each
+            checkpoint and compared before one is restored.
+    """
+
+    def __init__(self, directory: Path, identity: dict[str, Any]) -> None:
+        self._directory = directory.absolute()
+        self._identity = identity
+        with _explained(self._directory):
+            self._checkpointer = ocp.training.Checkpointer(
+                self._directory,
+                save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
+                preservation_policy=ocp.training.preservation_policies.LatestN(2),
+                cleanup_tmp_directories=True,
+            )
+
+    def __enter__(self) -> "Checkpoints":
+        """Returns itself."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Closes the directory."""
+        self._checkpointer.close()
+
+    def latest(self) -> int | None:
+        """Steps done in the newest checkpoint; None where there is none."""
+        newest = self._checkpointer.latest
+        return None if newest is None else newest.step
+
+    def save(self, state: TrainState) -> None:
+        """Writes a checkpoint and returns when it is complete on disk.
+
+        Raises:
+            CheckpointError: it cannot be written, for example because the disk is full. Earlier
+                checkpoints stay as they are.
+        """
+        with _explained(self._directory):
+            self._checkpointer.save_checkpointables(
+                int(state.step), _parts(state), custom_metadata=self._identity, overwrite=True
+            )
+
+    def restore(self, like: TrainState) -> TrainState:
+        """The newest checkpoint's state.
+
+        Args:
+            like: a state of the same structure, whose shapes, dtypes and placement are taken.
+
+        Raises:
+            CheckpointError: there is none, or it belongs to another model.
+        """
+        restored = self._load(_parts(like))
+        return TrainState(
+            variables={name: restored[name] for name in SEGMENTS}, **restored["training"]
+        )
+
+    def restore_variables(
+        self, like: Variables, *, segments: Iterable[str] = SEGMENTS
+    ) -> dict[str, Any]:
+        """The variables of some segments; nothing else is read.
+
+        Args:
+            like: arrays or ``jax.ShapeDtypeStruct`` of at least those segments.
+            segments: which.
+
+        Raises:
+            CheckpointError: there is no checkpoint, or it belongs to another model.
+        """
+        return self._load({name: like[name] for name in segments})
+
+    def _load(self, parts: dict[str, Any]) -> dict[str, Any]:
+        newest = self._checkpointer.latest
+        if newest is None:
+            raise CheckpointError(
+                f"There is no checkpoint in {self._directory}. Train first: facemix train "
+                f"--workdir {self._directory.parent}"
+            )
+        found = self._checkpointer.checkpointables_metadata(newest.step).custom_metadata or {}
+        differences = [
+            f"{name} is {found.get(name)!r} in the checkpoint and {wanted!r} here"
+            for name, wanted in self._identity.items()
+            if found.get(name) != wanted
+        ]
+        if differences:
+            raise CheckpointError(
+                f"The checkpoint in {self._directory} belongs to another model: "
+                f"{'; '.join(differences)}. Use the configuration it was trained with, or another "
+                f"work directory."
+            )
+        # An empty segment (pre at cut 0) has nothing to read.
+        wanted = {name: part for name, part in parts.items() if jax.tree.leaves(part)}
+        with _explained(self._directory):
+            loaded = self._checkpointer.load_checkpointables(
+                newest.step, jax.tree.map(_abstract, wanted)
+            )
+        return {**parts, **loaded}
+
+
+def _abstract(x: Any) -> jax.ShapeDtypeStruct:
+    placement = getattr(x, "sharding", None) or jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placement)
+
+
+def _parts(state: TrainState) -> dict[str, Any]:
+    training = {
+        field.name: getattr(state, field.name)
+        for field in dataclasses.fields(state)
+        if field.name != "variables"
+    }
+    return {**state.variables, "training": training}
+
+
+class _explained:  # noqa: N801  # a context manager used as a verb
+    """Turns the file system's and Orbax's errors into one that says what to do."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if isinstance(error, (OSError, ValueError, KeyError, RuntimeError)):
+            raise CheckpointError(
+                f"The checkpoint in {self._directory} cannot be written or read: {error}. "
+                f"Likely causes: (a) the disk is full: free space there, (b) no permission: choose "
+                f"another work directory, (c) the files were changed by hand: delete the newest "
+                f"numbered folder and run again. Complete earlier checkpoints are untouched."
+            ) from error

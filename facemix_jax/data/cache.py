@@ -1,0 +1,176 @@
+"""Decoded images in one memory-mapped file, so that a data set is decoded only once."""
+
+import contextlib
+import errno
+import os
+import re
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+
+import numpy as np
+
+from facemix_jax._types import HostArray
+from facemix_jax._validate import DataError
+
+_CHUNK = 64
+_ABANDONED_SECONDS = 600.0
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def directory(data_dir: Path, cache_dir: str | None) -> Path:
+    """The folder that holds caches, made if need be.
+
+    ``cache_dir`` where one is given; else ``.facemix_cache`` beside the data if that can be
+    written; else ``$XDG_CACHE_HOME/facemix_jax`` (``~/.cache/facemix_jax``).
+
+    Raises:
+        DataError: no such folder can be made or written.
+    """
+    if cache_dir is not None:
+        candidates = [Path(cache_dir).expanduser()]
+    else:
+        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        candidates = [data_dir / ".facemix_cache", Path(home) / "facemix_jax"]
+    reasons = []
+    for folder in candidates:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                return folder
+        except OSError as error:
+            reasons.append(f"{folder}: {error.strerror}")
+    raise DataError(
+        f"No folder for decoded images can be written ({'; '.join(reasons)}). "
+        "Set cache_dir to a folder on a disk with room."
+    )
+
+
+def load_or_build(
+    path: Path, shape: tuple[int, int, int, int], decode: Callable[[int], HostArray]
+) -> HostArray:
+    """Maps the cache file ``path``, building it first if it is missing or damaged.
+
+    The file appears under its name only when it is complete, so a killed build leaves nothing
+    that could be taken for a cache.
+
+    Args:
+        path: an ``.npy`` file; its name must tell data set and size.
+        shape: ``[N, H, W, 3]``.
+        decode: image ``i`` as uint8 ``[H, W, 3]``; called from several threads.
+
+    Returns:
+        Read-only uint8 ``[N, H, W, 3]``, mapped from the file.
+
+    Raises:
+        DataError: the disk is full or cannot be written; whatever ``decode`` raises.
+    """
+    images = _open(path, shape)
+    if images is None:
+        _build(path, shape, decode)
+        images = _open(path, shape)
+    if images is None:
+        raise DataError(
+            f"The decoded images written to {path} cannot be read back. "
+            "Check that disk, or set cache_dir to another one."
+        )
+    return images
+
+
+def _open(path: Path, shape: tuple[int, ...]) -> HostArray | None:
+    """The mapped file, or None where it is missing or not what was written."""
+    try:
+        images: HostArray = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError, SyntaxError):
+        return None
+    if not isinstance(images, np.memmap) or images.dtype != np.uint8 or images.shape != shape:
+        return None
+    if path.stat().st_size != images.offset + images.nbytes:
+        return None
+    return images
+
+
+def _build(
+    path: Path, shape: tuple[int, int, int, int], decode: Callable[[int], HostArray]
+) -> None:
+    size = int(np.prod(shape))
+    _remove_abandoned(path)
+    free = shutil.disk_usage(path.parent).free
+    if size > free:
+        raise _full(path, size, free)
+    part = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}.part")
+    try:
+        with part.open("wb") as file:
+            header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(file, header)
+            _write_all(file, shape, decode, label=f"Decoding {shape[0]:,} images (once)")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except OSError as error:
+        if error.errno in _NO_SPACE:
+            raise _full(path, size, shutil.disk_usage(path.parent).free) from error
+        raise DataError(
+            f"The decoded images cannot be written to {path}: {error.strerror or error}. "
+            "Set cache_dir to a folder that can be written."
+        ) from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _write_all(file, shape, decode, *, label: str) -> None:  # type: ignore[no-untyped-def]
+    """Decodes in threads (Pillow lets go of the interpreter lock) and writes chunks in place."""
+    start, stride = file.tell(), int(np.prod(shape[1:]))
+    lock = threading.Lock()
+
+    def work(first: int) -> int:
+        block = np.stack([decode(i) for i in range(first, min(first + _CHUNK, shape[0]))])
+        with lock:
+            file.seek(start + first * stride)
+            file.write(block)
+        return len(block)
+
+    executor = ThreadPoolExecutor(os.cpu_count())
+    try:
+        with _progress(label, shape[0]) as advance:
+            futures = [executor.submit(work, first) for first in range(0, shape[0], _CHUNK)]
+            for future in as_completed(futures):
+                advance(future.result())
+    finally:
+        executor.shutdown(cancel_futures=True)
+
+
+@contextlib.contextmanager
+def _progress(label: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A progress bar on standard error; small jobs show none."""
+    if total < 10 * _CHUNK:
+        yield lambda _: None
+        return
+    import rich.console
+    import rich.progress
+
+    with rich.progress.Progress(console=rich.console.Console(stderr=True)) as bar:
+        task = bar.add_task(label, total=total)
+        yield lambda count: bar.advance(task, count)
+
+
+def _remove_abandoned(path: Path) -> None:
+    """Removes what killed builds of the same cache left; a running one writes all the time."""
+    pattern = re.compile(re.escape(path.name) + r"\..*\.part")
+    for entry in path.parent.iterdir():
+        with contextlib.suppress(OSError):
+            old = time.time() - entry.stat().st_mtime > _ABANDONED_SECONDS
+            if old and pattern.fullmatch(entry.name):
+                entry.unlink()
+
+
+def _full(path: Path, size: int, free: int) -> DataError:
+    return DataError(
+        f"The decoded images need {size / 1e6:,.1f} MB, but {path.parent} has only "
+        f"{free / 1e6:,.1f} MB free. Free some space, set cache_dir to a larger disk, or choose "
+        "a smaller image_size."
+    )

@@ -1,0 +1,72 @@
+"""From an encoded image to pixels, with every failure named."""
+
+import io
+
+import numpy as np
+
+from facemix_jax._types import HostArray, ImageSize
+from facemix_jax._validate import DataError
+
+MAX_BYTES = 64 * 2**20
+"""Of one encoded image; official CelebA images have about 7 kB."""
+
+MAX_PIXELS = 50_000_000
+"""Of one decoded image: above this a file is taken for a decompression bomb."""
+
+
+def rgb(data: bytes, image_size: ImageSize, *, name: str) -> HostArray:
+    """Decodes an 8-bit image to RGB and resizes it, antialiased, where its size differs.
+
+    Args:
+        data: the encoded file.
+        image_size: height, width of the result.
+        name: of the file, for errors.
+
+    Returns:
+        uint8 ``[H, W, 3]``.
+
+    Raises:
+        DataError: truncated, damaged, not an image, too large, or more than 8 bits a channel.
+    """
+    # Imported here, as ``import facemix_jax`` should not wait for it.
+    from PIL import Image
+
+    height, width = image_size
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise _too_large(name, f"{image.width} x {image.height} pixels")
+            if image.mode[0] in "IF":
+                raise DataError(
+                    f"Image {name} has more than 8 bits a channel (mode {image.mode}). "
+                    "Convert it to 8-bit RGB."
+                )
+            # ``load`` reads all of it: a truncated file fails here and not later.
+            image.load()
+            picture = image.convert("RGB")
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise _too_large(name, str(error)) from error
+    except DataError:
+        raise
+    except (OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError) as error:
+        # Pillow reports damage in all of these, depending on the format.
+        raise DataError(
+            f"Image {name} ({len(data):,} bytes) cannot be decoded: {error}. "
+            "It is truncated, damaged or not an image; fetch it again."
+        ) from error
+    if picture.size != (width, height):
+        picture = picture.resize((width, height), Image.Resampling.BICUBIC)
+    return np.asarray(picture)
+
+
+def check_bytes(size: int, *, name: str) -> None:
+    """Raises ``DataError`` where a file is too large for one image, before it is read."""
+    if size > MAX_BYTES:
+        raise _too_large(name, f"{size:,} bytes unpacked")
+
+
+def _too_large(name: str, what: str) -> DataError:
+    return DataError(
+        f"Image {name} is too large ({what}); at most {MAX_PIXELS:,} pixels and "
+        f"{MAX_BYTES:,} bytes are read, against decompression bombs. Shrink or remove it."
+    )

@@ -1,0 +1,82 @@
+"""What every data set offers, whatever its files look like."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Protocol
+
+import numpy as np
+
+from facemix_jax._types import HostArray, ImageSize
+from facemix_jax._validate import UsageError
+
+SPLITS = ("train", "valid", "test")
+
+
+class Source(Protocol):
+    """A labelled set of face images with random access.
+
+    Attributes:
+        name: ``celeba``, ``synthetic``, ...
+        image_size: height, width of every image.
+        attribute_names: ``K`` names.
+        attributes: int8 ``[N, K]``, 0 or 1.
+        identities: int32 ``[N]``; equal numbers are the same person.
+        splits: int64 indices under ``train``, ``valid`` and ``test``; they do not overlap.
+    """
+
+    # Properties, so that a frozen dataclass fits; the class's docstring explains them.
+    @property
+    def name(self) -> str: ...  # noqa: D102
+    @property
+    def image_size(self) -> ImageSize: ...  # noqa: D102
+    @property
+    def attribute_names(self) -> tuple[str, ...]: ...  # noqa: D102
+    @property
+    def attributes(self) -> HostArray: ...  # noqa: D102
+    @property
+    def identities(self) -> HostArray: ...  # noqa: D102
+    @property
+    def splits(self) -> Mapping[str, HostArray]: ...  # noqa: D102
+
+    def __len__(self) -> int:
+        """``N``, the number of images."""
+        ...
+
+    def images(self, indices: HostArray) -> HostArray:
+        """Images of ``indices`` (int ``[n]``), uint8 ``[n, H, W, 3]``, RGB; thread-safe."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """Examples on the host.
+
+    Attributes:
+        images: uint8 ``[B, H, W, 3]``, RGB.
+        attributes: int8 ``[B, K]``, 0 or 1.
+        identities: int32 ``[B]``.
+        mask: bool ``[B]``; False for rows that only fill the last batch of an evaluation.
+    """
+
+    images: HostArray
+    attributes: HostArray
+    identities: HostArray
+    mask: HostArray
+
+
+def take(indices: HostArray, count: int | None, *, option: str) -> HostArray:
+    """The first ``count`` of ``indices`` after a fixed shuffle, sorted; all of them for None.
+
+    A smaller ``count`` gives a subset of a larger one.
+
+    Raises:
+        UsageError: when there are fewer than ``count``.
+    """
+    if count is None:
+        return indices
+    if count > len(indices):
+        raise UsageError(
+            f"{option} is {count}, but the split has {len(indices)} images. "
+            f"Give {option} of at most {len(indices)}, or leave it out to take all."
+        )
+    return np.sort(np.random.default_rng(0).permutation(indices)[:count])

@@ -1,0 +1,161 @@
+"""Utility and leakage of one trained network: what the owner gets, and what the cloud learns."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from facemix_jax import inference, mixing
+from facemix_jax._types import HostArray, RngKey, Variables
+from facemix_jax.attacks import Figure, evaluate_separation
+from facemix_jax.data import Source, eval_batches, normalize
+from facemix_jax.defenses import Defense
+from facemix_jax.metrics import (
+    accuracy,
+    attribute_counts,
+    balanced_accuracy,
+    matched_correlation,
+)
+from facemix_jax.models import SplitModel
+
+
+class Utility(NamedTuple):
+    """How well attributes are predicted.
+
+    Attributes:
+        examples: how many images were scored.
+        accuracy: mean over attributes, in [0, 1].
+        balanced_accuracy: mean over attributes of the mean recall of both classes.
+        majority_accuracy: of always predicting the more frequent class: what 0.5 balanced gets.
+        per_attribute: name to (accuracy, balanced accuracy).
+    """
+
+    examples: int
+    accuracy: float
+    balanced_accuracy: float
+    majority_accuracy: float
+    per_attribute: dict[str, tuple[float, float]]
+
+
+def evaluate_utility(
+    model: SplitModel,
+    defense: Defense,
+    variables: Variables,
+    source: Source,
+    *,
+    rng_key: RngKey,
+    split: str = "test",
+    batch_size: int = 128,
+) -> Utility:
+    """Scores every image of a split once, through the defence.
+
+    Args:
+        model: the split network.
+        defense: how activations are protected; ``defenses.none()`` for clean inference.
+        variables: ``{"pre", "main", "post"}``.
+        source: the images.
+        rng_key: draws a fresh secret for each batch; consumed.
+        split: of the source.
+        batch_size: rounded up to a multiple of the group size.
+
+    Raises:
+        UsageError: an unknown split or a wrong image size.
+        DataError: the network returns NaN.
+    """
+    batch_size += -batch_size % defense.group_size
+    predict = jax.jit(
+        lambda variables, rng_key, images: inference.infer(
+            model, defense, variables, rng_key, normalize(images)
+        )
+    )
+    counts = np.zeros((len(source.attribute_names), 2, 2), np.int64)
+    for index, batch in enumerate(eval_batches(source, split=split, batch_size=batch_size)):
+        logits = predict(variables, jax.random.fold_in(rng_key, index), batch.images)
+        counts += attribute_counts(logits, batch.attributes, batch.mask)
+    scores = accuracy(counts), balanced_accuracy(counts)
+    of_class = counts.sum(2)
+    return Utility(
+        examples=int(counts[0].sum()),
+        accuracy=float(scores[0].mean()),
+        balanced_accuracy=float(scores[1].mean()),
+        majority_accuracy=float((of_class.max(1) / of_class.sum(1)).mean()),
+        per_attribute={
+            name: (float(a), float(b))
+            for name, a, b in zip(source.attribute_names, *scores, strict=True)
+        },
+    )
+
+
+class Leakage(NamedTuple):
+    """What the strongest attack implemented learns, with pictures of a few groups.
+
+    Attributes:
+        figures: each with its floor and the owner's own recovery.
+        truth: float32 ``[G, M, H, W, C]``, activations at the cut.
+        mixtures: the same shape, what the cloud sees.
+        recovered: the same shape, what the attack returns, matched to ``truth`` in order and sign.
+    """
+
+    figures: tuple[Figure, ...]
+    truth: HostArray
+    mixtures: HostArray
+    recovered: HostArray
+
+
+def evaluate_leakage(
+    model: SplitModel,
+    defense: Defense,
+    variables: Variables,
+    source: Source,
+    *,
+    rng_key: RngKey,
+    split: str = "test",
+    num_groups: int = 16,
+) -> Leakage:
+    """Attacks the activations of the first groups of a split by gradient ICA.
+
+    The attacker is granted which mixtures belong together. Without a defence there is nothing to
+    attack: floor, attacker and owner all have the activations themselves.
+
+    Args:
+        model: the split network.
+        defense: how activations are protected.
+        variables: ``{"pre", "main", "post"}``.
+        source: the images.
+        rng_key: draws secrets and the attack's starts; consumed.
+        split: of the source.
+        num_groups: groups attacked, fewer where the split is smaller.
+
+    Raises:
+        UsageError: an unknown split, or one with fewer images than a group.
+    """
+    secret_key, attack_key = jax.random.split(rng_key)
+    group_size = defense.group_size
+    available = len(source.splits[split]) if split in source.splits else group_size
+    size = max(1, min(num_groups, available // group_size)) * group_size
+    batch = next(iter(eval_batches(source, split=split, batch_size=size)))
+    activations = model.pre(variables["pre"], normalize(batch.images)).astype(jnp.float32)
+    # A secret as in training: rows stay with their group.
+    secret = defense.init(secret_key, size, True)
+    sent = defense.protect(secret, activations)
+    if group_size == 1:
+        seen = np.asarray(sent)[:, None]
+        figure = Figure(
+            "mean matched |correlation|", 1.0, 1.0, 1.0, "the cloud sees the activations"
+        )
+        return Leakage((figure,), seen, seen, seen)
+    truth, mixtures, owner = (
+        mixing.group(x, group_size) for x in (activations, sent, defense.recover(secret, sent))
+    )
+    report = evaluate_separation(mixtures, truth, owner, rng_key=attack_key)
+    pairs = zip(np.asarray(report.separation.sources), np.asarray(truth), strict=True)
+    recovered = np.stack([_matched(sources, originals) for sources, originals in pairs])
+    return Leakage(report.figures, np.asarray(truth), np.asarray(mixtures), recovered)
+
+
+def _matched(sources: HostArray, truth: HostArray) -> HostArray:
+    """Sources ``[M, ...]`` in the order and sign of the truth, for pictures."""
+    match = matched_correlation(sources, truth)
+    signs = match.signs.astype(sources.dtype).reshape(-1, *(1,) * (sources.ndim - 1))
+    return sources[match.permutation] * signs

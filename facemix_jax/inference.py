@@ -1,0 +1,92 @@
+"""Split inference: pre, protect, main, recover, post (equation 2 of the paper)."""
+
+from typing import Any, NamedTuple
+
+import jax
+
+from facemix_jax import _validate, mixing
+from facemix_jax._types import Array, RngKey, Variables
+from facemix_jax.defenses import Defense
+from facemix_jax.models import SplitModel
+
+
+class Trace(NamedTuple):
+    """Everything that exists during one request, in order.
+
+    Attributes:
+        secret: the edge's secret.
+        activations: ``[B, H, W, C]``, on the edge.
+        sent: ``[B, H, W, C]``, what the cloud sees.
+        responses: ``[B, D]``, what the cloud returns.
+        features: ``[B, D]``, recovered on the edge.
+        logits: float32 ``[B, K, classes]``.
+    """
+
+    secret: Any
+    activations: Array
+    sent: Array
+    responses: Array
+    features: Array
+    logits: Array
+
+
+def trace(
+    model: SplitModel, defense: Defense, variables: Variables, rng_key: RngKey, images: Array
+) -> Trace:
+    """Runs one request and keeps every intermediate.
+
+    Args:
+        model: the split network.
+        defense: how activations are protected.
+        variables: ``{"pre", "main", "post"}``.
+        rng_key: draws the request's secret; consumed.
+        images: float32 ``[B, H, W, 3]``, normalised.
+
+    Raises:
+        UsageError: images of another size, or the group size does not divide ``B``.
+    """
+    check_images(model, images)
+    secret = defense.init(rng_key, images.shape[0], False)
+    activations = model.pre(variables["pre"], images)
+    sent = defense.protect(secret, activations)
+    responses = model.main(main_variables(variables, defense), sent)
+    features = defense.recover(secret, responses)
+    logits = model.post(variables["post"], features)
+    return Trace(secret, activations, sent, responses, features, logits)
+
+
+def infer(
+    model: SplitModel, defense: Defense, variables: Variables, rng_key: RngKey, images: Array
+) -> Array:
+    """Logits float32 ``[B, K, classes]`` for any number of images.
+
+    An incomplete last group is filled with the batch's own first images. See ``trace`` for the
+    arguments and errors.
+    """
+    check_images(model, images)
+    padded = mixing.pad_groups(images, defense.group_size)
+    return trace(model, defense, variables, rng_key, padded).logits[: images.shape[0]]
+
+
+def main_variables(variables: Variables, defense: Defense) -> Variables:
+    """Main's variables with the BatchNorm statistics that belong to what main sees.
+
+    Main's ``batch_stats`` are those of protected activations; where training also kept those of
+    clean ones (``clean_stats``), unprotected inference uses them.
+    """
+    main = dict(variables["main"])
+    clean = main.pop("clean_stats", None)
+    if clean is not None and defense.name == "none":
+        main["batch_stats"] = clean
+    return main
+
+
+def check_images(model: SplitModel, images: Array | jax.ShapeDtypeStruct) -> None:
+    """Raises ``UsageError`` unless the images have the size that the model was built for."""
+    expected = (*model.spec.image_size, 3)
+    if images.ndim != 4 or images.shape[1:] != expected:
+        raise _validate.UsageError(
+            f"images have shape {images.shape}, but this {model.spec.name} reads "
+            f"[B, {', '.join(map(str, expected))}] (height, width, RGB). Resize the images, or "
+            f"build the model for their size."
+        )

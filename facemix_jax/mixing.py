@@ -1,0 +1,240 @@
+"""Mixing and unmixing (paper, sections 3.3 and 3.5).
+
+A group of ``M`` activations becomes ``M`` linear combinations of them under a secret matrix
+(equation 4); after main, the inverse combination is applied (equation 6). Matrices are Haar
+orthogonal by default (section 3.4), one for each group, and the mixtures of all groups are
+shuffled before they are sent (section 3.5).
+
+Mixing is not a cipher: ``facemix_jax.attacks.separation`` undoes it in under a second.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from facemix_jax import _validate
+from facemix_jax._types import Array, RngKey
+
+PRECISION = jax.lax.Precision.HIGHEST
+"""Accelerators round float32 products to bf16 or tf32 by default; unmixing cannot undo that."""
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, repr=False)
+class MixKey:
+    """The secret of one request.
+
+    Attributes:
+        matrix: ``[G, M, M]``, one matrix per group; row ``k`` makes mixture ``k``.
+        inverse: ``[G, M, M]``, its inverse: the transpose for the orthogonal families.
+        order: int32 ``[B]``; position ``p`` of what is sent holds mixture ``order[p]``. None
+            where nothing is shuffled.
+    """
+
+    matrix: Array
+    inverse: Array
+    order: Array | None = None
+
+    def __repr__(self) -> str:
+        """Shows shapes only: the values are the secret."""
+        order = "none" if self.order is None else self.order.shape
+        return f"MixKey(matrix: {self.matrix.shape}, order: {order}, values hidden)"
+
+    @property
+    def group_size(self) -> int:
+        """``M``."""
+        return self.matrix.shape[-1]
+
+    @property
+    def batch_size(self) -> int:
+        """``B = G * M``."""
+        return self.matrix.shape[0] * self.matrix.shape[1]
+
+
+Family = Callable[[RngKey, int, int], tuple[Array, Array]]
+"""Draws ``(matrix, inverse)``, each float ``[G, M, M]``, from ``(rng_key, G, M)``."""
+
+
+def haar(rng_key: RngKey, num_groups: int, group_size: int) -> tuple[Array, Array]:
+    """Haar-distributed orthogonal matrices: the paper's family (section 3.4)."""
+    matrix = jax.random.orthogonal(rng_key, group_size, (num_groups,))
+    return matrix, matrix.mT
+
+
+def signed_permutation(rng_key: RngKey, num_groups: int, group_size: int) -> tuple[Array, Array]:
+    """Permutations with random signs: orthogonal, but nothing is mixed (a study's lower end)."""
+    sign_key, order_key = jax.random.split(rng_key)
+    signs = jax.random.rademacher(sign_key, (num_groups, group_size, 1), float)
+    orders = jax.vmap(lambda k: jax.random.permutation(k, group_size))(
+        jax.random.split(order_key, num_groups)
+    )
+    matrix = signs * jnp.eye(group_size)[orders]
+    return matrix, matrix.mT
+
+
+def hadamard(rng_key: RngKey, num_groups: int, group_size: int) -> tuple[Array, Array]:
+    """Hadamard matrices with random signs of rows and columns, over ``sqrt(M)``.
+
+    Every image enters every mixture with the same weight up to sign.
+
+    Raises:
+        UsageError: ``group_size`` is not a power of two.
+    """
+    if group_size & (group_size - 1):
+        raise _validate.UsageError(
+            f"group_size is {group_size}, but the hadamard family needs a power of two. "
+            f"Use {1 << group_size.bit_length()}, or the family 'haar'."
+        )
+    base = jnp.ones((1, 1))
+    while base.shape[0] < group_size:
+        base = jnp.block([[base, base], [base, -base]])
+    row_key, column_key = jax.random.split(rng_key)
+    rows = jax.random.rademacher(row_key, (num_groups, group_size, 1), float)
+    columns = jax.random.rademacher(column_key, (num_groups, 1, group_size), float)
+    matrix = rows * columns * base[None] / jnp.sqrt(float(group_size))
+    return matrix, matrix.mT
+
+
+def gaussian(rng_key: RngKey, num_groups: int, group_size: int) -> tuple[Array, Array]:
+    """Independent ``N(0, 1/M)`` entries: not orthogonal, for studies of conditioning."""
+    shape = (num_groups, group_size, group_size)
+    matrix = jax.random.normal(rng_key, shape) / jnp.sqrt(float(group_size))
+    return matrix, jnp.linalg.inv(matrix)
+
+
+FAMILIES: dict[str, Family] = {
+    "haar": haar,
+    "signed_permutation": signed_permutation,
+    "hadamard": hadamard,
+    "gaussian": gaussian,
+}
+
+
+def sample_mix_key(
+    rng_key: RngKey,
+    num_groups: int,
+    group_size: int,
+    *,
+    family: Family = haar,
+    shuffle: bool = True,
+) -> MixKey:
+    """Draws one matrix for each group, and the order in which the mixtures are sent.
+
+    JAX's generator is not a source of secrets: use this for training, studies and tests, and
+    operating-system entropy where a real person's picture leaves the device.
+
+    Args:
+        rng_key: consumed.
+        num_groups: ``G``.
+        group_size: ``M``.
+        family: how matrices are drawn, one of ``FAMILIES.values()`` or your own.
+        shuffle: whether mixtures are shuffled across groups (section 3.5). Training leaves it
+            out: main treats every row alike, so that the result is the same.
+
+    Returns:
+        A ``MixKey`` for ``B = G * M`` examples.
+
+    Raises:
+        UsageError: a size is not positive.
+    """
+    _validate.positive(num_groups=num_groups, group_size=group_size)
+    matrix_key, order_key = jax.random.split(rng_key)
+    matrix, inverse = family(matrix_key, num_groups, group_size)
+    order = jax.random.permutation(order_key, num_groups * group_size) if shuffle else None
+    return MixKey(matrix=matrix, inverse=inverse, order=order)
+
+
+def group(x: Array, group_size: int) -> Array:
+    """Splits ``[B, ...]`` into groups of consecutive examples, ``[G, M, ...]``.
+
+    Raises:
+        UsageError: ``group_size`` does not divide ``B``.
+    """
+    _validate.positive(group_size=group_size)
+    _validate.divides(
+        group_size,
+        "Fill the last group with pad_groups, or choose another group size.",
+        divisor_name="group_size",
+        batch_size=x.shape[0],
+    )
+    return x.reshape(x.shape[0] // group_size, group_size, *x.shape[1:])
+
+
+def pad_groups(x: Array, group_size: int) -> Array:
+    """Repeats examples from the start until ``group_size`` divides the batch.
+
+    The caller drops the extra rows afterwards. Filling with other pictures keeps every group
+    mixed from ``M`` pictures; zeros would make mixtures of fewer. A batch smaller than a group
+    repeats pictures within the group.
+
+    Returns:
+        ``[ceil(B / M) * M, ...]``; the first ``B`` rows are ``x``.
+    """
+    _validate.positive(group_size=group_size, batch_size=x.shape[0])
+    missing = -x.shape[0] % group_size
+    return jnp.concatenate([x, x[jnp.arange(missing) % x.shape[0]]]) if missing else x
+
+
+def mix_group(matrix: Array, x: Array) -> Array:
+    """Equation 4 for one group: ``mixed_k = sum_i matrix[k, i] x_i``.
+
+    Computed in the matrix's dtype at the highest precision whatever the dtype of ``x``.
+
+    Args:
+        matrix: ``[M, M]``.
+        x: ``[M, ...]``, any rank.
+
+    Returns:
+        ``[M, ...]`` in the matrix's dtype.
+    """
+    flat = x.astype(matrix.dtype).reshape(x.shape[0], -1)
+    return jnp.matmul(matrix, flat, precision=PRECISION).reshape(x.shape)
+
+
+def mix(mix_key: MixKey, x: Array) -> Array:
+    """Mixes every group and shuffles the mixtures across groups (equation 4, section 3.5).
+
+    Args:
+        mix_key: the secret for ``B`` examples.
+        x: ``[B, ...]``, any rank.
+
+    Returns:
+        float ``[B, ...]``: what is sent.
+
+    Raises:
+        UsageError: the batch is not the one that the key was drawn for.
+    """
+    _check_batch(mix_key, x)
+    mixed = jax.vmap(mix_group)(mix_key.matrix, group(x, mix_key.group_size))
+    mixed = mixed.reshape(x.shape)
+    return mixed if mix_key.order is None else mixed[mix_key.order]
+
+
+def unmix(mix_key: MixKey, y: Array) -> Array:
+    """Undoes the shuffling and the mixing (equation 6).
+
+    Args:
+        mix_key: the one that ``mix`` used.
+        y: ``[B, ...]``: what came back, in the order in which it was sent; any rank.
+
+    Returns:
+        float ``[B, ...]`` in the order of the examples.
+
+    Raises:
+        UsageError: the batch is not the one that the key was drawn for.
+    """
+    _check_batch(mix_key, y)
+    if mix_key.order is not None:
+        y = y[jnp.argsort(mix_key.order)]
+    unmixed = jax.vmap(mix_group)(mix_key.inverse, group(y, mix_key.group_size))
+    return unmixed.reshape(y.shape)
+
+
+def _check_batch(mix_key: MixKey, x: Array) -> None:
+    if x.shape[0] != mix_key.batch_size:
+        raise _validate.UsageError(
+            f"The batch has {x.shape[0]} examples, but the mix key was drawn for "
+            f"{mix_key.batch_size}. Draw a fresh key with sample_mix_key for every batch."
+        )

@@ -1,0 +1,91 @@
+"""Split networks: ``build(ModelConfig(...))`` gives a ``SplitModel``."""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax.numpy as jnp
+
+from facemix_jax import _validate
+from facemix_jax._types import ImageSize
+from facemix_jax.models.resnet import resnet18
+from facemix_jax.models.split import Segment, Spec, SplitModel, split
+from facemix_jax.models.torch_weights import from_torch
+from facemix_jax.models.vgg import vgg16
+
+__all__ = [
+    "MODELS",
+    "ModelConfig",
+    "Segment",
+    "Spec",
+    "SplitModel",
+    "build",
+    "from_torch",
+    "resnet18",
+    "split",
+    "vgg16",
+]
+
+MODELS: dict[str, Callable[..., SplitModel]] = {"resnet18": resnet18, "vgg16": vgg16}
+
+_DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+_SMALLEST = {"resnet18": 33, "vgg16": 32}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """A network and where it is cut.
+
+    Attributes:
+        network: ``resnet18`` or ``vgg16``.
+        cut: units that run on the edge before mixing. ResNet-18: 0 the image itself, 1 the stem
+            (the paper's N_pre = 1), 2 to 9 basic blocks. VGG-16: 1 conv1_1, 3 pool1, up to 18.
+        width: channels of the first stage; 64 is the standard network.
+        norm: ``batch``, or ``none`` for ResNet-18 without BatchNorm.
+        centre: subtract running means before mixing and after main, which makes unmixing exact
+            for constants too; not in the paper.
+        compute_dtype: ``float32`` or ``bfloat16``; parameters, statistics and mixing stay float32.
+    """
+
+    network: str = "resnet18"
+    cut: int = 1
+    width: int = 64
+    norm: str = "batch"
+    centre: bool = False
+    compute_dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        """Checks names and ranges."""
+        _validate.one_of(MODELS, network=self.network)
+        _validate.one_of(("batch", "none"), norm=self.norm)
+        _validate.one_of(_DTYPES, compute_dtype=self.compute_dtype)
+        _validate.positive(width=self.width)
+
+
+def build(
+    config: ModelConfig,
+    *,
+    image_size: ImageSize,
+    num_attributes: int = 40,
+    num_classes: int = 2,
+) -> SplitModel:
+    """Builds the split network for images of one size.
+
+    Raises:
+        UsageError: the cut does not exist, or the image is too small for the network.
+    """
+    smallest = _SMALLEST[config.network]
+    if min(image_size) < smallest:
+        raise _validate.UsageError(
+            f"image_size is {image_size[0]}x{image_size[1]} (height x width), but "
+            f"{config.network} needs at least {smallest} pixels a side. Use larger images."
+        )
+    return MODELS[config.network](
+        cut=config.cut,
+        image_size=image_size,
+        width=config.width,
+        num_attributes=num_attributes,
+        num_classes=num_classes,
+        norm=config.norm,
+        centre=config.centre,
+        dtype=_DTYPES[config.compute_dtype],
+    )

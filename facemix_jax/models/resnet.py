@@ -1,0 +1,140 @@
+"""ResNet-18 (He et al., 2016), the paper's backbone: cuts 0 to 9."""
+
+import functools
+
+import jax.numpy as jnp
+from flax import linen as nn
+
+from facemix_jax._types import Array, ImageSize
+from facemix_jax.models.initialization import scaled_normal
+from facemix_jax.models.split import Head, SplitModel, split
+
+_STAGES = (1, 1, 2, 2, 4, 4, 8, 8)
+"""Width factor of each of the eight basic blocks."""
+
+
+class _Norm(nn.Module):
+    """BatchNorm as PyTorch's (momentum 0.1 there is 0.9 here), or nothing."""
+
+    norm: str
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        if self.norm == "none":
+            return x
+        return nn.BatchNorm(
+            use_running_average=not train, momentum=0.9, epsilon=1e-5, dtype=self.dtype, name="bn"
+        )(x)
+
+
+def _conv(features: int, size: int, stride: int, norm: str, dtype: jnp.dtype, name: str) -> nn.Conv:
+    return nn.Conv(
+        features,
+        (size, size),
+        (stride, stride),
+        padding=size // 2,
+        use_bias=norm == "none",
+        dtype=dtype,
+        kernel_init=scaled_normal(2.0, "out"),
+        name=name,
+    )
+
+
+class Stem(nn.Module):
+    """7x7 convolution, BatchNorm, ReLU, 3x3 max-pool: cut 1 comes after it."""
+
+    features: int
+    norm: str
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        """``[B, H, W, 3]`` to ``[B, H/4, W/4, features]``, rounded up twice."""
+        x = _conv(self.features, 7, 2, self.norm, self.dtype, "conv1")(x)
+        x = nn.relu(_Norm(self.norm, self.dtype, name="bn1")(x, train))
+        return nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions and a shortcut.
+
+    Without BatchNorm the branch is scaled by one learnt number that starts at 0 (SkipInit,
+    De and Smith, 2020), so that the network can be trained at all.
+    """
+
+    features: int
+    stride: int
+    norm: str
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        """``[B, H, W, C]`` to ``[B, H/stride, W/stride, features]``."""
+        branch = _conv(self.features, 3, self.stride, self.norm, self.dtype, "conv1")(x)
+        branch = nn.relu(_Norm(self.norm, self.dtype, name="bn1")(branch, train))
+        branch = _conv(self.features, 3, 1, self.norm, self.dtype, "conv2")(branch)
+        branch = _Norm(self.norm, self.dtype, name="bn2")(branch, train)
+        if self.norm == "none":
+            scale = self.param("branch_scale", nn.initializers.zeros, ())
+            branch = branch * scale.astype(self.dtype)
+        if self.stride != 1 or x.shape[-1] != self.features:
+            x = _conv(self.features, 1, self.stride, self.norm, self.dtype, "downsample_conv")(x)
+            x = _Norm(self.norm, self.dtype, name="downsample_bn")(x, train)
+        return nn.relu(x.astype(branch.dtype) + branch)
+
+
+class GlobalAveragePool(nn.Module):
+    """``[B, H, W, C]`` to float32 ``[B, C]``: the end of main."""
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        """The mean over positions."""
+        return jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
+
+
+def resnet18(
+    *,
+    cut: int = 1,
+    image_size: ImageSize = (218, 178),
+    width: int = 64,
+    num_attributes: int = 40,
+    num_classes: int = 2,
+    norm: str = "batch",
+    centre: bool = False,
+    dtype: jnp.dtype = jnp.float32,
+) -> SplitModel:
+    """ResNet-18 split after the stem or any basic block.
+
+    Args:
+        cut: 0 mixes the image itself, 1 after the stem (the paper's N_pre = 1), 2 to 9 after
+            each basic block.
+        image_size: height, width; CelebA's aligned size by default.
+        width: channels of the stem; 64 is the standard network.
+        num_attributes: ``K``.
+        num_classes: classes of each attribute.
+        norm: ``batch`` or ``none``.
+        centre: subtract running means before mixing and after main (``split.Centre``).
+        dtype: of the computation; parameters and statistics stay float32.
+
+    Raises:
+        UsageError: a value is out of range.
+    """
+    blocks = []
+    for index, factor in enumerate(_STAGES):
+        stride = 2 if index in (2, 4, 6) else 1
+        name = f"layer{index // 2 + 1}_{index % 2}"
+        blocks.append((name, functools.partial(BasicBlock, width * factor, stride, norm, dtype)))
+    return split(
+        [
+            ("stem", functools.partial(Stem, width, norm, dtype)),
+            *blocks,
+            ("pool", GlobalAveragePool),
+        ],
+        functools.partial(Head, num_attributes, num_classes),
+        name="resnet18",
+        cut=cut,
+        last_cut=9,
+        image_size=image_size,
+        centre=centre,
+    )

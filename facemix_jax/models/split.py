@@ -1,0 +1,216 @@
+"""A network split into pre (edge), main (cloud) and post (edge): equation 1 of the paper.
+
+A network is a list of named units, each a Flax module from ``[B, ...]`` to ``[B, ...]``, and a
+head. ``cut`` units run before mixing; the head is post; the rest is main. Units keep their
+names wherever the cut lies, so the variables of one cut can be dealt out again for another.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from facemix_jax import _validate
+from facemix_jax._types import Array, ImageSize, RngKey, Variables
+from facemix_jax.models.initialization import scaled_normal
+
+
+class Segment(NamedTuple):
+    """One part of a split network: pure functions of its own variables.
+
+    Attributes:
+        init: ``(rng_key, x) -> variables``; ``x`` an array or ``jax.ShapeDtypeStruct``.
+        apply: ``(variables, x) -> y``, with running BatchNorm statistics.
+        train: ``(variables, x) -> (y, variables)``, with the batch's BatchNorm statistics; what
+            comes back carries the updated running ones.
+    """
+
+    init: Callable[[RngKey, Any], dict[str, Any]]
+    apply: Callable[[Variables, Array], Array]
+    train: Callable[[Variables, Array], tuple[Array, dict[str, Any]]]
+
+    def __call__(self, variables: Variables, x: Array) -> Array:
+        """Inference: ``apply``."""
+        return self.apply(variables, x)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Spec:
+    """What a split network looks like from outside.
+
+    Attributes:
+        name: registry name, ``resnet18`` or ``vgg16``.
+        cut: units on the edge before mixing.
+        unit_names: all units in order; the cut lies after ``unit_names[:cut]``.
+        image_size: height, width of the input.
+        activation_shape: ``(H, W, C)`` of what pre sends, per example.
+        response_shape: ``(D,)`` of what main returns, per example.
+        logits_shape: ``(K, classes)``.
+    """
+
+    name: str
+    cut: int
+    unit_names: tuple[str, ...]
+    image_size: ImageSize
+    activation_shape: tuple[int, ...]
+    response_shape: tuple[int, ...]
+    logits_shape: tuple[int, int]
+
+
+class SplitModel(NamedTuple):
+    """Four pure functions over ``{"pre": ..., "main": ..., "post": ...}``.
+
+    Attributes:
+        init: ``rng_key -> variables`` of all three segments; the same ``rng_key`` gives the same
+            weights whatever the cut.
+        pre: images float ``[B, H, W, 3]``, normalised, to activations ``[B, h, w, C]``.
+        main: activations to features ``[B, D]``.
+        post: features to logits float32 ``[B, K, classes]``.
+        spec: shapes and names.
+    """
+
+    init: Callable[[RngKey], dict[str, Any]]
+    pre: Segment
+    main: Segment
+    post: Segment
+    spec: Spec
+
+
+class Unit(Protocol):
+    """Builds one named unit of a network."""
+
+    def __call__(self, *, name: str) -> nn.Module:
+        """Returns the module, whose ``__call__`` takes ``(x, train)``."""
+        ...
+
+
+class _Chain(nn.Module):
+    """Named units one after another."""
+
+    units: Sequence[tuple[str, Unit]]
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        for name, unit in self.units:
+            x = unit(name=name)(x, train)
+        return x
+
+
+class Head(nn.Module):
+    """The final linear layer: ``[B, D]`` to ``[B, K, classes]``, in float32."""
+
+    num_attributes: int
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        """Logits; ``train`` changes nothing."""
+        dense = nn.Dense(
+            self.num_attributes * self.num_classes,
+            kernel_init=scaled_normal(1.0, "in"),
+            name="fc",
+        )
+        logits = dense(x.astype(jnp.float32))
+        return logits.reshape(x.shape[0], self.num_attributes, self.num_classes)
+
+
+class Centre(nn.Module):
+    """Subtracts the mean over examples, position by position: ``[B, ...]`` to ``[B, ...]``.
+
+    What all faces share enters every mixture with a random weight, the sum of a row of the
+    matrix, and unmixing returns a constant ``c`` as ``A^T 1 c``. Before mixing and after main
+    this takes both away; in the head, the bias makes up for it. Training subtracts the batch's
+    mean and keeps a running one for inference, as BatchNorm does.
+    """
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        """``x`` without the mean."""
+        running = self.variable("batch_stats", "mean", jnp.zeros, x.shape[1:], jnp.float32)
+        mean = running.value
+        if train:
+            mean = jax.lax.stop_gradient(jnp.mean(x, axis=0, dtype=jnp.float32))
+            running.value = 0.9 * running.value + 0.1 * mean
+        return x - mean[None].astype(x.dtype)
+
+
+def _segment(units: Sequence[tuple[str, Unit]]) -> Segment:
+    chain = _Chain(tuple(units))
+
+    def init(rng_key: RngKey, x: Any) -> dict[str, Any]:
+        # Lazily: nothing but the parameters is computed.
+        return dict(chain.lazy_init(rng_key, jax.ShapeDtypeStruct(x.shape, x.dtype), False))
+
+    def apply(variables: Variables, x: Array) -> Array:
+        return chain.apply(variables, x, False)  # type: ignore[return-value]  # not mutable
+
+    def train(variables: Variables, x: Array) -> tuple[Array, dict[str, Any]]:
+        y, updates = chain.apply(variables, x, True, mutable=["batch_stats"])
+        return y, {**variables, **updates}
+
+    return Segment(init, apply, train)
+
+
+def split(
+    units: Sequence[tuple[str, Unit]],
+    head: Unit,
+    *,
+    name: str,
+    cut: int,
+    last_cut: int,
+    image_size: ImageSize,
+    centre: bool = False,
+) -> SplitModel:
+    """Splits a network after its first ``cut`` units.
+
+    Args:
+        units: names and builders of all units but the head, in order.
+        head: builder of the final linear layer.
+        name: of the network, for messages and checkpoints.
+        cut: how many units run on the edge before mixing.
+        last_cut: the largest cut that leaves activations to mix.
+        image_size: height, width.
+        centre: whether pre and main end with ``Centre``; not in the paper.
+
+    Raises:
+        UsageError: ``cut`` or ``image_size`` is out of range.
+    """
+    unit_names = tuple(unit_name for unit_name, _ in units)
+    if not 0 <= cut <= last_cut:
+        listing = ", ".join(f"{i + 1} {n}" for i, n in enumerate(unit_names[:last_cut]))
+        raise _validate.UsageError(
+            f"cut is {cut}, but {name} can be cut from 0 (the image itself) to {last_cut}: "
+            f"after {listing}. Choose one of these."
+        )
+    _validate.positive(image_height=image_size[0], image_width=image_size[1])
+    ends = [("pre_centre", Centre)], [("main_centre", Centre)]
+    pre = _segment([*units[:cut], *(ends[0] if centre else [])])
+    main = _segment([*units[cut:], *(ends[1] if centre else [])])
+    post = _segment([("head", head)])
+
+    shapes = [jax.ShapeDtypeStruct((1, *image_size, 3), jnp.float32)]
+    for segment in (pre, main, post):
+        variables = jax.eval_shape(segment.init, jax.random.key(0), shapes[-1])
+        shapes.append(jax.eval_shape(segment.apply, variables, shapes[-1]))
+    _, activation, response, logits = (s.shape[1:] for s in shapes)
+
+    def init_all(rng_key: RngKey) -> dict[str, Any]:
+        return {
+            "pre": pre.init(rng_key, shapes[0]),
+            "main": main.init(rng_key, shapes[1]),
+            "post": post.init(rng_key, shapes[2]),
+        }
+
+    spec = Spec(
+        name=name,
+        cut=cut,
+        unit_names=unit_names,
+        image_size=image_size,
+        activation_shape=activation,
+        response_shape=response,
+        logits_shape=logits,
+    )
+    return SplitModel(init_all, pre, main, post, spec)

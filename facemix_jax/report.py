@@ -1,0 +1,138 @@
+"""One HTML page that opens offline: text, tables and pictures in a single file."""
+
+import base64
+import html
+import io
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import matplotlib.image
+import numpy as np
+
+from facemix_jax._types import HostArray
+
+_STYLE = """
+:root { color-scheme: light dark; --line: #8885; --soft: #8882; }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 0 auto; padding: 1rem; }
+h1 { line-height: 1.2; } h2 { margin-top: 2.5rem; border-bottom: 1px solid var(--line); }
+.table { overflow-x: auto; } table { border-collapse: collapse; }
+th, td { padding: .35rem .8rem; text-align: right; border-bottom: 1px solid var(--line); }
+th:first-child, td:first-child { text-align: left; } thead th { background: var(--soft); }
+figure { margin: 1rem 0; } figure img { width: 100%; image-rendering: auto; border-radius: 4px; }
+figcaption { font-size: .9rem; } .note { background: var(--soft); padding: .7rem 1rem;
+border-left: 4px solid #c60; border-radius: 4px; } footer { margin-top: 3rem; font-size: .85rem; }
+"""
+
+
+class Table(NamedTuple):
+    """A table; the first column is left-aligned."""
+
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+class Picture(NamedTuple):
+    """A PNG and what it shows."""
+
+    png: bytes
+    caption: str
+
+
+class Note(NamedTuple):
+    """A paragraph that must not be missed."""
+
+    text: str
+
+
+Block = str | Table | Picture | Note
+
+
+class Section(NamedTuple):
+    """A heading and what stands below it; plain strings are paragraphs."""
+
+    heading: str
+    blocks: Sequence[Block]
+
+
+def page(title: str, intro: Sequence[Block], sections: Sequence[Section], footer: str) -> str:
+    """Renders a page; all text is escaped.
+
+    Returns:
+        A complete HTML document without any outside reference.
+    """
+    body = [f"<h1>{html.escape(title)}</h1>", *map(_block, intro)]
+    for section in sections:
+        body.append(f"<h2>{html.escape(section.heading)}</h2>")
+        body.extend(map(_block, section.blocks))
+    body.append(f"<footer>{html.escape(footer)}</footer>")
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{html.escape(title)}</title><style>{_STYLE}</style></head>\n<body>\n"
+        + "\n".join(body)
+        + "\n</body></html>\n"
+    )
+
+
+def _block(block: Block) -> str:
+    match block:
+        case Table(header, rows):
+            head = "".join(f"<th>{html.escape(cell)}</th>" for cell in header)
+            lines = "".join(
+                "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>"
+                for row in rows
+            )
+            return (
+                f'<div class="table"><table><thead><tr>{head}</tr></thead>'
+                f"<tbody>{lines}</tbody></table></div>"
+            )
+        case Picture(png, caption):
+            encoded = base64.b64encode(png).decode()
+            text = html.escape(caption)
+            return (
+                f'<figure><img alt="{text}" src="data:image/png;base64,{encoded}">'
+                f"<figcaption>{text}</figcaption></figure>"
+            )
+        case Note(text):
+            return f'<p class="note">{html.escape(text)}</p>'
+        case str():
+            return f"<p>{html.escape(block)}</p>"
+
+
+def image_rows(rows: Sequence[HostArray], *, gap: int = 2, zoom: int = 1) -> bytes:
+    """A PNG with one row of images per array.
+
+    Args:
+        rows: float ``[N, H, W, 3]`` each, in [0, 1]; values outside are clipped.
+        gap: white pixels between images.
+        zoom: each pixel becomes ``zoom x zoom``.
+    """
+    lines = []
+    for images in rows:
+        images = np.clip(np.asarray(images, np.float32), 0, 1)
+        images = images.repeat(zoom, axis=1).repeat(zoom, axis=2)
+        framed = np.pad(images, ((0, 0), (gap, gap), (gap, gap), (0, 0)), constant_values=1.0)
+        lines.append(np.concatenate(list(framed), axis=1))
+    file = io.BytesIO()
+    matplotlib.image.imsave(file, np.concatenate(lines, axis=0), format="png")
+    return file.getvalue()
+
+
+def as_pictures(maps: HostArray) -> HostArray:
+    """Activations of any number of channels as grey or colour pictures in [0, 1].
+
+    Three channels are taken as colours; otherwise the mean over channels is shown. Each picture
+    is stretched to its own 1st to 99th percentile, since mixtures and recovered maps have no
+    scale of their own.
+
+    Args:
+        maps: float ``[N, H, W, C]``.
+
+    Returns:
+        float ``[N, H, W, 3]``.
+    """
+    maps = np.asarray(maps, np.float32)
+    if maps.shape[-1] != 3:
+        maps = maps.mean(-1, keepdims=True).repeat(3, axis=-1)
+    low, high = np.percentile(maps, (1, 99), axis=(1, 2, 3), keepdims=True)
+    return np.clip((maps - low) / np.maximum(high - low, 1e-12), 0, 1)

@@ -1,0 +1,220 @@
+"""A run: its configuration, its work directory, and everything rebuilt from them.
+
+::
+
+    workdir/
+      config.json      RunConfig, written once
+      metrics.jsonl    one record per line
+      tensorboard/     the same for TensorBoard
+      checkpoints/     see facemix_jax.checkpoint
+"""
+
+import dataclasses
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from facemix_jax import data, defenses, models
+from facemix_jax._validate import FacemixError, UsageError, divides
+from facemix_jax.checkpoint import Checkpoints
+from facemix_jax.data import DataConfig, Source
+from facemix_jax.defenses import Defense, DefenseConfig
+from facemix_jax.models import ModelConfig, SplitModel
+from facemix_jax.training import TrainConfig, TrainState
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Data, network, defence and training of one run.
+
+    Attributes:
+        data: which images.
+        model: the network and its cut.
+        defense: how activations are protected, in training and after it.
+        train: how the network is trained.
+    """
+
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    defense: DefenseConfig = DefenseConfig()
+    train: TrainConfig = TrainConfig()
+
+    def __post_init__(self) -> None:
+        """Checks that the parts fit together."""
+        if self.defense.defense != "none":
+            divides(
+                self.defense.group_size,
+                divisor_name="group_size",
+                batch_size=self.train.batch_size,
+            )
+
+
+class Run(NamedTuple):
+    """A run's parts, rebuilt from its configuration.
+
+    Attributes:
+        config: the configuration.
+        source: its images.
+        model: its split network.
+        defense: its defence.
+        variables: ``{"pre", "main", "post"}``, trained.
+        step: training steps done.
+    """
+
+    config: RunConfig
+    source: Source
+    model: SplitModel
+    defense: Defense
+    variables: dict[str, Any]
+    step: int
+
+
+def build_model(config: RunConfig, source: Source) -> SplitModel:
+    """The run's network for the source's images and attributes."""
+    return models.build(
+        config.model,
+        image_size=source.image_size,
+        num_attributes=len(source.attribute_names),
+    )
+
+
+def identity(config: RunConfig, model: SplitModel) -> dict[str, Any]:
+    """What a checkpoint of the run is good for: the network's names and sizes."""
+    return {
+        **dataclasses.asdict(config.model),
+        "image_size": list(model.spec.image_size),
+        "logits_shape": list(model.spec.logits_shape),
+        "statistics": config.train.statistics,
+    }
+
+
+def load(workdir: Path, *, data_dir: str | None = None) -> Run:
+    """Rebuilds a run from its work directory and its newest checkpoint.
+
+    Args:
+        workdir: of a finished or interrupted run.
+        data_dir: where the images are now; None for where they were.
+
+    Raises:
+        FacemixError: nothing usable is there.
+    """
+    config = read_config(workdir)
+    if data_dir is not None:
+        config = dataclasses.replace(
+            config, data=dataclasses.replace(config.data, data_dir=data_dir)
+        )
+    source = data.load_source(config.data)
+    model = build_model(config, source)
+    like = jax.eval_shape(model.init, jax.random.key(0))
+    if config.train.statistics == "separate" and "batch_stats" in like["main"]:
+        like["main"]["clean_stats"] = like["main"]["batch_stats"]
+    with Checkpoints(workdir / "checkpoints", identity(config, model)) as checkpoints:
+        variables = checkpoints.restore_variables(like)
+        step = checkpoints.latest() or 0
+    return Run(config, source, model, defenses.build(config.defense), variables, step)
+
+
+def read_config(workdir: Path) -> RunConfig:
+    """Reads ``config.json``.
+
+    Raises:
+        FacemixError: it is missing or was not written by this version.
+    """
+    path = workdir / "config.json"
+    try:
+        return _parse(json.loads(path.read_text()))
+    except FileNotFoundError:
+        raise UsageError(
+            f"{workdir} is no work directory: it has no config.json. Give the --workdir of a "
+            f"'facemix train' run."
+        ) from None
+    except (json.JSONDecodeError, TypeError, KeyError) as error:
+        raise FacemixError(
+            f"{path} cannot be read: {error}. It was changed by hand or written by another "
+            f"version; restore it, or train into another work directory."
+        ) from error
+
+
+def from_state(config: RunConfig, source: Source, state: TrainState) -> Run:
+    """The run whose training ended in ``state``."""
+    model, defense = build_model(config, source), defenses.build(config.defense)
+    return Run(config, source, model, defense, state.variables, int(state.step))
+
+
+def check_claim(workdir: Path, config: RunConfig) -> None:
+    """Raises ``UsageError`` where the work directory holds a run with another configuration.
+
+    The place of the images may change between the calls; nothing else may.
+    """
+    if (workdir / "config.json").exists():
+        differences = _differences(_portable(read_config(workdir)), _portable(config))
+        if differences:
+            raise UsageError(
+                f"{workdir} holds a run with another configuration: {'; '.join(differences)}. "
+                f"Give the same configuration to go on with it, or another --workdir."
+            )
+
+
+def claim(workdir: Path, config: RunConfig) -> None:
+    """Creates the work directory for a run, or checks that it is this run's.
+
+    Raises:
+        UsageError: the directory holds another run.
+        FacemixError: it cannot be created.
+    """
+    check_claim(workdir, config)
+    if (workdir / "config.json").exists():
+        return
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        write_atomically(workdir / "config.json", json.dumps(dataclasses.asdict(config), indent=2))
+    except OSError as error:
+        raise FacemixError(
+            f"The work directory {workdir} cannot be written: {error}. Free space, or choose "
+            f"another --workdir."
+        ) from error
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Writes a text file so that it is there whole or not at all."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _parse(values: Mapping[str, Any]) -> RunConfig:
+    data_values = {**values["data"], "image_size": tuple(values["data"]["image_size"])}
+    return RunConfig(
+        data=DataConfig(**data_values),
+        model=ModelConfig(**values["model"]),
+        defense=DefenseConfig(**values["defense"]),
+        train=TrainConfig(**values["train"]),
+    )
+
+
+def _portable(config: RunConfig) -> dict[str, Any]:
+    values = dataclasses.asdict(config)
+    for place in ("data_dir", "cache_dir"):
+        del values["data"][place]
+    return values
+
+
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    return [
+        f"{part}.{name} is {value!r} there and {new[part][name]!r} here"
+        for part, values in old.items()
+        for name, value in values.items()
+        if new[part][name] != value
+    ]

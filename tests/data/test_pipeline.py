@@ -1,0 +1,144 @@
+"""Batches: repeatable by seed and step, complete, without repetition; and normalisation."""
+
+import dataclasses
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from facemix_jax._validate import DataError, UsageError
+from facemix_jax.data import denormalize, eval_batches, normalize, train_batches
+
+
+@dataclasses.dataclass(frozen=True)
+class Numbered:
+    """A source whose images show their own index; the training rows are not contiguous."""
+
+    name: str = "numbered"
+    image_size: tuple[int, int] = (4, 3)
+    attribute_names: tuple[str, ...] = ("Odd", "Large")
+    broken: bool = False
+    calls: list = dataclasses.field(default_factory=list)
+
+    @property
+    def attributes(self):
+        rows = np.arange(len(self))
+        return np.stack([rows % 2, rows > 30], axis=1).astype(np.int8)
+
+    @property
+    def identities(self):
+        return (np.arange(len(self)) // 2).astype(np.int32)
+
+    @property
+    def splits(self):
+        rows = np.arange(len(self), dtype=np.int64)
+        return {"train": rows[::2], "valid": rows[:0], "test": rows[1::6]}
+
+    def __len__(self):
+        return 46
+
+    def images(self, indices):
+        if self.broken:
+            raise DataError("image x is damaged")
+        self.calls.append(len(indices))
+        return np.broadcast_to(
+            indices.astype(np.uint8)[:, None, None, None], (len(indices), 4, 3, 3)
+        )
+
+
+def rows_of(batch):
+    return batch.images[:, 0, 0, 0].astype(int)
+
+
+def first(count, source=None, **options):
+    options = {"batch_size": 5, "seed": 3} | options
+    return list(itertools.islice(train_batches(source or Numbered(), **options), count))
+
+
+def test_batches_hold_what_belongs_together():
+    source = Numbered()
+    for batch in first(6, source):
+        rows = rows_of(batch)
+        assert set(rows) <= set(source.splits["train"])
+        np.testing.assert_array_equal(batch.attributes, source.attributes[rows])
+        np.testing.assert_array_equal(batch.identities, source.identities[rows])
+        assert batch.mask.all()
+        assert batch.images.shape == (5, 4, 3, 3)
+    assert set(source.calls) == {5}, "one call per batch"
+
+
+def test_epochs_differ_and_never_repeat_an_image():
+    # 23 training images: 4 batches of 5 an epoch, 3 images left out.
+    rows = np.stack([rows_of(b) for b in first(40)])
+    epochs = rows.reshape(10, 20)
+    for epoch in epochs:
+        assert len(set(epoch.tolist())) == 20
+    assert len({tuple(e) for e in epochs.tolist()}) == 10
+    left_out = [frozenset(range(0, 46, 2)) - set(e) for e in epochs.tolist()]
+    assert len(set(left_out)) > 1, "every image gets its turn"
+    assert set(rows.ravel().tolist()) == set(range(0, 46, 2))
+
+
+@pytest.mark.parametrize("start", [1, 4, 7, 23])
+def test_start_step_resumes_exactly(start):
+    whole = first(30)
+    resumed = first(30 - start, start_step=start)
+    for a, b in zip(whole[start:], resumed, strict=True):
+        np.testing.assert_array_equal(a.images, b.images)
+    # Control: one step off is another sequence.
+    assert not np.array_equal(rows_of(whole[start - 1]), rows_of(resumed[0]))
+
+
+def test_order_follows_the_seed():
+    same, other = first(8), first(8, seed=4)
+    np.testing.assert_array_equal([rows_of(b) for b in first(8)], [rows_of(b) for b in same])
+    assert [rows_of(b).tolist() for b in same] != [rows_of(b).tolist() for b in other]
+    # A later epoch of one seed is not an epoch of the next seed.
+    one, two = (np.stack([rows_of(b) for b in first(12, seed=s)]).reshape(3, 20) for s in (0, 1))
+    assert not {tuple(e) for e in one.tolist()} & {tuple(e) for e in two.tolist()}
+
+
+def test_evaluation_sees_every_image_once_and_masks_padding():
+    source = Numbered()
+    batches = list(eval_batches(source, split="test", batch_size=3))
+    assert [len(b.mask) for b in batches] == [3, 3, 3]
+    seen = np.concatenate([rows_of(b)[b.mask] for b in batches])
+    np.testing.assert_array_equal(seen, source.splits["test"])
+    assert [b.mask.sum() for b in batches] == [3, 3, 2]
+    # Without the mask one image would count twice.
+    assert len(np.concatenate([rows_of(b) for b in batches])) == len(seen) + 1
+
+
+def test_wrong_requests_say_what_to_do():
+    source = Numbered()
+    with pytest.raises(UsageError, match="batch_size is 24, but split 'train' has 23"):
+        train_batches(source, batch_size=24, seed=0)
+    with pytest.raises(UsageError, match="Did you mean 'train'"):
+        train_batches(source, split="trian", batch_size=2, seed=0)
+    with pytest.raises(UsageError, match="'valid' of numbered has no images"):
+        eval_batches(source, split="valid", batch_size=2)
+    with pytest.raises(UsageError, match="batch_size"):
+        eval_batches(source, split="test", batch_size=0)
+    with pytest.raises(UsageError, match="seed"):
+        train_batches(source, batch_size=2, seed=-1)
+    with pytest.raises(UsageError, match="start_step"):
+        train_batches(source, batch_size=2, seed=0, start_step=-1)
+
+
+def test_errors_of_the_source_reach_the_caller():
+    with pytest.raises(DataError, match="image x is damaged"):
+        first(1, Numbered(broken=True))
+
+
+def test_normalize_has_imagenet_units_and_an_inverse():
+    images = np.random.default_rng(0).integers(0, 256, (2, 3, 5, 4, 3)).astype(np.uint8)
+    result = jax.jit(normalize)(images)
+    assert result.dtype == jnp.float32
+    expected = (images / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
+    np.testing.assert_allclose(result, expected, atol=1e-5)
+    np.testing.assert_allclose(normalize(images.astype(np.float32)), expected, atol=1e-5)
+    np.testing.assert_allclose(jax.jit(denormalize)(result), images / 255, atol=1e-6)
+    # Control: the channels have different statistics.
+    assert np.abs(normalize(images[..., ::-1])[..., ::-1] - expected).max() > 0.1

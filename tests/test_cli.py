@@ -1,0 +1,201 @@
+"""The command line as a user meets it: results, exit codes, errors, and a clean standard output."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from facemix_jax import cli, demo
+from facemix_jax.data import DataConfig
+from facemix_jax.training import TrainConfig
+
+pytestmark = pytest.mark.library_promotes  # Optax
+
+SMALL = ["--image-size", "40", "36", "--train-examples", "64", "--test-examples", "32"]
+TRAIN = [*SMALL, "--width", "4", "--num-epochs", "1", "--batch-size", "16", "--log-every", "1"]
+
+
+def run(capsys, *arguments):
+    """Exit code, standard output, standard error on one line."""
+    try:
+        code = cli.main(list(map(str, arguments)))
+    except SystemExit as exit_:  # the parser's
+        code = exit_.code
+    captured = capsys.readouterr()
+    return code, captured.out, " ".join(captured.err.split())
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("run") / "m8"
+    assert cli.main(["train", "--workdir", str(workdir), *TRAIN]) == 0
+    return workdir
+
+
+def test_evaluate_prints_clean_and_protected_with_the_leakage(capsys, workdir):
+    code, out, _ = run(capsys, "evaluate", "--workdir", workdir, "--json", "-")
+    result = json.loads(out)
+    assert code == 0
+    assert set(result) == {"split", "step", "clean", "protected", "leakage"}
+    assert result["step"] == 4
+    assert len(result["protected"]["per_attribute"]) == 40
+    assert {"value", "floor", "owner", "key_advantage"} <= set(result["leakage"][0])
+
+
+def test_tables_never_show_accuracy_without_leakage(capsys, workdir):
+    _, out, _ = run(capsys, "evaluate", "--workdir", workdir)
+    for word in ("clean", "protected", "balanced", "leakage", "floor", "owner"):
+        assert word in out
+
+
+def test_attack_writes_its_figures_to_a_file(capsys, workdir, tmp_path):
+    path = tmp_path / "attack.json"
+    code, out, _ = run(capsys, "attack", "--workdir", workdir, "--num-groups", 2, "--json", path)
+    assert code == 0
+    assert "gradient ICA" in out
+    assert json.loads(path.read_text())["groups"] == 2
+
+
+def test_linearity_of_a_run_and_of_a_fresh_network(capsys, workdir):
+    common = ("--num-keys", 2, "--num-images", 16, "--json", "-")
+    code, out, _ = run(capsys, "linearity", "--workdir", workdir, *common)
+    assert code == 0
+    assert json.loads(out)["trained_steps"] == 4
+    code, out, _ = run(capsys, "linearity", "--width", 4, *common)
+    assert code == 0
+    assert json.loads(out)["relative_unmix_error"] > 0
+
+
+def test_train_goes_on_and_refuses_another_configuration(capsys, workdir):
+    assert run(capsys, "train", "--workdir", workdir, *TRAIN)[0] == 0
+    code, _, err = run(capsys, "train", "--workdir", workdir, *TRAIN, "--cut", 2)
+    assert code == 2
+    assert "model.cut is 1 there and 2 here" in err
+
+
+def test_cost_of_table_1_is_json_alone(capsys):
+    code, out, _ = run(capsys, "cost", "--table1", "--json", "-")
+    assert code == 0
+    text = json.dumps(json.loads(out))
+    for number in ("15470264320", "1498546112", "11207952", "11378179", "457487808"):
+        assert number in text
+
+
+def test_cost_of_one_model(capsys):
+    code, out, _ = run(capsys, "cost", "--cut", 2)
+    assert code == 0
+    assert "275,011,008" in out
+    assert "124,176" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["train", "--workdir", "w", "--group-size", "7"], ("7 does not divide", "63 or 70")),
+        (["train", "--workdir", "w", "--network", "resnet"], ("'resnet' is unknown", "resnet18")),
+        (["train", "--workdir", "w", *SMALL, "--cut", "12"], ("cut is 12", "to 9")),
+        (["train", "--workdir", "w", "--dataset", "celeba"], ("data_dir",)),
+        (["train"], ("workdir",)),
+        (["train", "--workdir", "w", "--batchsize", "3"], ("batchsize",)),
+        (["evaluate", "--workdir", "missing"], ("missing is no work directory", "facemix train")),
+        (["linearity", "--family", "haa"], ("'haa' is unknown", "haar")),
+        (["cost", "--up-mbps", "0"], ("up_mbps is 0", "greater than 0")),
+        (["nonsense"], ("nonsense",)),
+        ([], ("demo",)),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, list) else "",
+)
+def test_wrong_usage_exits_2_and_says_what_to_do(capsys, tmp_path, monkeypatch, arguments, words):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run(capsys, *arguments)
+    assert code == 2
+    assert out == ""
+    for word in words:
+        assert word in err
+    assert "Traceback" not in err
+    assert not list(tmp_path.iterdir())
+
+
+def test_unknown_split_is_wrong_usage(capsys, workdir):
+    code, _, err = run(capsys, "evaluate", "--workdir", workdir, "--split", "tset")
+    assert code == 2
+    assert "'tset' is unknown" in err
+    assert "'test'" in err
+
+
+def test_damaged_data_exits_1(capsys, tmp_path):
+    folder = tmp_path / "celeba"
+    folder.mkdir()
+    code, _, err = run(
+        capsys, "train", "--workdir", tmp_path / "w", "--dataset", "celeba", "--data-dir", folder
+    )
+    assert code == 1
+    assert "list_attr_celeba.txt" in err
+    assert "Traceback" not in err
+    assert not (tmp_path / "w").exists()
+
+
+def test_nan_exits_1(capsys, tmp_path):
+    code, _, err = run(
+        capsys, "train", "--workdir", tmp_path / "w", *TRAIN, "--learning-rate", "1e38"
+    )
+    assert code == 1
+    assert "learning rate is too high" in err
+
+
+def test_faults_of_our_own_show_a_trace(capsys, monkeypatch):
+    def broken(*args, **options):
+        raise AssertionError("bug")
+
+    monkeypatch.setattr("facemix_jax.costs.cost_report", broken)
+    code, _, err = run(capsys, "cost")
+    assert code == 1
+    assert "Traceback" in err
+    assert "fault of facemix" in err
+
+
+@pytest.mark.parametrize("command", ["demo", "train", "evaluate", "attack", "linearity", "cost"])
+def test_every_command_has_help_with_an_example(capsys, command):
+    code, out, _ = run(capsys, command, "--help")
+    assert code == 0
+    assert f"Example: facemix {command}" in " ".join(out.split())
+
+
+def test_demo_writes_one_report_and_a_second_run_is_short(capsys, tmp_path, monkeypatch):
+    data = DataConfig(image_size=(40, 36), train_examples=64, test_examples=64)
+    train = TrainConfig(num_epochs=1, batch_size=16)
+    configs = {
+        name: demo.dataclasses.replace(
+            config,
+            data=data,
+            train=train,
+            model=demo.dataclasses.replace(config.model, width=4),
+        )
+        for name, config in demo.CONFIGS.items()
+    }
+    monkeypatch.setattr(demo, "CONFIGS", configs)
+    monkeypatch.setattr(demo, "_DATA", data)
+    for _ in range(2):
+        code, out, err = run(capsys, "demo", "--out", tmp_path / "d", "--json", "-")
+        assert code == 0
+        assert "not a cipher" in err
+        result = json.loads(out)
+        assert len(result["utility"]) == 4
+        assert set(result["leakage"]) == {"cut 0", "cut 1"}
+    page = (tmp_path / "d" / "report.html").read_text()
+    assert page.count("<img") == 2
+    for word in ("not a cipher", "no attack", "gradient ICA", "key advantage", "balanced"):
+        assert word in page
+
+
+def test_module_and_program_are_the_same():
+    for command in ([sys.executable, "-m", "facemix_jax"], ["facemix"]):
+        try:
+            done = subprocess.run(
+                [*command, "cost", "--table1", "--json", "-"], capture_output=True, text=True
+            )
+        except FileNotFoundError:
+            pytest.skip("facemix is not on the path; only the module was tried")
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["table1"]["macs"]["derived"] == 15_470_264_320

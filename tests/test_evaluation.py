@@ -1,0 +1,67 @@
+import jax
+import numpy as np
+import pytest
+
+from facemix_jax import defenses, evaluation, inference
+from facemix_jax.data import normalize
+from facemix_jax.models import resnet18
+
+
+@pytest.fixture(scope="module")
+def model():
+    return resnet18(image_size=(40, 36), width=4, num_attributes=3)
+
+
+def test_utility_equals_the_naive_count_over_every_image(model, tiny_source):
+    variables = model.init(jax.random.key(0))
+    # 64 test images in batches of 48: the last one is padded, and every image counts once.
+    found = evaluation.evaluate_utility(
+        model, defenses.none(), variables, tiny_source, rng_key=jax.random.key(0), batch_size=48
+    )
+    rows = tiny_source.splits["test"]
+    logits = inference.infer(
+        model,
+        defenses.none(),
+        variables,
+        jax.random.key(0),
+        normalize(tiny_source.images(rows)),
+    )
+    right = np.asarray(logits).argmax(-1) == tiny_source.attributes[rows]
+    assert found.examples == 64
+    assert found.accuracy == pytest.approx(right.mean())
+    assert found.per_attribute["Bright"][0] == pytest.approx(right[:, 0].mean())
+    base_rates = tiny_source.attributes[rows].mean(0)
+    assert found.majority_accuracy == pytest.approx(np.maximum(base_rates, 1 - base_rates).mean())
+
+
+def test_leakage_carries_floor_owner_and_pictures(model, tiny_source):
+    variables = model.init(jax.random.key(0))
+    leakage = evaluation.evaluate_leakage(
+        model,
+        defenses.facemix(group_size=4),
+        variables,
+        tiny_source,
+        rng_key=jax.random.key(0),
+        num_groups=3,
+    )
+    figure = leakage.figures[0]
+    assert leakage.truth.shape == leakage.mixtures.shape == (3, 4, 10, 9, 4)
+    assert figure.owner == pytest.approx(1.0, abs=1e-4)
+    assert 0 <= figure.floor < 0.99
+    assert figure.key_advantage == pytest.approx(figure.owner - figure.value)
+    # Recovered maps are in the order and sign of the truth.
+    flat = [np.asarray(a).reshape(12, -1) for a in (leakage.recovered, leakage.truth)]
+    own = [np.corrcoef(r, t)[0, 1] for r, t in zip(*flat, strict=True)]
+    assert np.mean(own) == pytest.approx(figure.value, abs=1e-3)
+
+
+def test_without_a_defence_the_cloud_has_everything(model, tiny_source):
+    leakage = evaluation.evaluate_leakage(
+        model,
+        defenses.none(),
+        model.init(jax.random.key(0)),
+        tiny_source,
+        rng_key=jax.random.key(0),
+    )
+    assert leakage.figures[0].value == leakage.figures[0].floor == leakage.figures[0].owner == 1
+    np.testing.assert_array_equal(leakage.mixtures, leakage.truth)

@@ -1,0 +1,171 @@
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from facemix_jax import mixing
+from facemix_jax._validate import UsageError
+
+ORTHOGONAL = ("haar", "signed_permutation", "hadamard")
+
+
+def key_for(family, groups=3, size=8, shuffle=True, seed=0):
+    return mixing.sample_mix_key(
+        jax.random.key(seed), groups, size, family=mixing.FAMILIES[family], shuffle=shuffle
+    )
+
+
+def orthogonality_error(matrix):
+    product = matrix @ matrix.mT
+    return float(jnp.abs(product - jnp.eye(matrix.shape[-1])[None]).max())
+
+
+@pytest.mark.parametrize("family", ORTHOGONAL)
+@pytest.mark.parametrize("size", [2, 8, 64])
+def test_orthogonal_families_are_orthogonal(family, size):
+    assert orthogonality_error(key_for(family, size=size).matrix) < 2e-6
+
+
+def test_gaussian_matrices_are_not_orthogonal_but_inverted():
+    key = key_for("gaussian")
+    assert orthogonality_error(key.matrix) > 0.1
+    np.testing.assert_allclose(
+        key.matrix @ key.inverse, jnp.broadcast_to(jnp.eye(8), (3, 8, 8)), atol=2e-3
+    )
+
+
+def test_groups_have_different_matrices_and_keys_differ():
+    key = key_for("haar", groups=4)
+    flat = np.asarray(key.matrix).reshape(4, -1)
+    assert np.abs(flat[:, None] - flat[None]).max(-1)[~np.eye(4, dtype=bool)].min() > 0.1
+    assert not np.allclose(key.matrix, key_for("haar", groups=4, seed=1).matrix)
+
+
+def test_haar_entries_have_the_variance_of_the_haar_measure():
+    # Var of one entry is 1/M, of its square about 2/M^2 (Beta); 4,000 matrices: false alarm
+    # below 1e-6 at 5 standard errors. Half and twice the variance are rejected.
+    size, number = 4, 4000
+    entries = np.asarray(key_for("haar", groups=number, size=size).matrix)[:, 0, 0]
+    moment, error = np.mean(entries**2), np.sqrt(2 / size**2 / number)
+    assert abs(moment - 1 / size) < 5 * error
+    assert abs(moment - 0.5 / size) > 5 * error
+    assert abs(moment - 2 / size) > 5 * error
+    assert abs(np.mean(np.linalg.det(np.asarray(key_for("haar", groups=number).matrix)))) < 0.08
+
+
+@pytest.mark.parametrize("shape", [(), (5,), (4, 3, 2), (2, 2, 2, 2)])
+def test_mix_equals_the_naive_loop_of_equation_4(shape):
+    key = key_for("haar", groups=2, size=4)
+    x = np.random.default_rng(0).normal(size=(8, *shape)).astype(np.float32)
+    mixed = np.zeros_like(x)
+    for g in range(2):
+        for k in range(4):
+            for i in range(4):
+                mixed[4 * g + k] += np.asarray(key.matrix)[g, k, i] * x[4 * g + i]
+    np.testing.assert_allclose(mixing.mix(key, x), mixed[np.asarray(key.order)], atol=1e-5)
+
+
+@pytest.mark.parametrize("family", mixing.FAMILIES)
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_unmix_inverts_mix(family, shuffle):
+    key = key_for(family, shuffle=shuffle)
+    x = jax.random.normal(jax.random.key(1), (24, 5, 3))
+    chex.assert_trees_all_close(mixing.unmix(key, mixing.mix(key, x)), x, atol=1e-3)
+    wrong = key_for(family, shuffle=shuffle, seed=2)
+    assert float(jnp.abs(mixing.unmix(wrong, mixing.mix(key, x)) - x).mean()) > 0.3
+
+
+def test_order_is_a_permutation_across_groups():
+    order = np.asarray(key_for("haar", groups=16).order)
+    assert sorted(order) == list(range(128))
+    assert (order // 8 != np.arange(128) // 8).mean() > 0.5
+
+
+def test_mixing_preserves_the_gram_matrix_of_pixels():
+    # facts: C^T C = X^T X, the secret is only a rotation
+    key = key_for("haar", groups=1, shuffle=False)
+    x = jax.random.normal(jax.random.key(1), (8, 6))
+    mixed = mixing.mix(key, x)
+    np.testing.assert_allclose(mixed.T @ mixed, x.T @ x, atol=1e-4)
+
+
+def test_mixing_is_float32_whatever_the_activations():
+    key = key_for("haar")
+    x = jnp.ones((24, 4), jnp.bfloat16)
+    assert mixing.mix(key, x).dtype == jnp.float32
+
+
+@pytest.mark.parametrize("function", [mixing.mix, mixing.unmix])
+def test_products_ask_for_the_highest_precision(function):
+    key = key_for("haar")
+    jaxpr = str(jax.make_jaxpr(function)(key, jnp.ones((24, 4))))
+    assert "Precision.HIGHEST" in jaxpr
+    assert "dot_general" in jaxpr
+
+
+def test_jit_grad_and_vmap_agree_with_plain_calls():
+    x = jax.random.normal(jax.random.key(1), (24, 5))
+    key = key_for("haar")
+    np.testing.assert_allclose(jax.jit(mixing.mix)(key, x), mixing.mix(key, x), atol=1e-6)
+    gradient = jax.grad(lambda x: jnp.sum(mixing.mix(key, x) ** 2) / 2)(x)
+    np.testing.assert_allclose(gradient, x, atol=1e-5)  # an isometry's energy
+    draws = jax.vmap(lambda k: mixing.sample_mix_key(k, 3, 8))(
+        jax.random.split(jax.random.key(0), 2)
+    )
+    both = jax.vmap(mixing.mix)(draws, jnp.stack([x, x]))
+    one = jax.tree.map(lambda leaf: leaf[1], draws)
+    np.testing.assert_allclose(both[1], mixing.mix(one, x), atol=1e-6)
+
+
+def weight_gradients(family):
+    """Equations 8 and 9: x^T dy, and x^T A^T A dy."""
+    key = key_for(family, groups=1, shuffle=False)
+    x_key, w_key, dy_key = jax.random.split(jax.random.key(3), 3)
+    x, w = jax.random.normal(x_key, (8, 6)), jax.random.normal(w_key, (6, 5))
+    dy = jax.random.normal(dy_key, (8, 5))
+    _, plain = jax.vjp(lambda w: jnp.matmul(x, w, precision="highest"), w)
+    _, mixed = jax.vjp(lambda w: jnp.matmul(mixing.mix(key, x), w, precision="highest"), w)
+    return plain(dy)[0], mixed(mixing.mix(key, dy))[0]
+
+
+@pytest.mark.parametrize("family", ORTHOGONAL)
+def test_gradient_identity_of_equations_7_to_9(family):
+    plain, mixed = weight_gradients(family)
+    assert float(jnp.abs(plain - mixed).max()) < 1e-5
+
+
+def test_gradient_identity_fails_for_gaussian_matrices():
+    plain, mixed = weight_gradients("gaussian")
+    assert float(jnp.abs(plain - mixed).max()) > 0.1
+
+
+def test_pad_groups_keeps_the_batch_and_fills_with_its_own_rows():
+    x = jnp.arange(5.0)[:, None]
+    padded = mixing.pad_groups(x, 4)
+    assert padded[:, 0].tolist() == [0, 1, 2, 3, 4, 0, 1, 2]
+    assert mixing.pad_groups(x, 5) is x
+    assert mixing.pad_groups(x[:1], 4)[:, 0].tolist() == [0, 0, 0, 0]
+
+
+def test_repr_shows_no_secret():
+    key = key_for("haar", groups=1)
+    text = repr(key)
+    assert "hidden" in text
+    assert str(float(key.matrix[0, 0, 0]))[:6] not in text
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: mixing.group(jnp.ones((10, 2)), 4), ("4", "10", "pad_groups")),
+        (lambda: mixing.mix(key_for("haar"), jnp.ones((10, 2))), ("10", "24", "sample_mix_key")),
+        (lambda: key_for("hadamard", size=6), ("6", "power of two", "haar")),
+        (lambda: key_for("haar", size=0), ("0", "greater")),
+    ],
+)
+def test_errors_name_value_limit_and_remedy(call, words):
+    with pytest.raises(UsageError) as caught:
+        call()
+    for word in words:
+        assert word in str(caught.value)

@@ -1,0 +1,142 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from facemix_jax import defenses, mixing, training
+from facemix_jax._validate import UsageError
+from facemix_jax.models import resnet18
+from facemix_jax.training import TrainConfig
+
+pytestmark = pytest.mark.library_promotes  # Optax
+
+CONFIG = TrainConfig(num_epochs=1, batch_size=16, learning_rate=3e-3, warmup_fraction=0.0)
+FACEMIX = defenses.facemix(group_size=8)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return resnet18(image_size=(40, 36), width=4, num_attributes=3)
+
+
+def batch_of(source, size=16, start=0):
+    rows = np.arange(start, start + size)
+    return source.images(rows), source.attributes[rows]
+
+
+def leaves(tree):
+    return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)])
+
+
+def test_a_step_is_traced_once_and_counts(model, tiny_source):
+    state = training.init_state(model, CONFIG, 10)
+    step = training.make_train_step(model, FACEMIX, CONFIG, 10)
+    for _ in range(3):
+        state, _ = step(state, *batch_of(tiny_source))
+    assert step._cache_size() == 1
+    assert int(state.step) == 3
+
+
+def test_steps_repeat_exactly_and_differ_from_step_to_step(model, tiny_source):
+    step = training.make_train_step(model, FACEMIX, CONFIG, 10)
+
+    def losses(seed):
+        config = dataclasses.replace(CONFIG, seed=seed, learning_rate=1e-12)
+        state, found = training.init_state(model, config, 10), []
+        for _ in range(2):
+            state, info = step(state, *batch_of(tiny_source))
+            found.append(float(info.loss))
+        return found
+
+    first = losses(0)
+    assert first == losses(0)
+    assert first != losses(1)
+
+
+def test_fresh_matrices_every_step(model, tiny_source):
+    # Without learning or flips, only the matrices can change the loss.
+    config = dataclasses.replace(CONFIG, learning_rate=1e-30, weight_decay=0.0, flip=False)
+    for defense, changes in ((FACEMIX, True), (defenses.none(), False)):
+        state = training.init_state(model, config, 10)
+        step = training.make_train_step(model, defense, config, 10)
+        losses = []
+        for _ in range(3):
+            state, info = step(state, *batch_of(tiny_source))
+            losses.append(float(info.loss))
+        assert (len(set(losses)) == 3) is changes
+
+
+@pytest.mark.parametrize("defense", [FACEMIX, defenses.none()], ids=["facemix", "plain"])
+def test_a_few_steps_learn_the_brightness(model, tiny_source, defense):
+    state = training.init_state(model, CONFIG, 80)
+    step = training.make_train_step(model, defense, CONFIG, 80)
+    losses = []
+    for index in range(80):
+        images, attributes = batch_of(tiny_source, start=16 * (index % 8))
+        # Only the learnable attribute, three times.
+        state, info = step(state, images, attributes[:, [0, 0, 0]])
+        losses.append(float(info.loss))
+    assert np.mean(losses[-8:]) < 0.5 * np.mean(losses[:8])
+
+
+def test_statistics_are_those_of_the_mixed_the_clean_or_both(model, tiny_source):
+    images, _ = batch_of(tiny_source)
+    x = jnp.asarray(images, jnp.float32) / 255.0
+    variables = model.init(jax.random.key(0))
+    rng_key = jax.random.key(5)
+    clean_z, _ = model.pre.train(variables["pre"], x)
+    secret = FACEMIX.init(rng_key, 16, True)
+    seen = {
+        "mixed": model.main.train(variables["main"], mixing.mix(secret, clean_z))[1],
+        "clean": model.main.train(variables["main"], clean_z)[1],
+    }
+    assert not np.allclose(*(leaves(s["batch_stats"]) for s in seen.values()))
+    for statistics in ("mixed", "clean"):
+        _, new = training.forward(model, FACEMIX, variables, rng_key, x, statistics=statistics)
+        np.testing.assert_allclose(
+            leaves(new["main"]["batch_stats"]), leaves(seen[statistics]["batch_stats"]), rtol=1e-4
+        )
+        assert "clean_stats" not in new["main"]
+    both = {**variables["main"], "clean_stats": variables["main"]["batch_stats"]}
+    _, new = training.forward(
+        model, FACEMIX, {**variables, "main": both}, rng_key, x, statistics="separate"
+    )
+    for name, statistics in (("batch_stats", "mixed"), ("clean_stats", "clean")):
+        np.testing.assert_allclose(
+            leaves(new["main"][name]), leaves(seen[statistics]["batch_stats"]), rtol=1e-4
+        )
+
+
+def test_cross_entropy_of_uniform_logits_is_log_2():
+    logits, labels = jnp.zeros((4, 3, 2)), jnp.zeros((4, 3), jnp.int8)
+    assert abs(float(training.cross_entropy(logits, labels)) - np.log(2)) < 1e-6
+
+
+def test_learning_rate_rises_and_falls_to_zero():
+    config = dataclasses.replace(CONFIG, warmup_fraction=0.1)
+    rate = training.learning_rate(config, 100)
+    values = [float(rate(step)) for step in (0, 5, 10, 55, 100)]
+    assert values[0] == 0
+    assert values[2] == pytest.approx(3e-3)
+    assert values[1] == pytest.approx(1.5e-3)
+    assert values[3] == pytest.approx(1.5e-3)
+    assert values[4] == pytest.approx(0, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"batch_size": 0}, ("batch_size", "0")),
+        ({"learning_rate": -1.0}, ("learning_rate", "-1.0")),
+        ({"warmup_fraction": 2.0}, ("warmup_fraction", "between 0 and 1")),
+        ({"statistics": "both"}, ("both", "separate")),
+        ({"seed": 2**33}, ("seed", "4294967295")),
+    ],
+)
+def test_errors_name_value_limit_and_remedy(options, words):
+    with pytest.raises(UsageError) as caught:
+        TrainConfig(**options)
+    for word in words:
+        assert word in str(caught.value)
