@@ -1,11 +1,8 @@
 """Gradient ICA on real faces: what a cloud gets back from mixtures without the key."""
 
 import dataclasses
-import datetime
 import json
 import os
-import platform
-import subprocess
 import time
 import warnings
 from collections.abc import Callable
@@ -22,6 +19,7 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from facemix_jax import _runtime, attacks, data, metrics, mixing, models
 from facemix_jax._types import Array, HostArray
+from facemix_jax.provenance import provenance
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -213,19 +211,6 @@ def timed(run: Callable[[], Any]) -> tuple[float, float]:
     began, cpu_began = time.perf_counter(), time.process_time()
     run()
     return time.perf_counter() - began, time.process_time() - cpu_began
-
-
-def provenance() -> dict[str, Any]:
-    """Where and with what the figures were made."""
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True)
-    return {
-        "commit": commit.stdout.strip() if commit.returncode == 0 else None,
-        "date": datetime.date.today().isoformat(),
-        "device": jax.devices()[0].device_kind,
-        "cpu_count": os.cpu_count(),
-        "python": platform.python_version(),
-        "jax": jax.__version__,
-    }
 
 
 if __name__ == "__main__":

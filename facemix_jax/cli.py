@@ -33,6 +33,7 @@ from facemix_jax import (
 from facemix_jax._types import RngKey
 from facemix_jax._validate import FacemixError, UsageError, positive
 from facemix_jax.models import ModelConfig
+from facemix_jax.provenance import provenance
 from facemix_jax.runs import Run, RunConfig
 
 _NOTES = Console(stderr=True, highlight=False)
@@ -203,7 +204,8 @@ class Linearity(_Output):
             )
         batch = next(iter(data.eval_batches(part.source, split="test", batch_size=num_images)))
         activations = part.model.pre(part.variables["pre"], data.normalize(batch.images))
-        error = linearity.measure(
+        measure = functools.partial(
+            linearity.measure,
             functools.partial(part.model.main.apply, part.variables["main"]),
             activations,
             rng_key=rng_key,
@@ -211,10 +213,21 @@ class Linearity(_Output):
             num_keys=self.num_keys,
             family=mixing.FAMILIES[self.family],
         )
+        errors = {
+            "features": measure(),
+            "logits": measure(
+                read=functools.partial(part.model.post.apply, part.variables["post"])
+            ),
+        }
         result = {
-            "relative_unmix_error": error.mean,
-            "standard_deviation_over_keys": error.standard_deviation,
-            "per_key": [float(e) for e in error.per_key],
+            "relative_unmix_error": {
+                name: {
+                    "mean": error.mean,
+                    "standard_deviation": error.standard_deviation,
+                    "per_key": [float(e) for e in error.per_key],
+                }
+                for name, error in errors.items()
+            },
             "group_size": group_size,
             "family": self.family,
             "images": num_images,
@@ -222,9 +235,13 @@ class Linearity(_Output):
             "cut": part.model.spec.cut,
             "trained_steps": part.step,
         }
-        text = f"{error.mean:.4f} ± {error.standard_deviation:.4f}"
-        row = (f"M = {group_size}, {self.num_keys} keys, {num_images} images", text)
-        _emit(self.json, result, _table("relative unmix error", ("mean ± sd over keys",), [row]))
+        rows = [
+            (f"of the {name}", f"{error.mean:.4f}", f"{error.standard_deviation:.4f}")
+            for name, error in errors.items()
+        ]
+        title = f"relative unmix error, M = {group_size}, {num_images} images"
+        header = (f"mean of {self.num_keys} keys", "standard deviation")
+        _emit(self.json, result, _table(title, header, rows))
 
     def _part(self, rng_key: RngKey) -> Run:
         if self.workdir is not None:
@@ -413,9 +430,9 @@ def _table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> 
     return table
 
 
-def _emit(path: str | None, result: Any, *tables: Table) -> None:
+def _emit(path: str | None, result: dict[str, Any], *tables: Table) -> None:
     """Tables to standard output, or JSON there or to a file."""
-    text = json.dumps(result, indent=2)
+    text = json.dumps({**result, "provenance": provenance()}, indent=2)
     if path == "-":
         print(text)
         return

@@ -76,13 +76,12 @@ def fit(
         Checkpoints(workdir / "checkpoints", runs.identity(config, model)) as checkpoints,
         _StopSignals() as stop,
     ):
-        state = training.init_state(model, config.train, num_steps)
+        rates = source.attributes[source.splits["train"]].mean(axis=0)
+        state = training.init_state(model, config.train, num_steps, rates=rates)
         if checkpoints.latest() is not None:
             state = checkpoints.restore(state)
         elif initial_variables is not None:
-            state = training.init_state(
-                model, config.train, num_steps, variables=initial_variables(state.variables)
-            )
+            state = training.start_from(state, initial_variables(state.variables))
         start = int(state.step)
         if start >= num_steps:
             return state

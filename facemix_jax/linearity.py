@@ -35,7 +35,17 @@ class UnmixError(NamedTuple):
         return float(self.per_key.std())
 
 
-def unmix_error(main: Callable[[Array], Array], mix_key: mixing.MixKey, x: Array) -> Array:
+def _as_it_is(features: Array) -> Array:
+    return features
+
+
+def unmix_error(
+    main: Callable[[Array], Array],
+    mix_key: mixing.MixKey,
+    x: Array,
+    *,
+    read: Callable[[Array], Array] = _as_it_is,
+) -> Array:
     """``||unmix(main(mix(x))) - main(x)|| / ||main(x)||`` (equations 4 to 6).
 
     Args:
@@ -43,12 +53,14 @@ def unmix_error(main: Callable[[Array], Array], mix_key: mixing.MixKey, x: Array
             ``functools.partial(model.main, variables["main"])``.
         mix_key: for ``B`` examples.
         x: ``[B, ...]``.
+        read: applied to both results before they are compared. With post as ``read`` only those
+            errors count that the answer depends on.
 
     Returns:
         A scalar; 0 is exact, 1 means that nothing of main's result was recovered.
     """
-    direct = main(x)
-    recovered = mixing.unmix(mix_key, main(mixing.mix(mix_key, x).astype(x.dtype)))
+    direct = read(main(x))
+    recovered = read(mixing.unmix(mix_key, main(mixing.mix(mix_key, x).astype(x.dtype))))
     difference = recovered - direct.astype(recovered.dtype)
     return jnp.linalg.norm(difference.ravel()) / jnp.linalg.norm(direct.ravel())
 
@@ -61,6 +73,7 @@ def measure(
     group_size: int,
     num_keys: int = 8,
     family: mixing.Family = mixing.haar,
+    read: Callable[[Array], Array] = _as_it_is,
 ) -> UnmixError:
     """The unmix error over several keys.
 
@@ -71,6 +84,7 @@ def measure(
         group_size: ``M``.
         num_keys: how many.
         family: of matrices.
+        read: see ``unmix_error``.
 
     Raises:
         UsageError: a size is out of range, or the group size does not divide the batch.
@@ -82,7 +96,7 @@ def measure(
         mix_key = mixing.sample_mix_key(
             key_rng, x.shape[0] // group_size, group_size, family=family, shuffle=False
         )
-        return unmix_error(main, mix_key, x)
+        return unmix_error(main, mix_key, x, read=read)
 
     # One key after another: vmapping over keys would hold the activations of all of them.
     one = jax.jit(one)

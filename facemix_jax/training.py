@@ -17,7 +17,7 @@ from facemix_jax import _validate
 from facemix_jax._types import Array, HostArray, RngKey
 from facemix_jax.data import normalize
 from facemix_jax.defenses import Defense
-from facemix_jax.models import SplitModel
+from facemix_jax.models import SplitModel, with_prior
 
 STATISTICS = ("mixed", "clean", "separate")
 
@@ -129,11 +129,7 @@ def _with_params(variables: dict[str, Any], params: dict[str, Any]) -> dict[str,
 
 
 def init_state(
-    model: SplitModel,
-    config: TrainConfig,
-    num_steps: int,
-    *,
-    variables: dict[str, Any] | None = None,
+    model: SplitModel, config: TrainConfig, num_steps: int, *, rates: HostArray | None = None
 ) -> TrainState:
     """The state before the first step.
 
@@ -141,17 +137,28 @@ def init_state(
         model: the split network.
         config: of training.
         num_steps: of the whole run, which the learning rate follows.
-        variables: to start from, such as ``from_torch`` gives; drawn from the seed when None.
+        rates: float ``[K]``, share of training images that have each attribute; where given, the
+            head's bias starts there.
     """
     rng_key = jax.random.key(config.seed)
     init_key, step_key = jax.random.split(rng_key)
-    variables = model.init(init_key) if variables is None else variables
+    variables = model.init(init_key)
+    if rates is not None:
+        variables = with_prior(variables, rates)
     if config.statistics == "separate" and "batch_stats" in variables["main"]:
         main = variables["main"]
         clean = jax.tree.map(jnp.copy, main["batch_stats"])  # a donated buffer has one owner
         variables = {**variables, "main": {**main, "clean_stats": clean}}
     opt_state = _optimizer(config, num_steps).init(_params(variables))
     return TrainState(jnp.zeros((), jnp.int32), variables, opt_state, step_key)
+
+
+def start_from(state: TrainState, variables: dict[str, Any]) -> TrainState:
+    """The state before the first step with other variables of the same structure.
+
+    The optimiser starts at zero whatever the variables.
+    """
+    return dataclasses.replace(state, variables=variables)
 
 
 def cross_entropy(logits: Array, attributes: Array) -> Array:

@@ -37,7 +37,7 @@ def test_evaluate_prints_clean_and_protected_with_the_leakage(capsys, workdir):
     code, out, _ = run(capsys, "evaluate", "--workdir", workdir, "--json", "-")
     result = json.loads(out)
     assert code == 0
-    assert set(result) == {"split", "step", "clean", "protected", "leakage"}
+    assert set(result) == {"split", "step", "clean", "protected", "leakage", "provenance"}
     assert result["step"] == 4
     assert len(result["protected"]["per_attribute"]) == 40
     assert {"value", "floor", "owner", "key_advantage"} <= set(result["leakage"][0])
@@ -64,7 +64,7 @@ def test_linearity_of_a_run_and_of_a_fresh_network(capsys, workdir):
     assert json.loads(out)["trained_steps"] == 4
     code, out, _ = run(capsys, "linearity", "--width", 4, *common)
     assert code == 0
-    assert json.loads(out)["relative_unmix_error"] > 0
+    assert json.loads(out)["relative_unmix_error"]["logits"]["mean"] > 0
 
 
 def test_train_goes_on_and_refuses_another_configuration(capsys, workdir):

@@ -13,22 +13,19 @@ time for the encryption-aware step.
 """
 
 import argparse
-import datetime
 import json
-import os
 import pathlib
-import platform
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from importlib import metadata
 from typing import Any
 
 import numpy as np
 
 from facemix_jax import _runtime
+from facemix_jax.provenance import provenance
 
 HERE = pathlib.Path(__file__).parent
 RESULT = HERE.parent / "results" / "cpu_training.json"
@@ -119,29 +116,6 @@ def take_turns(
             if index:
                 seconds[name].append(per_step)
     return seconds
-
-
-def provenance() -> dict[str, Any]:
-    """What a reader needs to judge the figures."""
-    try:
-        with open("/proc/cpuinfo") as lines:
-            cpu = next(line.partition(":")[2].strip() for line in lines if "model name" in line)
-    except (OSError, StopIteration):
-        cpu = platform.processor()
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=HERE, capture_output=True, text=True, check=False
-    )
-    return {
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "commit": commit.stdout.strip() if commit.returncode == 0 else None,
-        "cpu": cpu,
-        "cores": len(os.sched_getaffinity(0)),
-        "load_average_at_start": os.getloadavg()[0],
-        "system": platform.platform(),
-        "python": platform.python_version(),
-        "versions": {name: metadata.version(name) for name in ("jax", "jaxlib", "flax", "optax")},
-        "xla_flags": os.environ.get("XLA_FLAGS", ""),
-    }
 
 
 def summarize(seconds: dict[str, list[float]], batch_size: int) -> dict[str, Any]:

@@ -112,12 +112,14 @@ def load(
     faces = _sample_all(seed, (split_of << 28) | person, picture)
     people = [-(-count // images_per_person) for count in counts]
     offsets = np.cumsum([0, *people[:-1]])
-    rows = np.arange(len(within), dtype=np.int64)
+    # Everybody's first picture, then everybody's second: neighbours are different people, as in
+    # the official data sets, so that a group taken in order mixes different faces.
+    rows = np.lexsort((person, picture)).astype(np.int64)
     return Synthetic(
         image_size=image_size,
         faces=faces,
         identities=(person + offsets[split_of]).astype(np.int32),
-        splits={name: rows[split_of == i] for i, name in enumerate(SPLITS)},
+        splits={name: rows[split_of[rows] == i] for i, name in enumerate(SPLITS)},
     )
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from facemix_jax import _validate
 from facemix_jax._types import ImageSize
 from facemix_jax.models.resnet import resnet18
-from facemix_jax.models.split import Segment, Spec, SplitModel, split
+from facemix_jax.models.split import Segment, Spec, SplitModel, split, with_prior
 from facemix_jax.models.torch_weights import from_torch
 from facemix_jax.models.vgg import vgg16
 
@@ -23,6 +23,7 @@ __all__ = [
     "resnet18",
     "split",
     "vgg16",
+    "with_prior",
 ]
 
 MODELS: dict[str, Callable[..., SplitModel]] = {"resnet18": resnet18, "vgg16": vgg16}

@@ -11,10 +11,11 @@ from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 from facemix_jax import _validate
-from facemix_jax._types import Array, ImageSize, RngKey, Variables
+from facemix_jax._types import Array, HostArray, ImageSize, RngKey, Variables
 from facemix_jax.models.initialization import scaled_normal
 
 
@@ -135,6 +136,23 @@ class Centre(nn.Module):
             mean = jax.lax.stop_gradient(jnp.mean(x, axis=0, dtype=jnp.float32))
             running.value = 0.9 * running.value + 0.1 * mean
         return x - mean[None].astype(x.dtype)
+
+
+def with_prior(variables: Variables, rates: HostArray) -> dict[str, Any]:
+    """Starts the head's bias at the classes' frequencies, which training would be slow to find.
+
+    Args:
+        variables: ``{"pre", "main", "post"}``.
+        rates: float ``[K]``, share of examples that have each attribute (class 1 of two).
+
+    Returns:
+        New variables; logits start at ``log(1 - rate)`` and ``log(rate)`` for constant features.
+    """
+    rates = np.clip(np.asarray(rates, np.float32), 1e-3, 1 - 1e-3)
+    bias = jnp.asarray(np.stack([np.log(1 - rates), np.log(rates)], axis=-1).ravel())
+    head = variables["post"]["params"]["head"]
+    post = {"params": {"head": {"fc": {**head["fc"], "bias": bias}}}}
+    return {**variables, "post": post}
 
 
 def _segment(units: Sequence[tuple[str, Unit]]) -> Segment:
