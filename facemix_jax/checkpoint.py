@@ -4,6 +4,7 @@ Each checkpoint holds ``pre``, ``main``, ``post`` and ``training`` (step, optimi
 separate items, so that a server can load main alone.
 """
 
+import contextlib
 import dataclasses
 from collections.abc import Iterable
 from pathlib import Path
@@ -54,8 +55,9 @@ class Checkpoints:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Closes the directory."""
-        self._checkpointer.close()
+        """Closes the directory; after a failed save Orbax would raise the same failure again."""
+        with contextlib.suppress(Exception) if error else _explained(self._directory):
+            self._checkpointer.close()
 
     def latest(self) -> int | None:
         """Steps done in the newest checkpoint; None where there is none."""
@@ -160,8 +162,9 @@ class _explained:  # noqa: N801  # a context manager used as a verb
         trace: TracebackType | None,
     ) -> None:
         if isinstance(error, (OSError, ValueError, KeyError, RuntimeError)):
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise CheckpointError(
-                f"The checkpoint in {self._directory} cannot be written or read: {error}. "
+                f"The checkpoint in {self._directory} cannot be written or read: {reason}. "
                 f"Likely causes: (a) the disk is full: free space there, (b) no permission: choose "
                 f"another work directory, (c) the files were changed by hand: delete the newest "
                 f"numbered folder and run again. Complete earlier checkpoints are untouched."

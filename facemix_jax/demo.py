@@ -26,7 +26,9 @@ from facemix_jax.training import TrainConfig
 GROUP_SIZE = 8
 _DATA = DataConfig(image_size=(96, 80), train_examples=4096, test_examples=1024)
 _MODEL = ModelConfig(width=16)
-_TRAIN = TrainConfig(num_epochs=4, learning_rate=2e-3)
+_TRAIN = TrainConfig(
+    num_epochs=4, learning_rate=4e-3, warmup_fraction=0.2, adam_b2=0.99, nesterov=True, flip=False
+)
 CONFIGS = {
     "plain": RunConfig(
         data=_DATA, model=_MODEL, train=_TRAIN, defense=DefenseConfig(defense="none")

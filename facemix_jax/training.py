@@ -32,6 +32,7 @@ class TrainConfig:
         learning_rate: peak of Adam's; rises linearly, then follows a cosine to zero.
         warmup_fraction: share of all steps during which it rises.
         adam_b2: Adam's second-moment decay; 0.99 follows short runs better than 0.999.
+        nesterov: Adam with Nesterov momentum (NAdam), which gains most in short runs.
         weight_decay: decoupled (AdamW), 1e-4 in the paper.
         flip: mirror images left to right at random.
         statistics: whose BatchNorm statistics main keeps for inference: those of the ``mixed``
@@ -47,6 +48,7 @@ class TrainConfig:
     learning_rate: float = 5e-4
     warmup_fraction: float = 0.05
     adam_b2: float = 0.999
+    nesterov: bool = False
     weight_decay: float = 1e-4
     flip: bool = True
     statistics: str = "mixed"
@@ -113,7 +115,10 @@ def learning_rate(config: TrainConfig, num_steps: int) -> optax.Schedule:
 
 def _optimizer(config: TrainConfig, num_steps: int) -> optax.GradientTransformation:
     return optax.adamw(
-        learning_rate(config, num_steps), b2=config.adam_b2, weight_decay=config.weight_decay
+        learning_rate(config, num_steps),
+        b2=config.adam_b2,
+        weight_decay=config.weight_decay,
+        nesterov=config.nesterov,
     )
 
 

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from facemix_jax import cli, demo
@@ -115,6 +116,26 @@ def test_wrong_usage_exits_2_and_says_what_to_do(capsys, tmp_path, monkeypatch, 
         assert word in err
     assert "Traceback" not in err
     assert not list(tmp_path.iterdir())
+
+
+def test_unreadable_weights_say_how_to_write_them(capsys, tmp_path):
+    for name, content in (("missing.npz", None), ("bad.npz", b"not a zip")):
+        if content:
+            (tmp_path / name).write_bytes(content)
+        command = ("train", "--workdir", tmp_path / "w", *TRAIN)
+        code, _, err = run(capsys, *command, "--initial-weights", tmp_path / name)
+        assert code == 1
+        assert name in err
+        assert "state_dict" in err
+        assert not (tmp_path / "w").exists()
+
+
+def test_weights_of_another_network_are_wrong_usage(capsys, tmp_path):
+    np.savez(tmp_path / "w.npz", **{"conv1.weight": np.zeros((64, 3, 7, 7))})
+    command = ("train", "--workdir", tmp_path / "run", *TRAIN)
+    code, _, err = run(capsys, *command, "--initial-weights", tmp_path / "w.npz")
+    assert code == 2
+    assert "layer1.0" in err
 
 
 def test_unknown_split_is_wrong_usage(capsys, workdir):

@@ -19,7 +19,8 @@ LAYERS = (
     ("checkpoint",),
     ("runs",),
     ("fitting", "evaluation", "report"),
-    ("demo",),
+    ("demo", "output"),
+    ("commands",),
     ("cli", "__init__"),
     ("__main__",),
 )

@@ -1,0 +1,75 @@
+"""What commands print: tables for people, JSON for programs, notes on standard error."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from facemix_jax import runs
+from facemix_jax._validate import FacemixError
+from facemix_jax.attacks import Figure
+from facemix_jax.provenance import provenance
+
+NOTES = Console(stderr=True, highlight=False)
+"""Progress and remarks."""
+
+
+def utility_table(result: dict[str, Any]) -> Table:
+    """Accuracy, and below it what leaks, so that neither is seen without the other."""
+    rows: list[tuple[str, str, str]] = [
+        (name, f"{result[name]['accuracy']:.2%}", f"{result[name]['balanced_accuracy']:.2%}")
+        for name in ("clean", "protected")
+        if name in result
+    ]
+    majority = f"{result['clean']['majority_accuracy']:.2%}"
+    rows.append(("always the more frequent class", majority, "50.00%"))
+    figure = result["leakage"][0]
+    learned = f"attacker {figure['value']:.3f}, floor {figure['floor']:.3f}"
+    rows.append(
+        (f"leakage: {figure['name']}, gradient ICA", learned, f"owner {figure['owner']:.3f}")
+    )
+    title = f"{result['split']} split, {result['clean']['examples']} images"
+    return table(title, ("accuracy", "balanced"), rows)
+
+
+def figures_table(title: str, figures: Sequence[Figure]) -> Table:
+    """Privacy figures between their floor and the owner's own recovery."""
+    return table(
+        title,
+        ("no attack", "gradient ICA", "owner", "key advantage"),
+        [
+            (f.name, *(f"{v:.3f}" for v in (f.floor, f.value, f.owner, f.key_advantage)))
+            for f in figures
+        ],
+    )
+
+
+def table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    """A table whose first column is named ``title`` and left-aligned."""
+    made = Table(title, *header)
+    for column in made.columns[1:]:
+        column.justify = "right"
+    for row in rows:
+        made.add_row(*row)
+    return made
+
+
+def emit(path: str | None, result: dict[str, Any], *tables: Table) -> None:
+    """Tables to standard output, or JSON there or to a file."""
+    text = json.dumps({**result, "provenance": provenance()}, indent=2)
+    if path == "-":
+        print(text)
+        return
+    console = Console(highlight=False)
+    for each in tables:
+        console.print(each)
+    if path is not None:
+        try:
+            runs.write_atomically(Path(path), text + "\n")
+        except OSError as error:
+            raise FacemixError(
+                f"The result cannot be written to {path}: {error}. Choose another --json path."
+            ) from error
