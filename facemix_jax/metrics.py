@@ -5,12 +5,10 @@ The exception is ``ssim``, which dm-pix computes in JAX.
 
 from typing import NamedTuple, TypeAlias
 
-import dm_pix
 import jax
 import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.optimize import linear_sum_assignment
 
 from facemix_jax import _validate
 from facemix_jax._types import HostArray
@@ -133,7 +131,7 @@ def matched_correlation(recovered: ArrayLike, truth: ArrayLike) -> MatchedCorrel
     """
     recovered, truth = _pair(recovered, truth)
     correlation = _standardise(truth) @ _standardise(recovered).T
-    rows, columns = linear_sum_assignment(-np.abs(correlation))
+    rows, columns = _assign(-np.abs(correlation))
     matched = correlation[rows, columns]
     per_source = np.minimum(np.abs(matched), 1.0)
     return MatchedCorrelation(float(per_source.mean()), per_source, columns, np.sign(matched))
@@ -159,7 +157,7 @@ def assignment_mse(recovered: ArrayLike, truth: ArrayLike) -> float:
     # |a - b|^2 expanded, so that no [M, M, pixels] array is made.
     squares = (truth**2).sum(1)[:, None] + (recovered**2).sum(1)
     cost = (squares - 2 * truth @ recovered.T) / truth.shape[1]
-    return max(float(cost[linear_sum_assignment(cost)].mean()), 0.0)
+    return max(float(cost[_assign(cost)].mean()), 0.0)
 
 
 def psnr(recovered: ArrayLike, truth: ArrayLike, *, max_value: float = 1.0) -> HostArray:
@@ -204,6 +202,8 @@ def ssim(recovered: ArrayLike, truth: ArrayLike, *, max_value: float = 1.0) -> H
             f"images have shape {shape}, but SSIM needs [B, H, W, C] with at least 11 pixels a "
             f"side (its window). Use larger images, or PSNR."
         )
+    import dm_pix  # here for the sake of the package's import time
+
     pair = (jnp.asarray(image, jnp.float32) for image in (recovered, truth))
     with jax.numpy_dtype_promotion("standard"):  # dm-pix adds integers to floats
         return np.asarray(dm_pix.ssim(*pair, max_val=max_value))
@@ -243,6 +243,13 @@ def amari_distance(unmixing: ArrayLike, mixing: ArrayLike) -> float:
         )
     excess = sum((product / m).sum() - size for m in largest)
     return float(excess / (2 * size * (size - 1)))
+
+
+def _assign(cost: HostArray) -> tuple[HostArray, HostArray]:
+    """Rows and columns of the cheapest one-to-one assignment."""
+    from scipy.optimize import linear_sum_assignment  # a third of a second to import
+
+    return linear_sum_assignment(cost)
 
 
 def _pair(recovered: ArrayLike, truth: ArrayLike) -> tuple[HostArray, HostArray]:
