@@ -1,0 +1,50 @@
+"""Process settings: what they change, in fresh interpreters."""
+
+import platform
+import subprocess
+import sys
+
+import pytest
+
+FAULTS_OF_A_BUFFER = """
+import ctypes, resource, threading
+if {configured}:
+    from facemix_jax import _runtime
+    _runtime.configure()
+libc = ctypes.CDLL(None)
+libc.malloc.restype = ctypes.c_void_p
+libc.malloc.argtypes = [ctypes.c_size_t]
+libc.free.argtypes = [ctypes.c_void_p]
+libc.memset.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
+
+def use():
+    buffer = libc.malloc(1 << 29)
+    libc.memset(buffer, 1, 1 << 29)
+    libc.free(buffer)
+
+def use_in_thread():
+    thread = threading.Thread(target=use)
+    thread.start()
+    thread.join()
+
+use_in_thread()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+use_in_thread()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+HUGE_PAGES = (1 << 29) // (2 << 20)
+"""The fewest faults that mapping the buffer can take: 256."""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc")
+@pytest.mark.parametrize("configured", [True, False])
+def test_a_buffer_of_the_last_step_is_used_again(configured: bool) -> None:
+    program = FAULTS_OF_A_BUFFER.format(configured=configured)
+    run = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, env={}
+    )
+    faults = int(run.stdout)
+    if configured:
+        assert faults < HUGE_PAGES / 2
+    else:  # the control: without the setting every page is mapped again
+        assert faults >= HUGE_PAGES
