@@ -1,97 +1,71 @@
 """Data sets behind one ``Source`` protocol, and batches of them."""
 
-import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 
-from facemix_jax import _validate
-from facemix_jax._validate import UsageError
-from facemix_jax.data import celeba, synthetic
+from facemix_jax._validate import DataError
+from facemix_jax.data import cache, celeba, synthetic
+from facemix_jax.data.config import DATASETS, DataConfig
+from facemix_jax.data.files import FileSet, decoded
 from facemix_jax.data.pipeline import denormalize, eval_batches, normalize, train_batches
 from facemix_jax.data.source import Batch, Source
 
 __all__ = [
-    "SOURCES",
+    "DATASETS",
     "Batch",
     "DataConfig",
+    "FileSet",
     "Source",
     "denormalize",
     "eval_batches",
     "load_source",
     "normalize",
+    "open_files",
     "train_batches",
 ]
 
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class DataConfig:
-    """Which images, and how many of them.
-
-    Attributes:
-        dataset: ``synthetic`` (drawn, no files) or ``celeba`` (the official files).
-        data_dir: folder with the official files; for ``celeba``.
-        image_size: height, width; images are resized, antialiased, where theirs differs.
-        train_examples: images of the training split; None for all (``synthetic``: 8,192).
-        test_examples: images of the test split; None for all (``synthetic``: 2,048).
-        cache_dir: folder for decoded images; None for ``.facemix_cache`` in ``data_dir``, or
-            the user's cache folder where that cannot be written.
-    """
-
-    dataset: str = "synthetic"
-    data_dir: str | None = None
-    image_size: tuple[int, int] = (109, 89)
-    train_examples: int | None = None
-    test_examples: int | None = None
-    cache_dir: str | None = None
-
-    def __post_init__(self) -> None:
-        """Raises ``UsageError`` where values make no sense."""
-        _validate.one_of(SOURCES, dataset=self.dataset)
-        if self.dataset == "celeba" and self.data_dir is None:
-            raise UsageError(
-                "dataset 'celeba' needs data_dir, the folder with its official files. Give "
-                "data_dir, or use dataset 'synthetic', which needs no files."
-            )
-        if self.dataset == "synthetic" and self.data_dir is not None:
-            raise UsageError(
-                f"dataset 'synthetic' reads no files, but data_dir is {self.data_dir!r}. "
-                "Did you mean dataset 'celeba'?"
-            )
-        if len(self.image_size) != 2:
-            raise UsageError(
-                f"image_size is {self.image_size}, but must be two numbers: height, width."
-            )
-        height, width = self.image_size
-        _validate.in_range(16, 1024, image_height=height, image_width=width)
-        for name in ("train_examples", "test_examples"):
-            if getattr(self, name) is not None:
-                _validate.positive(**{name: getattr(self, name)})
-
-
-def _load_celeba(config: DataConfig) -> Source:
-    assert config.data_dir is not None
-    return celeba.load(
-        config.data_dir,
-        config.image_size,
-        train_examples=config.train_examples,
-        test_examples=config.test_examples,
-        cache_dir=config.cache_dir,
-    )
-
-
-def _load_synthetic(config: DataConfig) -> Source:
-    return synthetic.load(
-        config.image_size,
-        train_examples=config.train_examples,
-        test_examples=config.test_examples,
-    )
-
-
-SOURCES: dict[str, Callable[[DataConfig], Source]] = {
-    "synthetic": _load_synthetic,
-    "celeba": _load_celeba,
+_READERS: dict[str, Callable[[Path, DataConfig], FileSet]] = {
+    "celeba": lambda folder, config: celeba.read(folder),
 }
 
 
+def open_files(config: DataConfig) -> FileSet:
+    """The files that ``config`` names, with labels checked and nothing decoded.
+
+    Raises:
+        DataError: a file is missing, malformed or disagrees with another.
+    """
+    return _READERS[config.dataset](_folder(config), config)
+
+
 def load_source(config: DataConfig) -> Source:
-    """The data set that ``config`` names, ready for random access."""
-    return SOURCES[config.dataset](config)
+    """The data set that ``config`` names, ready for random access.
+
+    Raises:
+        DataError: files are missing, damaged or disagree, or the cache cannot be written.
+        UsageError: more examples are asked for than there are.
+    """
+    if config.dataset == "synthetic":
+        return synthetic.load(
+            config.image_size,
+            train_examples=config.train_examples,
+            test_examples=config.test_examples,
+        )
+    return decoded(
+        open_files(config),
+        config.image_size,
+        cache_dir=cache.directory(_folder(config), config.cache_dir),
+        train_examples=config.train_examples,
+        test_examples=config.test_examples,
+    )
+
+
+def _folder(config: DataConfig) -> Path:
+    assert config.data_dir is not None
+    folder = Path(config.data_dir).expanduser()
+    if not folder.is_dir():
+        raise DataError(
+            f"The data folder {folder} does not exist. Give the folder that holds the files of "
+            f"dataset {config.dataset!r}."
+        )
+    return folder

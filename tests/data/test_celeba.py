@@ -70,7 +70,9 @@ def rewrite_zip(folder, change):
 
 
 def load(folder, **options):
-    return celeba.load(folder, (20, 16), **options)
+    options = {"image_size": (20, 16), **options}
+    config = DataConfig(dataset="celeba", data_dir=str(folder), **options)
+    return load_source(config)
 
 
 def expect(folder, *words, **options):
@@ -255,7 +257,7 @@ def test_damaged_cache_is_rebuilt(folder, damage):
 
 def test_other_images_or_sizes_get_another_cache(folder):
     load(folder)
-    celeba.load(folder, (16, 16))
+    load(folder, image_size=(16, 16))
     rewrite_zip(folder, lambda m: m.update({"img_align_celeba/000001.jpg": jpeg(200)}))
     assert abs(int(load(folder).images(np.array([0]))[0, 5, 5, 0]) - 200) <= 4
     assert len(list((folder / ".facemix_cache").iterdir())) == 3

@@ -1,0 +1,109 @@
+"""Image files with labels, and a ``Source`` over them that decodes every image once."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from facemix_jax._types import HostArray, ImageSize
+from facemix_jax.data import cache, decode
+from facemix_jax.data.archives import EncodedImages, fingerprint
+from facemix_jax.data.source import take
+
+
+@dataclasses.dataclass(frozen=True)
+class FileSet:
+    """Labelled images as they lie on disk, checked against each other but not decoded.
+
+    Attributes:
+        name: of the data set.
+        file_names: ``N`` names, in order.
+        images: the encoded images by name; may hold more than ``file_names``.
+        attribute_names: ``K`` names.
+        attributes: int8 ``[N, K]``, 0 or 1.
+        identities: int32 ``[N]``; equal numbers are the same person.
+        splits: int64 indices under ``train``, ``valid`` and ``test``; they do not overlap.
+    """
+
+    name: str
+    file_names: tuple[str, ...]
+    images: EncodedImages
+    attribute_names: tuple[str, ...]
+    attributes: HostArray
+    identities: HostArray
+    splits: Mapping[str, HostArray]
+
+    def __post_init__(self) -> None:
+        """Raises ``DataError`` where an image is too large to be read."""
+        for name in self.file_names:
+            decode.check_bytes(self.images.sizes[name], name=self.images.where(name))
+
+
+@dataclasses.dataclass(frozen=True)
+class FileSource:
+    """Decoded images in a memory-mapped file; the rest of the fields are those of ``Source``.
+
+    Attributes:
+        file_names: of all images, in order.
+        pixels: uint8 ``[N, H, W, 3]``, mapped.
+    """
+
+    name: str
+    image_size: ImageSize
+    attribute_names: tuple[str, ...]
+    attributes: HostArray
+    identities: HostArray
+    splits: Mapping[str, HostArray]
+    file_names: tuple[str, ...]
+    pixels: HostArray = dataclasses.field(repr=False)
+
+    def __len__(self) -> int:
+        """``N``, the number of images."""
+        return len(self.file_names)
+
+    def images(self, indices: HostArray) -> HostArray:
+        """Images of ``indices`` (int ``[n]``), uint8 ``[n, H, W, 3]``."""
+        return np.asarray(self.pixels[indices])
+
+
+def decoded(
+    files: FileSet,
+    image_size: ImageSize,
+    *,
+    cache_dir: Path,
+    train_examples: int | None = None,
+    test_examples: int | None = None,
+) -> FileSource:
+    """Decodes all images into the cache at the first call, and maps it from then on.
+
+    Args:
+        files: the images.
+        image_size: height, width of the result.
+        cache_dir: folder of the cache; an image takes ``3 H W`` bytes in it.
+        train_examples: images of the training split to use; None for all.
+        test_examples: images of the test split to use; None for all.
+
+    Raises:
+        DataError: an image is damaged, or the cache cannot be written.
+        UsageError: more examples are asked for than there are.
+    """
+    splits = dict(files.splits)
+    splits["train"] = take(splits["train"], train_examples, option="train_examples")
+    splits["test"] = take(splits["test"], test_examples, option="test_examples")
+    (height, width), names, images = image_size, files.file_names, files.images
+    pixels = cache.load_or_build(
+        cache_dir / f"{files.name}-{fingerprint(names, images)}-{height}x{width}.npy",
+        (len(names), height, width, 3),
+        lambda i: decode.rgb(images.read(names[i]), image_size, name=images.where(names[i])),
+    )
+    return FileSource(
+        name=files.name,
+        image_size=image_size,
+        attribute_names=files.attribute_names,
+        attributes=files.attributes,
+        identities=files.identities,
+        splits=splits,
+        file_names=names,
+        pixels=pixels,
+    )
