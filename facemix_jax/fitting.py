@@ -85,8 +85,10 @@ def fit(
         start = int(state.step)
         if start >= num_steps:
             return state
-        batches = data.train_batches(
+        resident = config.data.device_resident
+        batches = (data.resident_batches if resident else data.train_batches)(
             source,
+            distinct_groups=defense.group_size if config.data.distinct_people else 1,
             batch_size=config.train.batch_size,
             seed=config.train.seed,
             start_step=start,

@@ -148,7 +148,7 @@ def from_state(config: RunConfig, source: Source, state: TrainState) -> Run:
 def check_claim(workdir: Path, config: RunConfig) -> None:
     """Raises ``UsageError`` where the work directory holds a run with another configuration.
 
-    The place of the images may change between the calls; nothing else may.
+    Where the images are may change between the calls; nothing else may.
     """
     if (workdir / "config.json").exists():
         differences = _differences(_portable(read_config(workdir)), _portable(config))
@@ -205,8 +205,8 @@ def _parse(values: Mapping[str, Any]) -> RunConfig:
 
 def _portable(config: RunConfig) -> dict[str, Any]:
     values = dataclasses.asdict(config)
-    for place in ("data_dir", "cache_dir"):
-        del values["data"][place]
+    for name in ("data_dir", "cache_dir", "device_resident"):
+        del values["data"][name]
     return values
 
 

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 import signal
@@ -68,6 +69,14 @@ def test_a_second_call_changes_nothing(finished, tiny_source):
     before = (workdir / "metrics.jsonl").read_text()
     assert_same(state, fit_in(workdir, tiny_source))
     assert (workdir / "metrics.jsonl").read_text() == before
+
+
+def test_images_on_the_device_train_the_same(finished, tiny_source, tmp_path):
+    workdir, state = finished
+    config = config_of()
+    resident = dataclasses.replace(config, data=DataConfig(device_resident=True))
+    assert_same(state, fit_in(tmp_path, tiny_source, resident))
+    runs.check_claim(workdir, resident)  # where the images are is no part of a run
 
 
 class _Stopping:

@@ -7,7 +7,14 @@ from facemix_jax._validate import DataError
 from facemix_jax.data import cache, celeba, synthetic
 from facemix_jax.data.config import DATASETS, DataConfig
 from facemix_jax.data.files import FileSet, decoded
-from facemix_jax.data.pipeline import denormalize, eval_batches, normalize, train_batches
+from facemix_jax.data.identities import IdentitySplit, identity_split
+from facemix_jax.data.pipeline import (
+    denormalize,
+    eval_batches,
+    normalize,
+    resident_batches,
+    train_batches,
+)
 from facemix_jax.data.source import Batch, Source
 
 __all__ = [
@@ -15,12 +22,15 @@ __all__ = [
     "Batch",
     "DataConfig",
     "FileSet",
+    "IdentitySplit",
     "Source",
     "denormalize",
     "eval_batches",
+    "identity_split",
     "load_source",
     "normalize",
     "open_files",
+    "resident_batches",
     "train_batches",
 ]
 

@@ -23,6 +23,9 @@ class DataConfig:
         test_examples: images of the test split; None for all (``synthetic``: 2,048).
         cache_dir: folder for decoded images; None for ``.facemix_cache`` in ``data_dir``, or
             the user's cache folder where that cannot be written.
+        distinct_people: whether training groups show different people only.
+        device_resident: whether the training split is copied to the accelerator, so that no step
+            waits for the host; for data that fits there.
     """
 
     dataset: str = "synthetic"
@@ -31,6 +34,8 @@ class DataConfig:
     train_examples: int | None = None
     test_examples: int | None = None
     cache_dir: str | None = None
+    distinct_people: bool = False
+    device_resident: bool = False
 
     def __post_init__(self) -> None:
         """Raises ``UsageError`` where values make no sense."""

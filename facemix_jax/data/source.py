@@ -6,7 +6,7 @@ from typing import Protocol
 
 import numpy as np
 
-from facemix_jax._types import HostArray, ImageSize
+from facemix_jax._types import Array, HostArray, ImageSize
 from facemix_jax._validate import UsageError
 
 SPLITS = ("train", "valid", "test")
@@ -49,16 +49,17 @@ class Source(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """Examples on the host.
+    """Examples.
 
     Attributes:
-        images: uint8 ``[B, H, W, 3]``, RGB.
+        images: uint8 ``[B, H, W, 3]``, RGB; on the host, or on the device from
+            ``resident_batches``.
         attributes: int8 ``[B, K]``, 0 or 1.
         identities: int32 ``[B]``.
         mask: bool ``[B]``; False for rows that only fill the last batch of an evaluation.
     """
 
-    images: HostArray
+    images: HostArray | Array
     attributes: HostArray
     identities: HostArray
     mask: HostArray

@@ -9,7 +9,13 @@ import numpy as np
 import pytest
 
 from facemix_jax._validate import DataError, UsageError
-from facemix_jax.data import denormalize, eval_batches, normalize, train_batches
+from facemix_jax.data import (
+    denormalize,
+    eval_batches,
+    normalize,
+    resident_batches,
+    train_batches,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,3 +148,94 @@ def test_normalize_has_imagenet_units_and_an_inverse():
     np.testing.assert_allclose(jax.jit(denormalize)(result), images / 255, atol=1e-6)
     # Control: the channels have different statistics.
     assert np.abs(normalize(images[..., ::-1])[..., ::-1] - expected).max() > 0.1
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_processes_read_disjoint_parts_of_the_same_batches(count):
+    options = {"batch_size": 4, "seed": 5}
+    whole = first(12, **options)
+    parts = [first(12, process_index=i, process_count=count, **options) for i in range(count)]
+    for step, batch in enumerate(whole):
+        rows = np.concatenate([rows_of(part[step]) for part in parts])
+        np.testing.assert_array_equal(rows, rows_of(batch))
+        labels = np.concatenate([part[step].attributes for part in parts])
+        np.testing.assert_array_equal(labels, batch.attributes)
+    epoch = np.concatenate([rows_of(part[step]) for part in parts for step in range(5)])
+    assert len(set(epoch.tolist())) == 20, "no image twice, none lost"
+
+
+@pytest.mark.parametrize("stop", [1, 3, 7, 11])
+def test_a_process_that_stops_anywhere_goes_on_with_the_same_batches(stop):
+    options = {"batch_size": 4, "seed": 5, "process_index": 1, "process_count": 2}
+    whole = [rows_of(b) for b in first(12, **options)]
+    resumed = [rows_of(b) for b in first(12 - stop, start_step=stop, **options)]
+    np.testing.assert_array_equal(whole[stop:], resumed)
+
+
+class Crowd(Numbered):
+    """Forty-six images of eight people."""
+
+    @property
+    def identities(self):
+        return (np.arange(len(self)) // 6).astype(np.int32)
+
+
+def repeats(batch, group_size):
+    return sum(len(set(g)) < group_size for g in batch.identities.reshape(-1, group_size).tolist())
+
+
+def test_groups_show_different_people_where_asked():
+    options = {"batch_size": 20, "seed": 2}
+    asked = first(30, Crowd(), distinct_groups=4, **options)
+    free = first(30, Crowd(), **options)
+    assert sum(repeats(b, 4) for b in asked) == 0
+    assert sum(repeats(b, 4) for b in free) > 30, "the control: most groups repeat somebody"
+    for a, b in zip(asked, free, strict=True):
+        assert sorted(rows_of(a)) == sorted(rows_of(b)), "the same images, in another order"
+
+
+def test_too_many_images_of_one_person_are_spread_as_far_as_they_go():
+    one = Crowd()
+    batch = next(train_batches(one, batch_size=20, seed=0, distinct_groups=10))
+    groups = batch.identities.reshape(2, 10)
+    for person in range(8):
+        in_groups = (groups == person).sum(axis=1)
+        assert np.ptp(in_groups) <= 1
+
+
+def test_resident_batches_are_the_same_batches():
+    options = {"batch_size": 4, "seed": 5, "start_step": 3, "distinct_groups": 2}
+    expected = first(8, **options)
+    for batch, other in zip(resident_batches(Numbered(), **options), expected, strict=False):
+        assert isinstance(batch.images, jax.Array)
+        np.testing.assert_array_equal(np.asarray(batch.images), other.images)
+        np.testing.assert_array_equal(batch.attributes, other.attributes)
+        np.testing.assert_array_equal(batch.identities, other.identities)
+        assert batch.mask.all()
+
+
+def test_images_that_do_not_fit_on_the_device_are_refused_first(monkeypatch):
+    class Small:
+        def memory_stats(self):
+            return {"bytes_limit": 100}
+
+    source = Numbered()
+    monkeypatch.setattr(jax, "local_devices", lambda: [Small()])
+    with pytest.raises(UsageError, match=r"device_resident") as error:
+        next(resident_batches(source, batch_size=4, seed=0))
+    assert "GB" in str(error.value)
+    assert source.calls == []
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        ({"process_count": 3}, "process_count"),
+        ({"process_index": 2, "process_count": 2}, "process_index"),
+        ({"process_count": 0}, "process_count"),
+        ({"distinct_groups": 3}, "distinct_groups"),
+    ],
+)
+def test_shares_and_groups_that_do_not_fit(options, word):
+    with pytest.raises(UsageError, match=word):
+        first(1, batch_size=4, **options)
