@@ -9,14 +9,16 @@ import dataclasses
 from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 from orbax.checkpoint import v1 as ocp
 
 from facemix_jax._types import Variables
 from facemix_jax._validate import FacemixError
-from facemix_jax.training import TrainState
+
+if TYPE_CHECKING:  # the cloud's process imports this module, but no training and no defence
+    from facemix_jax.training import TrainState
 
 SEGMENTS = ("pre", "main", "post")
 
@@ -64,7 +66,7 @@ class Checkpoints:
         newest = self._checkpointer.latest
         return None if newest is None else newest.step
 
-    def save(self, state: TrainState) -> None:
+    def save(self, state: "TrainState") -> None:
         """Writes a checkpoint and returns when it is complete on disk.
 
         Raises:
@@ -76,7 +78,7 @@ class Checkpoints:
                 int(state.step), _parts(state), custom_metadata=self._identity, overwrite=True
             )
 
-    def restore(self, like: TrainState) -> TrainState:
+    def restore(self, like: "TrainState") -> "TrainState":
         """The newest checkpoint's state.
 
         Args:
@@ -86,9 +88,8 @@ class Checkpoints:
             CheckpointError: there is none, or it belongs to another model.
         """
         restored = self._load(_parts(like))
-        return TrainState(
-            variables={name: restored[name] for name in SEGMENTS}, **restored["training"]
-        )
+        variables = {name: restored[name] for name in SEGMENTS}
+        return dataclasses.replace(like, variables=variables, **restored["training"])
 
     def restore_variables(
         self, like: Variables, *, segments: Iterable[str] = SEGMENTS
@@ -132,12 +133,52 @@ class Checkpoints:
         return {**parts, **loaded}
 
 
+def newest(directory: Path) -> int | None:
+    """Steps done in the newest checkpoint, or None; nothing there is created or cleaned up."""
+    try:
+        names = [path.name for path in directory.iterdir()]
+    except FileNotFoundError:
+        return None
+    # Orbax renames a checkpoint to its number when it is complete.
+    return max((int(name) for name in names if name.isdecimal()), default=None)
+
+
+def read_identity(directory: Path, step: int) -> dict[str, Any]:
+    """What the variables of one checkpoint belong to: see ``Checkpoints``.
+
+    Raises:
+        CheckpointError: it is not there or cannot be read.
+    """
+    with _explained(directory):
+        metadata = ocp.checkpointables_metadata(directory.absolute() / str(step))
+    return dict(metadata.custom_metadata or {})
+
+
+def restore_segment(directory: Path, step: int, segment: str, like: Variables) -> dict[str, Any]:
+    """The variables of one segment of one checkpoint, while another process may be writing.
+
+    Args:
+        directory: holds the checkpoints; it is only read.
+        step: which checkpoint.
+        segment: one of ``SEGMENTS``.
+        like: arrays or ``jax.ShapeDtypeStruct`` of the segment, whose placement is taken.
+
+    Raises:
+        CheckpointError: it is not there or does not fit.
+    """
+    with _explained(directory):
+        loaded = ocp.load_checkpointables(
+            directory.absolute() / str(step), {segment: jax.tree.map(_abstract, dict(like))}
+        )
+    return dict(loaded[segment])
+
+
 def _abstract(x: Any) -> jax.ShapeDtypeStruct:
     placement = getattr(x, "sharding", None) or jax.sharding.SingleDeviceSharding(jax.devices()[0])
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placement)
 
 
-def _parts(state: TrainState) -> dict[str, Any]:
+def _parts(state: "TrainState") -> dict[str, Any]:
     training = {
         field.name: getattr(state, field.name)
         for field in dataclasses.fields(state)

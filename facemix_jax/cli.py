@@ -4,6 +4,7 @@ Exit codes: 0 done, 1 failed, 2 wrong usage. Progress goes to standard error; wi
 standard output holds nothing but JSON.
 """
 
+import dataclasses
 import logging
 import sys
 import traceback
@@ -14,7 +15,20 @@ import tyro
 
 from facemix_jax._validate import FacemixError, UsageError
 from facemix_jax.commands import Attack, Cost, Demo, Evaluate, Linearity, Train
+from facemix_jax.commands_data import Data
+from facemix_jax.commands_infer import Infer
+from facemix_jax.commands_key import Key
 from facemix_jax.output import NOTES
+
+
+@dataclasses.dataclass(frozen=True)
+class _Serve:
+    """The cloud's side: main as a gRPC service; facemix serve --help lists its options."""
+
+    def run(self) -> None:
+        """Never: ``main`` hands the command over before it parses."""
+        raise AssertionError
+
 
 _Command = Union[  # noqa: UP007  # tyro reads the annotations of each member
     Annotated[Demo, tyro.conf.subcommand("demo")],
@@ -23,6 +37,10 @@ _Command = Union[  # noqa: UP007  # tyro reads the annotations of each member
     Annotated[Attack, tyro.conf.subcommand("attack")],
     Annotated[Linearity, tyro.conf.subcommand("linearity")],
     Annotated[Cost, tyro.conf.subcommand("cost")],
+    Annotated[Data, tyro.conf.subcommand("data")],
+    Annotated[_Serve, tyro.conf.subcommand("serve")],
+    Annotated[Infer, tyro.conf.subcommand("infer")],
+    Annotated[Key, tyro.conf.subcommand("key")],
 ]
 
 
@@ -35,6 +53,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    if arguments[:1] == ["serve"]:
+        # ``__main__`` does this before it imports this module, so that a cloud's process holds
+        # nothing that could unmix.
+        from facemix_jax.serving import cloud
+
+        return cloud.main(arguments[1:])
     # Orbax logs the traces of failures that reach the user as one paragraph anyway.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     try:

@@ -13,14 +13,15 @@ PACKAGE = Path(facemix_jax.__file__).parent
 LAYERS = (
     ("_types", "_validate", "_runtime", "provenance"),
     ("mixing", "metrics", "models", "data"),
-    ("costs", "costs_paper", "defenses"),
+    ("costs", "costs_paper", "defenses", "keys"),
     ("inference", "linearity"),
     ("training", "attacks"),
     ("checkpoint",),
     ("runs",),
+    ("serving",),
     ("fitting", "evaluation", "report"),
     ("demo", "output"),
-    ("commands",),
+    ("commands", "commands_data", "commands_infer", "commands_key"),
     ("cli", "__init__"),
     ("__main__",),
 )

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from facemix_jax._validate import DataError
-from facemix_jax.data import cache, celeba, synthetic
+from facemix_jax.data import cache, celeba, folder, lfwa, prepared, synthetic
 from facemix_jax.data.config import DATASETS, DataConfig
 from facemix_jax.data.files import FileSet, decoded
 from facemix_jax.data.identities import IdentitySplit, identity_split
@@ -35,7 +35,10 @@ __all__ = [
 ]
 
 _READERS: dict[str, Callable[[Path, DataConfig], FileSet]] = {
-    "celeba": lambda folder, config: celeba.read(folder),
+    "prepared": lambda path, config: prepared.read(path),
+    "celeba": lambda path, config: celeba.read(path),
+    "lfwa": lambda path, config: lfwa.read(path, labels=config.labels, columns=config.columns),
+    "folder": lambda path, config: folder.read(path, labels=config.labels, columns=config.columns),
 }
 
 
@@ -72,10 +75,10 @@ def load_source(config: DataConfig) -> Source:
 
 def _folder(config: DataConfig) -> Path:
     assert config.data_dir is not None
-    folder = Path(config.data_dir).expanduser()
-    if not folder.is_dir():
+    path = Path(config.data_dir).expanduser()
+    if not path.is_dir():
         raise DataError(
-            f"The data folder {folder} does not exist. Give the folder that holds the files of "
+            f"The data folder {path} does not exist. Give the folder that holds the files of "
             f"dataset {config.dataset!r}."
         )
-    return folder
+    return path

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from facemix_jax._validate import DataError
 
-_SUFFIXES = (".jpg", ".jpeg", ".png")
+SUFFIXES = (".jpg", ".jpeg", ".png")
 # What ``zipfile`` raises for damaged, encrypted or unsupported archives.
 _UNREADABLE = (
     *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, OSError, EOFError),
@@ -102,9 +102,16 @@ def _open_zip(path: Path, folders: bool, remedy: str) -> EncodedImages:
 
 def _open_folder(path: Path, folders: bool) -> EncodedImages:
     found = path.rglob("*") if folders else path.iterdir()
-    stats = {
-        p.relative_to(path).as_posix(): p.stat() for p in found if _is_image(p.name) and p.is_file()
-    }
+    try:
+        stats = {
+            p.relative_to(path).as_posix(): p.stat()
+            for p in found
+            if _is_image(p.name) and p.is_file()
+        }
+    except OSError as error:
+        raise DataError(
+            f"Folder {path} cannot be read: {error}. Check the disk and the files' permissions."
+        ) from error
 
     def read(name: str) -> bytes:
         try:
@@ -125,4 +132,4 @@ def _open_folder(path: Path, folders: bool) -> EncodedImages:
 
 def _is_image(name: str) -> bool:
     last = name.rsplit("/", 1)[-1]
-    return last.lower().endswith(_SUFFIXES) and not last.startswith(".")
+    return last.lower().endswith(SUFFIXES) and not last.startswith(".")

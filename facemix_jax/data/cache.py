@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import hashlib
 import os
 import re
 import shutil
@@ -31,13 +32,8 @@ def directory(data_dir: Path, cache_dir: str | None) -> Path:
     Raises:
         DataError: no such folder can be made or written.
     """
-    if cache_dir is not None:
-        candidates = [Path(cache_dir).expanduser()]
-    else:
-        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        candidates = [data_dir / ".facemix_cache", Path(home) / "facemix_jax"]
     reasons = []
-    for folder in candidates:
+    for folder in places(data_dir, cache_dir):
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=folder):
@@ -48,6 +44,35 @@ def directory(data_dir: Path, cache_dir: str | None) -> Path:
         f"No folder for decoded images can be written ({'; '.join(reasons)}). "
         "Set cache_dir to a folder on a disk with room."
     )
+
+
+def places(data_dir: Path, cache_dir: str | None) -> list[Path]:
+    """Folders where caches may lie, which need not exist."""
+    if cache_dir is not None:
+        return [Path(cache_dir).expanduser()]
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return [data_dir / ".facemix_cache", Path(home) / "facemix_jax"]
+
+
+def verify(path: Path) -> bool | None:
+    """Whether a cache still has the bytes that were written; reads all of it.
+
+    Returns:
+        None where no checksum lies beside it, as with caches of older versions.
+
+    Raises:
+        OSError: the cache or its checksum cannot be read.
+    """
+    try:
+        expected = checksum_file(path).read_bytes()
+    except FileNotFoundError:
+        return None
+    return expected.split()[:1] == [_sha256(path).encode()]
+
+
+def checksum_file(path: Path) -> Path:
+    """The checksum beside a cache, in the format of ``sha256sum``."""
+    return path.with_name(f"{path.name}.sha256")
 
 
 def load_or_build(
@@ -110,7 +135,13 @@ def _build(
             _write_all(file, shape, decode, label=f"Decoding {shape[0]:,} images (once)")
             file.flush()
             os.fsync(file.fileno())
+        # The old checksum goes first and the new one comes last, so that a kill in between
+        # leaves a cache without one and never a cache with a wrong one.
+        checksum_file(path).unlink(missing_ok=True)
+        line = f"{_sha256(part)}  {path.name}\n"
         os.replace(part, path)
+        part.write_text(line)
+        os.replace(part, checksum_file(path))
     except OSError as error:
         if error.errno in _NO_SPACE:
             raise _full(path, size, shutil.disk_usage(path.parent).free) from error
@@ -136,7 +167,7 @@ def _write_all(file, shape, decode, *, label: str) -> None:  # type: ignore[no-u
 
     executor = ThreadPoolExecutor(os.cpu_count())
     try:
-        with _progress(label, shape[0]) as advance:
+        with progress(label, shape[0]) as advance:
             futures = [executor.submit(work, first) for first in range(0, shape[0], _CHUNK)]
             for future in as_completed(futures):
                 advance(future.result())
@@ -144,8 +175,13 @@ def _write_all(file, shape, decode, *, label: str) -> None:  # type: ignore[no-u
         executor.shutdown(cancel_futures=True)
 
 
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 @contextlib.contextmanager
-def _progress(label: str, total: int) -> Iterator[Callable[[int], None]]:
+def progress(label: str, total: int) -> Iterator[Callable[[int], None]]:
     """A progress bar on standard error; small jobs show none."""
     if total < 10 * _CHUNK:
         yield lambda _: None

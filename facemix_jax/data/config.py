@@ -5,7 +5,7 @@ import dataclasses
 from facemix_jax import _validate
 from facemix_jax._validate import UsageError
 
-FILES = ("celeba",)
+FILES = ("celeba", "lfwa", "folder", "prepared")
 """Data sets that are read from files."""
 
 DATASETS = ("synthetic", *FILES)
@@ -16,8 +16,13 @@ class DataConfig:
     """Which images, and how many of them.
 
     Attributes:
-        dataset: ``synthetic`` (drawn, no files) or ``celeba`` (the official files).
-        data_dir: folder with the official files; for ``celeba``.
+        dataset: ``synthetic`` (drawn, no files), ``celeba`` (the official files), ``lfwa`` (the
+            official files, or images with a CSV), ``folder`` (any images with a CSV) or
+            ``prepared`` (what ``facemix data prepare`` wrote).
+        data_dir: folder with the files; for all but ``synthetic``.
+        labels: the CSV file in ``data_dir``; None for the only one. For ``folder`` and ``lfwa``.
+        columns: what the CSV's columns hold, as in ``identity=person split=partition
+            ignore=source attributes=Smiling,Male``; the rest is guessed.
         image_size: height, width; images are resized, antialiased, where theirs differs.
         train_examples: images of the training split; None for all (``synthetic``: 8,192).
         test_examples: images of the test split; None for all (``synthetic``: 2,048).
@@ -30,6 +35,8 @@ class DataConfig:
 
     dataset: str = "synthetic"
     data_dir: str | None = None
+    labels: str | None = None
+    columns: str | None = None
     image_size: tuple[int, int] = (109, 89)
     train_examples: int | None = None
     test_examples: int | None = None
@@ -50,6 +57,12 @@ class DataConfig:
                 f"dataset 'synthetic' reads no files, but data_dir is {self.data_dir!r}. "
                 "Did you mean dataset 'celeba'?"
             )
+        for name in ("labels", "columns"):
+            if getattr(self, name) is not None and self.dataset not in ("folder", "lfwa"):
+                raise UsageError(
+                    f"{name} is for CSV files, which dataset {self.dataset!r} does not have. "
+                    f"Leave {name} out, or use dataset 'folder' or 'lfwa'."
+                )
         if len(self.image_size) != 2:
             raise UsageError(
                 f"image_size is {self.image_size}, but must be two numbers: height, width."

@@ -33,10 +33,12 @@ def rgb(data: bytes, image_size: ImageSize, *, name: str) -> HostArray:
 
     height, width = image_size
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        # Pillow would also take formats that start other programs, such as EPS.
+        with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise _too_large(name, f"{image.width} x {image.height} pixels")
-            if image.mode[0] in "IF":
+            # Pillow reads a PNG of 16-bit colours as 8-bit; its header has the depth in byte 24.
+            if image.mode[0] in "IF" or (image.format == "PNG" and data[24] > 8):
                 raise DataError(
                     f"Image {name} has more than 8 bits a channel (mode {image.mode}). "
                     "Convert it to 8-bit RGB."

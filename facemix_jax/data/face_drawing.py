@@ -102,7 +102,7 @@ def _strands(f: Frame, along: Array, across: Array) -> Array:
     start, rate = f.face.shape("strand_phase", 0.0, 1.0), f.face.shape("strand_scale", 2.6, 3.6)
     fine = 0.6 * wave(rate * across + start) + 0.4 * wave(2.7 * rate * across + 3.1 * start)
     bands = wavy * 0.8 * wave(1.3 * along + 1.6 * across + phase)
-    return (0.55 + 0.6 * straight + 0.15 * wavy) * fine + bands + 0.18 * f.grain
+    return (0.35 + 0.95 * straight + 0.15 * wavy) * fine + bands + 0.18 * f.grain
 
 
 def _hair_half_width(f: Frame, y: Array) -> Array:
@@ -111,6 +111,7 @@ def _hair_half_width(f: Frame, y: Array) -> Array:
     volume = (
         face.shape("hair_volume", 0.10, 0.26)
         + 0.10 * face.has("Wavy_Hair")
+        - 0.07 * face.has("Straight_Hair")
         - 0.05 * face.has("Male")
     )
     tight = face.has("Male") * smoothstep(-0.9, 0.0, y)
@@ -159,7 +160,7 @@ def _hair_in_front(f: Frame, picture: Rgb) -> Rgb:
     )
     temples = blob(ax - 0.50, f.y * 0.0, 0.42, 1.0)
     line = line - receding * (0.16 + 0.34 * temples)
-    fringe = -0.30 + 0.06 * wave(1.7 * f.x + face.shape("strand_phase")) + 0.25 * jnp.square(f.x)
+    fringe = -0.50 + 0.06 * wave(1.7 * f.x + face.shape("strand_phase")) + 0.25 * jnp.square(f.x)
     line = line + bangs * (fringe - line)
     burn = jnp.where(male > 0, 0.15, _hair_length(face))
     inner = (
@@ -197,7 +198,7 @@ def _hair_in_front(f: Frame, picture: Rgb) -> Rgb:
 def _body(f: Frame, picture: Rgb) -> Rgb:
     face, male = f.face, f.face.has("Male")
     x, y = f.px - 0.05 * face.posed("shift_x"), f.py
-    neck = 0.50 + 0.10 * male + 0.10 * face.has("Double_Chin") + 0.04 * face.shape("neck_width")
+    neck = 0.50 + 0.10 * male + 0.16 * face.has("Double_Chin") + 0.04 * face.shape("neck_width")
     width = neck + 2.0 * jnp.square(jnp.maximum(0.0, y - 1.65))
     shade = (
         0.80 - 0.22 * smoothstep(2.3, 1.4, y) - 0.25 * jnp.square(x / 1.2) + 0.25 * f.light[0] * x
@@ -300,7 +301,7 @@ def _glasses(f: Frame, picture: Rgb) -> Rgb:
     sun = (face.posed("glasses_tint") > 0.4).astype(jnp.float32)
     lens = cover(rim, f.soft) * worn
     dark = scale(rgb(0.13, 0.12, 0.13), 1.0 + 0.8 * (0.24 - y))
-    picture = mix_colours(picture, dark, lens * (0.05 + 0.85 * sun))
+    picture = mix_colours(picture, dark, lens * (0.05 + 0.55 * sun))
     glare = blob(x + 0.10 + 0.6 * y, y + 0.08, 0.08, 0.16) * (0.25 + 0.1 * sun)
     picture = mix_colours(picture, rgb(1.0, 1.0, 1.0), glare * lens)
     metal = choose(

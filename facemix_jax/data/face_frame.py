@@ -122,6 +122,6 @@ def head_width(face: Face) -> Array:
     """Half the width of the head at the cheeks."""
     return (
         face.shape("face_width", 0.97, 1.07)
-        + 0.11 * face.has("Chubby")
-        - 0.05 * face.has("Oval_Face")
+        + 0.14 * face.has("Chubby")
+        - 0.12 * face.has("Oval_Face")
     )

@@ -50,13 +50,13 @@ def _jaw(f: Frame) -> Array:
     """Distance to the outline of the head, negative inside."""
     face, male = f.face, f.face.has("Male")
     middle = 0.05
-    down = 1.62 + 0.09 * face.shape("chin_length") + 0.10 * face.has("Oval_Face") + 0.06 * male
+    down = 1.62 + 0.09 * face.shape("chin_length") + 0.21 * face.has("Oval_Face") + 0.06 * male
     up = 1.40 + 0.06 * face.shape("forehead")
     square = (
         0.16 * face.shape("jaw")
         + 0.30 * male
-        + 0.35 * face.has("Chubby")
-        - 0.25 * face.has("Oval_Face")
+        + 0.42 * face.has("Chubby")
+        - 0.42 * face.has("Oval_Face")
         - 0.10
     )
     below = f.y > middle
@@ -104,18 +104,18 @@ def _creases(f: Frame) -> Array:
     old, smile = 1.0 - face.has("Young"), face.has("Smiling")
     ax = jnp.abs(f.fx)
     fold_x = 0.27 + 0.30 * jnp.clip(f.fy - 0.62, 0.0, 0.6) + 0.06 * smile
-    fold = blob(ax - fold_x, f.fy - 0.86, 0.06, 0.30) * (0.10 + 0.25 * old + 0.18 * smile)
+    fold = blob(ax - fold_x, f.fy - 0.86, 0.06, 0.30) * (0.08 + 0.37 * old + 0.16 * smile)
     bags = face.has("Bags_Under_Eyes")
     eye_x = ax - _eye_spacing(face)
     bag_y = f.fy - 0.24 + 0.35 * jnp.square(eye_x)
-    bag = blob(eye_x, bag_y, 0.27, 0.055) * (0.05 + 0.42 * bags)
+    bag = blob(eye_x, bag_y, 0.27, 0.055) * (0.04 + 0.54 * bags)
     puff = blob(eye_x, bag_y + 0.07, 0.22, 0.05) * 0.15 * bags
     rows = wave(4.6 * (f.fy + 0.12 * f.fx * f.fx) + face.shape("wrinkles", 0.0, 1.0))
-    brow_lines = blob(f.fx, f.fy + 0.66, 0.7, 0.24) * jnp.maximum(0.0, rows - 0.35) * 0.34 * old
+    brow_lines = blob(f.fx, f.fy + 0.66, 0.7, 0.24) * jnp.maximum(0.0, rows - 0.35) * 0.55 * old
     crow = (
         blob(ax - 0.86, f.fy - 0.04, 0.13, 0.2)
         * jnp.maximum(0.0, wave(7.0 * (f.fy - 0.3 * (ax - 0.8))))
-        * 0.3
+        * 0.45
         * old
     )
     hollow = (
@@ -130,8 +130,8 @@ def _creases(f: Frame) -> Array:
     )
     chin = 1.50 + 0.02 * face.shape("chin_length")
     second = (
-        blob(f.fx, f.fy - chin + 0.32 * jnp.square(f.fx), 0.52, 0.06)
-        * 0.42
+        blob(f.fx, f.fy - chin + 0.32 * jnp.square(f.fx), 0.52, 0.075)
+        * 0.60
         * face.has("Double_Chin")
     )
     return 1.0 - fold - bag - brow_lines - crow - hollow - second + puff + bone
@@ -149,7 +149,7 @@ def _eyes(f: Frame, colour: Rgb, relief: Array) -> Rgb:
     y = f.fy + 0.12 * face.shape("eye_tilt") * x - 0.06 * x
     size = face.shape("eye_size", 0.93, 1.09) * (1.0 - 0.04 * male + 0.05 * makeup)
     half = 0.225 * size
-    openness = (1.0 - 0.12 * face.has("Smiling") * (1.0 - narrow) - 0.45 * narrow) * size
+    openness = (1.0 - 0.12 * face.has("Smiling") * (1.0 - narrow) - 0.58 * narrow) * size
     arc = 1.0 - jnp.square(x / half)
     upper = -y - 0.115 * openness * arc
     lower = y - 0.085 * openness * arc
@@ -213,7 +213,7 @@ def _brows(f: Frame, colour: Rgb) -> Rgb:
     t = (x + 0.02) / (0.36 + 0.03 * face.shape("brow_length"))
     base = -0.32 - 0.03 * face.shape("brow_height") + 0.045 * male - 0.05 * arched
     curve = base + 0.05 * t * t - 0.045 * face.shape("brow_tilt") * t
-    curve = curve + arched * (0.17 * jnp.abs(t - 0.35) - 0.09)
+    curve = curve + arched * (0.17 * jnp.square(t - 0.15) - 0.12)
     thick = (0.040 + 0.012 * male) * (1.0 + 0.95 * bushy) * (1.0 - 0.45 * jnp.maximum(t, 0.0))
     hairs = 1.0 + 0.13 * wave(7.0 * x - 4.0 * f.fy) * (0.5 + bushy)
     mask = cover(jnp.abs(f.fy - curve) - thick * hairs, 1.2 * f.soft) * cover(
@@ -232,7 +232,7 @@ class _Nose(NamedTuple):
 def _nose(f: Frame) -> _Nose:
     face = f.face
     big, pointy = face.has("Big_Nose"), face.has("Pointy_Nose")
-    width = face.shape("nose_width", 0.19, 0.225) * (1.0 + 0.42 * big - 0.22 * pointy)
+    width = face.shape("nose_width", 0.19, 0.225) * (1.0 + 0.42 * big - 0.26 * pointy)
     tip = 0.62 + 0.035 * face.shape("nose_length") + 0.05 * big + 0.03 * pointy
     return _Nose(f.fx - 0.05 * face.posed("yaw") * blob(f.fx, f.fy - 0.6, 0.8, 0.7), tip, width)
 
@@ -270,7 +270,7 @@ def _mouth(f: Frame, colour: Rgb) -> Rgb:
     smile, opened = face.has("Smiling"), face.has("Mouth_Slightly_Open")
     big, lipstick = face.has("Big_Lips"), face.has("Wearing_Lipstick")
     strength = smile * face.posed("smile_strength", 0.8, 1.15)
-    half = (0.36 + 0.025 * face.shape("mouth_width")) * (1.0 + 0.24 * strength)
+    half = (0.35 + 0.025 * face.shape("mouth_width")) * (1.0 + 0.24 * strength)
     x, y = f.fx, f.fy - 1.06 - 0.03 * face.shape("mouth_height") + 0.02 * smile
     q = jnp.square(x / half)
     arc = jnp.maximum(0.0, 1.0 - q)
@@ -278,7 +278,7 @@ def _mouth(f: Frame, colour: Rgb) -> Rgb:
     gap = opened * face.posed("mouth_gap", 0.085, 0.13) * (1.0 + 0.35 * smile)
     fullness = (
         face.shape("lip_fullness", 0.85, 1.1)
-        * (1.0 + 0.75 * big)
+        * (0.85 + 1.25 * big)
         * (1.0 - 0.12 * male)
         * (1 - 0.2 * smile)
     )
@@ -286,7 +286,7 @@ def _mouth(f: Frame, colour: Rgb) -> Rgb:
     top = -0.5 * gap * arc - 0.085 * fullness * jnp.sqrt(arc) * bow
     bottom = 0.5 * gap * arc + 0.115 * fullness * jnp.sqrt(arc)
     lips = cover(jnp.maximum(top - y, y - bottom), f.soft) * cover(q - 1.0, 0.1)
-    natural = mix_colours(f.skin, rgb(0.66, 0.26, 0.25), 0.42 - 0.12 * male)
+    natural = mix_colours(f.skin, rgb(0.62, 0.22, 0.22), 0.60 - 0.12 * male)
     red = choose(
         face.person.classes[3],
         (0.33, 0.67),
@@ -310,7 +310,7 @@ def _mouth(f: Frame, colour: Rgb) -> Rgb:
     gaps = 1.0 - 0.10 * jnp.maximum(0.0, wave(9.0 * x) - 0.6)
     colour = mix_colours(colour, scale(rgb(0.96, 0.95, 0.91), gaps * (1.0 - 0.3 * q)), teeth * 0.95)
     corners = blob(jnp.abs(x) - half, y, 0.09, 0.08) * (0.20 + 0.15 * smile)
-    under = blob(x, y - 0.23 - 0.5 * gap, 0.26, 0.07) * 0.16
+    under = blob(x, y - 0.23 - 0.5 * gap, 0.26, 0.07) * (0.14 + 0.16 * big)
     return scale(colour, 1.0 - corners - under)
 
 

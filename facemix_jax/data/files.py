@@ -1,6 +1,7 @@
 """Image files with labels, and a ``Source`` over them that decodes every image once."""
 
 import dataclasses
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -67,6 +68,11 @@ class FileSource:
         return np.asarray(self.pixels[indices])
 
 
+def cache_prefix(files: FileSet) -> str:
+    """How the names of all caches of these images begin; a size follows."""
+    return f"{files.name}-{fingerprint(files.file_names, files.images)}-"
+
+
 def decoded(
     files: FileSet,
     image_size: ImageSize,
@@ -92,11 +98,14 @@ def decoded(
     splits["train"] = take(splits["train"], train_examples, option="train_examples")
     splits["test"] = take(splits["test"], test_examples, option="test_examples")
     (height, width), names, images = image_size, files.file_names, files.images
-    pixels = cache.load_or_build(
-        cache_dir / f"{files.name}-{fingerprint(names, images)}-{height}x{width}.npy",
-        (len(names), height, width, 3),
-        lambda i: decode.rgb(images.read(names[i]), image_size, name=images.where(names[i])),
-    )
+    with warnings.catch_warnings():
+        # Pillow warns of large images, which are refused, and of odd metadata.
+        warnings.simplefilter("ignore")
+        pixels = cache.load_or_build(
+            cache_dir / f"{cache_prefix(files)}{height}x{width}.npy",
+            (len(names), height, width, 3),
+            lambda i: decode.rgb(images.read(names[i]), image_size, name=images.where(names[i])),
+        )
     return FileSource(
         name=files.name,
         image_size=image_size,

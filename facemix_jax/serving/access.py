@@ -1,0 +1,192 @@
+"""Who may call: TLS, bearer tokens, and how much each client may ask for at once."""
+
+import dataclasses
+import datetime
+import hashlib
+import hmac
+import ipaddress
+import stat
+from collections import Counter
+from pathlib import Path
+
+import grpc
+
+from facemix_jax._validate import DataError, FacemixError, UsageError
+
+_HASH = "sha256:"
+
+
+class UnauthenticatedError(FacemixError):
+    """No token, a wrong one, or one that has expired."""
+
+
+class TooMuchError(FacemixError):
+    """A client that asks for more at once than its share."""
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address is reached from the same machine only."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def read(path: Path, what: str) -> bytes:
+    """A file's bytes.
+
+    Raises:
+        UsageError: it cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UsageError(
+            f"{what} {path} cannot be read: {error.strerror}. Give the path of a readable file."
+        ) from None
+
+
+def server_credentials(
+    certificate: Path, key: Path, client_ca: Path | None
+) -> grpc.ServerCredentials:
+    """TLS, or mutual TLS where ``client_ca`` is given.
+
+    Raises:
+        UsageError: a file cannot be read or holds no PEM.
+    """
+    parts = {}
+    for what, path in (("tls_cert", certificate), ("tls_key", key), ("client_ca", client_ca)):
+        if path is not None:
+            parts[what] = read(path, what)
+            if b"-----BEGIN " not in parts[what]:
+                raise UsageError(f"{what} {path} holds no PEM block. Give a PEM file.")
+    return grpc.ssl_server_credentials(
+        [(parts["tls_key"], parts["tls_cert"])],
+        root_certificates=parts.get("client_ca"),
+        require_client_auth=client_ca is not None,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Token:
+    name: str
+    digest: bytes
+    expires: datetime.datetime | None
+
+
+class Tokens:
+    """The bearer tokens of a file; kept as hashes only.
+
+    Each line is ``NAME SECRET [EXPIRES]``: who it is for, ``sha256:`` and 64 hexadecimal digits
+    or the token itself, and an ISO 8601 time with its zone. ``#`` starts a comment. A file with
+    tokens themselves must not be readable by others.
+
+    Raises:
+        UsageError: the file cannot be read.
+        DataError: a line is wrong; its number is named, never its secret.
+    """
+
+    def __init__(self, path: Path) -> None:
+        lines = read(path, "tokens").decode("utf-8", "replace").splitlines()
+        stripped = [line.split("#", 1)[0].split() for line in lines]
+        self._tokens = [
+            _token(words, f"{path}, line {number}")
+            for number, words in enumerate(stripped, 1)
+            if words
+        ]
+        if not self._tokens:
+            raise DataError(f"{path} holds no token, so that nobody could call. Add a line.")
+        plain = any(words and not words[1].startswith(_HASH) for words in stripped)
+        if plain and path.stat().st_mode & stat.S_IROTH:
+            raise DataError(
+                f"{path} holds tokens in plain text and everyone may read it. Write their SHA-256 "
+                f"instead, or run chmod o-r."
+            )
+
+    def client(self, authorization: str | bytes | None) -> str:
+        """The name of the client that sent this ``authorization`` header.
+
+        Raises:
+            UnauthenticatedError: it is missing, unknown or expired.
+        """
+        if isinstance(authorization, bytes):
+            authorization = authorization.decode("latin-1")
+        scheme, _, secret = (authorization or "").partition(" ")
+        if scheme.lower() != "bearer" or not secret:
+            raise UnauthenticatedError(
+                "The call carries no bearer token, but this cloud requires one. Send the metadata "
+                "'authorization: Bearer TOKEN'."
+            )
+        digest = hashlib.sha256(secret.strip().encode("utf-8", "replace")).digest()
+        found = None
+        for token in self._tokens:  # all of them, so that time says nothing about which
+            if hmac.compare_digest(token.digest, digest):
+                found = token
+        if found is None:
+            raise UnauthenticatedError("The token is unknown here. Ask the operator for a new one.")
+        if found.expires is not None and datetime.datetime.now(datetime.UTC) >= found.expires:
+            raise UnauthenticatedError(
+                f"The token expired at {found.expires.isoformat()}. Ask the operator for a new one."
+            )
+        return found.name
+
+
+def _token(words: list[str], where: str) -> _Token:
+    if not 2 <= len(words) <= 3:
+        raise DataError(f"{where} has {len(words)} words. Write: NAME SECRET [EXPIRES].")
+    name, secret = words[:2]
+    try:
+        digest = (
+            bytes.fromhex(secret.removeprefix(_HASH))
+            if secret.startswith(_HASH)
+            else hashlib.sha256(secret.encode()).digest()
+        )
+    except ValueError:
+        digest = b""
+    if len(digest) != hashlib.sha256().digest_size:
+        raise DataError(f"{where}: {_HASH} must be followed by 64 hexadecimal digits. Correct it.")
+    try:
+        expires = datetime.datetime.fromisoformat(words[2]) if len(words) == 3 else None
+    except ValueError:
+        expires = datetime.datetime.min
+    if expires is not None and expires.tzinfo is None:
+        raise DataError(
+            f"{where}: the expiry must be an ISO 8601 time with a zone. Write for example "
+            f"2030-01-31T00:00:00+00:00."
+        )
+    return _Token(name, digest, expires)
+
+
+class Shares:
+    """Counts what each client has in hand, so that one cannot fill the queue alone.
+
+    Args:
+        limit: the most that one client may have in hand.
+        what: of which things, for messages.
+    """
+
+    def __init__(self, limit: int, what: str) -> None:
+        self._limit = limit
+        self._what = what
+        self._held: Counter[str] = Counter()
+
+    def take(self, client: str, amount: int) -> None:
+        """Takes a share, to be given back.
+
+        Raises:
+            TooMuchError: the client would hold more than its limit.
+        """
+        if self._held[client] + amount > self._limit:
+            raise TooMuchError(
+                f"This client has {self._held[client]} {self._what} in hand and may have "
+                f"{self._limit}, so that another {amount} are too many. Wait for answers first."
+            )
+        self._held[client] += amount
+
+    def give_back(self, client: str, amount: int) -> None:
+        """Gives a share back."""
+        self._held[client] -= amount
+        if not self._held[client]:
+            del self._held[client]  # clients that have gone take no memory

@@ -1,0 +1,296 @@
+"""``facemix serve``: main as a gRPC service. It sees mixtures and holds nothing to unmix them.
+
+Mixing is not a cipher: whoever runs this service can undo it by gradient ICA, see
+``facemix_jax.attacks.separation``. This module cannot reach ``mixing``, ``keys`` or ``defenses``.
+
+Memory is bounded by ``MAX_CALLS`` messages of ``max_rows`` rows each, plus main's own.
+"""
+
+import asyncio
+import logging
+import math
+import signal
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Any
+
+import grpc
+import prometheus_client
+import tyro
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from facemix_jax import checkpoint
+from facemix_jax._validate import FacemixError, UsageError
+from facemix_jax.serving import access, loading, wire
+from facemix_jax.serving.batching import Batcher, Runner
+from facemix_jax.serving.cloud_config import CloudConfig
+from facemix_jax.serving.loading import Served
+from facemix_jax.serving.service import Service
+from facemix_jax.serving.telemetry import Metrics, log, log_to_stderr
+
+MAX_CALLS = 128
+"""Calls open at once, of all clients; beyond it they are refused."""
+
+CLIENT_CALLS = 64
+"""Calls that one client may have open."""
+
+POLL_SECONDS = 5.0
+"""Between looks for a newer checkpoint."""
+
+DRAIN_SECONDS = 30.0
+"""What calls get to finish in after SIGTERM."""
+
+_HEADER_BYTES = 64 * 1024
+"""Of a message, beyond its rows' bytes."""
+
+
+class Cloud:
+    """A running service.
+
+    Attributes:
+        port: where it listens.
+        service: its calls; ``service.served`` is the model.
+        metrics: its counters.
+    """
+
+    def __init__(self, config: CloudConfig, *, receive_seconds: float = 30.0) -> None:
+        """Reads the files and loads main; nothing listens yet.
+
+        Args:
+            config: what to serve and where.
+            receive_seconds: how long a request's body may take to arrive.
+
+        Raises:
+            FacemixError: something is missing or wrong.
+        """
+        self.config = config
+        self.port = 0
+        self.metrics = Metrics()
+        self._receive_seconds = receive_seconds
+        self._credentials = (
+            access.server_credentials(config.tls_cert, config.tls_key, config.client_ca)
+            if config.tls_cert is not None and config.tls_key is not None
+            else None
+        )
+        self._tokens = None if config.tokens is None else access.Tokens(config.tokens)
+        self._served = loading.load(config.workdir)
+        group = self._served.group_size
+        if config.max_rows < group:
+            raise UsageError(
+                f"max_rows is {config.max_rows}, but the training mixed groups of {group}, which "
+                f"arrive whole. Give at least --max-rows {group}."
+            )
+        self._runner = Runner(config.max_rows, group if config.exact else None)
+
+    @property
+    def rows(self) -> int:
+        """Rows waiting or running."""
+        return self._batcher.rows
+
+    async def start(self) -> None:
+        """Compiles main, listens, and says SERVING.
+
+        Raises:
+            FacemixError: the address cannot be used.
+        """
+        config, served = self.config, self._served
+        self._batcher = Batcher(
+            self._runner,
+            queue_rows=config.queue_rows,
+            max_wait=config.max_wait_ms / 1e3,
+            observe=self.metrics.batch,
+        )
+        await self._batcher.in_thread(self._runner.warm_up, served)
+        self.service = Service(
+            served,
+            self._batcher,
+            max_rows=config.max_rows,
+            tokens=self._tokens,
+            client_rows=config.client_rows or max(config.queue_rows // 2, config.max_rows),
+            client_calls=CLIENT_CALLS,
+            all_calls=MAX_CALLS,
+            receive_seconds=self._receive_seconds,
+            metrics=self.metrics,
+        )
+        self.metrics.model(served.step)
+        self.metrics.queue_rows.set_function(lambda: self._batcher.rows)
+        self._server = grpc.aio.server(options=_options(served, config.max_rows))
+        self._server.add_generic_rpc_handlers((self.service.handlers(),))
+        self._health = health.aio.HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        names = (wire.SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(names, self._server)
+        host = config.host.strip("[]")
+        address = f"[{host}]:{config.port}" if ":" in host else f"{host}:{config.port}"
+        try:
+            self.port = (
+                self._server.add_insecure_port(address)
+                if self._credentials is None
+                else self._server.add_secure_port(address, self._credentials)
+            )
+            self._metrics_server = (
+                None
+                if config.metrics_port is None
+                else prometheus_client.start_http_server(
+                    config.metrics_port, config.host, self.metrics.registry
+                )
+            )
+        except (RuntimeError, OSError) as error:
+            await self._batcher.close()
+            reason = str(error).splitlines()[0]
+            raise FacemixError(
+                f"The cloud cannot listen on {address}: {reason}. Choose another --host, --port or "
+                f"--metrics-port, or check the certificate and its key."
+            ) from error
+        await self._server.start()
+        for name in ("", wire.SERVICE):
+            await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+
+    async def stop(self, grace: float = DRAIN_SECONDS) -> None:
+        """Says NOT_SERVING, takes no more calls, and lets open ones finish.
+
+        Args:
+            grace: seconds after which open calls are cut off.
+        """
+        await self._health.enter_graceful_shutdown()
+        self.service.closing = True
+        loop = asyncio.get_running_loop()
+        give_up = loop.time() + grace
+        while self.service.open_calls and loop.time() < give_up:
+            await asyncio.sleep(0.02)
+        # gRPC's own stop cancels calls that have arrived and were not handed over yet; in this
+        # moment they still are, and are told to go elsewhere.
+        await asyncio.sleep(0.2)
+        await self._server.stop(1)
+        await self._batcher.close()
+        if self._metrics_server is not None:
+            server, thread = self._metrics_server
+            server.shutdown()
+            server.server_close()
+            thread.join()
+
+    async def reload(self, *, force: bool = False) -> bool:
+        """Takes over a newer checkpoint, if there is one; requests in hand keep theirs.
+
+        Args:
+            force: read the newest checkpoint and the tokens again whether or not they are new.
+
+        Returns:
+            Whether another model is served now. What cannot be used is logged and left alone.
+        """
+        old = self.service.served
+        try:
+            if force and self.config.tokens is not None:
+                self.service.tokens = access.Tokens(self.config.tokens)
+            step = checkpoint.newest(self.config.workdir / "checkpoints")
+            if step is None or (step == old.step and not force):
+                return False
+            new = await asyncio.to_thread(loading.load, self.config.workdir, step)
+            if new.apply is not old.apply or new.group_size != old.group_size:
+                raise FacemixError(
+                    f"The checkpoint {step} in {self.config.workdir} is of another network than "
+                    f"the one served. Start another cloud for it."
+                )
+        except (FacemixError, OSError) as error:
+            self.metrics.reload("failed")
+            log("reload failed", level=logging.ERROR, reason=str(error))
+            return False
+        self.service.served = new
+        self.metrics.reload("done")
+        self.metrics.model(new.step)
+        log("reloaded", model=new.model_id, step=new.step)
+        return new.model_id != old.model_id
+
+
+async def serve(config: CloudConfig) -> None:
+    """Serves until SIGTERM or SIGINT, then drains; SIGHUP reads checkpoint and tokens again.
+
+    Raises:
+        FacemixError: it cannot start.
+    """
+    cloud = Cloud(config)
+    loop = asyncio.get_running_loop()
+    stopping, hangup = asyncio.Event(), asyncio.Event()
+    for number, event in (
+        (signal.SIGTERM, stopping),
+        (signal.SIGINT, stopping),
+        (signal.SIGHUP, hangup),
+    ):
+        loop.add_signal_handler(number, event.set)
+    await cloud.start()
+    log(
+        "serving",
+        address=f"{config.host}:{cloud.port}",
+        tls=config.tls_cert is not None,
+        model=cloud.service.served.model_id,
+        step=cloud.service.served.step,
+    )
+    if config.tls_cert is None and config.tokens is not None and config.insecure:
+        log("tokens travel in plain text", level=logging.WARNING)
+
+    async def watch() -> None:
+        while True:
+            try:
+                await asyncio.wait_for(hangup.wait(), POLL_SECONDS)
+            except TimeoutError:
+                await cloud.reload()
+            else:
+                hangup.clear()
+                await cloud.reload(force=True)
+
+    watching = asyncio.create_task(watch())
+    await stopping.wait()
+    log("draining", rows=cloud.rows)
+    watching.cancel()
+    await cloud.stop()
+    log("stopped")
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The command ``facemix serve``.
+
+    Args:
+        arguments: behind ``serve``.
+
+    Returns:
+        The exit code: 0 drained, 1 failed, 2 wrong usage.
+    """
+    try:
+        config = tyro.cli(CloudConfig, prog="facemix serve", args=arguments)
+        log_to_stderr()
+        logging.getLogger("absl").setLevel(logging.CRITICAL)
+        asyncio.run(serve(config))
+    except UsageError as error:
+        print(f"facemix: {error}", file=sys.stderr)
+        return 2
+    except FacemixError as error:
+        print(f"facemix: {error}", file=sys.stderr)
+        return 1
+    except Exception:
+        traceback.print_exc()
+        print("This is a fault of facemix, not of your input; please report it.", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _options(served: Served, max_rows: int) -> list[tuple[str, Any]]:
+    floats = max_rows * math.prod(served.spec.activation_shape)
+    scales = max_rows * served.spec.activation_shape[-1]
+    return [
+        ("grpc.max_receive_message_length", 4 * (floats + scales) + _HEADER_BYTES),
+        ("grpc.max_metadata_size", 16 * 1024),
+        ("grpc.max_concurrent_streams", MAX_CALLS),
+        ("grpc.so_reuseport", 0),  # a port in use is an error
+        # Peers that have gone, never finish a handshake, or sit there.
+        ("grpc.keepalive_time_ms", 30_000),
+        ("grpc.keepalive_timeout_ms", 10_000),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+        ("grpc.server_handshake_timeout_ms", 10_000),
+        ("grpc.max_connection_idle_ms", 300_000),
+        # Clients reconnect now and then, so that new replicas get their part.
+        ("grpc.max_connection_age_ms", 3_600_000),
+        ("grpc.max_connection_age_grace_ms", 60_000),
+    ]

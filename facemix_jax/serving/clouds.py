@@ -1,0 +1,209 @@
+"""Connections from the edge to one or several clouds: TLS, tokens, turns and failover."""
+
+import dataclasses
+import time
+from pathlib import Path
+from typing import Any
+
+import grpc
+import grpc.aio
+from google.protobuf.message import DecodeError
+
+from facemix_jax._validate import FacemixError, UsageError
+from facemix_jax.serving import access, wire
+from facemix_jax.serving import wire_pb2 as pb
+
+_PAUSE_S = 2.0
+"""For which a cloud that failed is passed over, as long as another one has not failed."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Connection:
+    """Where the clouds are and how they are reached.
+
+    Attributes:
+        clouds: addresses ``HOST:PORT``; requests take turns and go elsewhere when one fails.
+        insecure: allow plain text to an address that is not loopback.
+        ca: PEM file of the authority that signed the clouds' certificates; None for the
+            system's. With it, loopback addresses use TLS as well.
+        certificate: PEM file of the client's certificate chain, for mutual TLS.
+        private_key: PEM file of its key.
+        token: file that holds a bearer token. Without TLS it travels in plain text.
+    """
+
+    clouds: tuple[str, ...]
+    insecure: bool = False
+    ca: Path | None = None
+    certificate: Path | None = None
+    private_key: Path | None = None
+    token: Path | None = None
+
+    def __post_init__(self) -> None:
+        """Checks addresses and combinations."""
+        if not self.clouds:
+            raise UsageError(
+                "No cloud is given. Start one with facemix serve --workdir W, and give its "
+                "address: --cloud HOST:PORT."
+            )
+        for address in self.clouds:
+            host, _, port = address.rpartition(":")
+            if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+                raise UsageError(
+                    f"cloud is {address!r}, but must be HOST:PORT with a port from 1 to 65535. "
+                    f"Give for example localhost:50051."
+                )
+        if (self.certificate is None) != (self.private_key is None):
+            raise UsageError(
+                "Mutual TLS takes a certificate and its key: give both, certificate and "
+                "private_key, or neither."
+            )
+        if self.insecure and (self.ca or self.certificate):
+            raise UsageError("insecure contradicts ca and certificate. Give one or the other.")
+
+    def is_plain(self, address: str) -> bool:
+        """Whether an address is reached in plain text."""
+        local = access.is_loopback(address.rpartition(":")[0])
+        return self.insecure or (local and not self.ca and not self.certificate)
+
+
+class CloudError(FacemixError):
+    """A call that failed for good."""
+
+
+class Cloud:
+    """One address with its open channel; made inside the event loop that uses it.
+
+    Args:
+        address: ``HOST:PORT``.
+        connection: how it is reached.
+        max_reply_bytes: the largest answer taken in.
+    """
+
+    def __init__(self, address: str, connection: Connection, max_reply_bytes: int) -> None:
+        self.address = address
+        self.passed_over_until = 0.0
+        options = [
+            ("grpc.max_send_message_length", -1),
+            ("grpc.max_receive_message_length", max_reply_bytes),
+            ("grpc.max_metadata_size", 16 * 1024),
+            # gRPC would send the same bytes again; every attempt must be mixed anew.
+            ("grpc.enable_retries", 0),
+            ("grpc.initial_reconnect_backoff_ms", 200),
+            ("grpc.min_reconnect_backoff_ms", 200),
+            ("grpc.max_reconnect_backoff_ms", 2_000),
+            # Clouds behind one address are told apart; several channels are not shared.
+            ("grpc.use_local_subchannel_pool", 1),
+        ]
+        self._channel = (
+            grpc.aio.insecure_channel(address, options)
+            if connection.is_plain(address)
+            else grpc.aio.secure_channel(address, _credentials(connection), options)
+        )
+        self._run = self._channel.unary_unary(
+            wire.RUN,
+            request_serializer=pb.RunRequest.SerializeToString,
+        )
+        token = _token(connection)
+        self._metadata = (("authorization", f"Bearer {token}"),) if token else ()
+
+    async def run(
+        self, request: pb.RunRequest, timeout: float
+    ) -> tuple[pb.RunResponse, dict[str, Any]]:
+        """Main's answer, and the metadata that follows it.
+
+        Raises:
+            grpc.aio.AioRpcError: the call failed.
+            WireError: what came is no answer.
+        """
+        call = self._run(request, timeout=timeout, metadata=self._metadata)
+        body = await call
+        try:
+            response = pb.RunResponse.FromString(body)
+        except DecodeError:
+            raise wire.WireError(
+                f"The {len(body)} bytes that {self.address} answers are no message of this "
+                f"protocol. Check the address, and that both sides run the same release."
+            ) from None
+        return response, {str(key): value for key, value in await call.trailing_metadata()}
+
+    def failed(self) -> None:
+        """Passes the cloud over for a while."""
+        self.passed_over_until = time.monotonic() + _PAUSE_S
+
+    async def close(self) -> None:
+        """Closes the channel."""
+        await self._channel.close()
+
+
+class Turns:
+    """Hands out clouds in turn, those that have not failed lately first."""
+
+    def __init__(self, clouds: list[Cloud]) -> None:
+        self._clouds = clouds
+        self._next = 0
+
+    def take(self) -> Cloud:
+        """The next one that is not passed over; where all are, the one that failed first."""
+        now = time.monotonic()
+        count = len(self._clouds)
+        turn = [self._clouds[(self._next + i) % count] for i in range(count)]
+        chosen = next(
+            (cloud for cloud in turn if cloud.passed_over_until <= now),
+            min(turn, key=lambda cloud: cloud.passed_over_until),
+        )
+        self._next = (self._clouds.index(chosen) + 1) % count
+        return chosen
+
+
+def check_files(connection: Connection) -> None:
+    """Reads what the connection names, so that a wrong path is an error before any work.
+
+    Raises:
+        UsageError: a file cannot be read, holds no PEM, or no token.
+    """
+    _token(connection)
+    _credentials(connection)
+
+
+def explained(cloud: Cloud, error: grpc.aio.AioRpcError, timeout: float) -> CloudError:
+    """A failed call as an error that says what to do; ``timeout`` in seconds was its own."""
+    remedies = {
+        grpc.StatusCode.UNAVAILABLE: "Check that it runs, the address, and whether both sides use "
+        "TLS or neither (--ca for a certificate of your own).",
+        grpc.StatusCode.RESOURCE_EXHAUSTED: "It is overloaded: try later, or add another --cloud.",
+        grpc.StatusCode.DEADLINE_EXCEEDED: f"An attempt may take {timeout:g} s: allow "
+        "more, or send bfloat16 or int8.",
+        grpc.StatusCode.UNAUTHENTICATED: "Give the file of a valid token.",
+        grpc.StatusCode.FAILED_PRECONDITION: "Use the work directory that the cloud serves.",
+        grpc.StatusCode.INVALID_ARGUMENT: "Compare the releases and the limits of both sides.",
+    }
+    details = ascii((error.details() or "").strip()[:300])[1:-1]
+    remedy = remedies.get(error.code(), "Ask the cloud's operator.")
+    return CloudError(f"The cloud {cloud.address} answers {error.code().name}: {details}. {remedy}")
+
+
+def _credentials(connection: Connection) -> grpc.ChannelCredentials:
+    parts: dict[str, bytes] = {}
+    for what in ("ca", "certificate", "private_key"):
+        path = getattr(connection, what)
+        if path is not None:
+            parts[what] = access.read(path, what)
+            if b"-----BEGIN " not in parts[what]:
+                raise UsageError(f"{what} {path} holds no PEM block. Give a PEM file.")
+    return grpc.ssl_channel_credentials(
+        root_certificates=parts.get("ca"),
+        private_key=parts.get("private_key"),
+        certificate_chain=parts.get("certificate"),
+    )
+
+
+def _token(connection: Connection) -> str:
+    if connection.token is None:
+        return ""
+    words = access.read(connection.token, "token").decode("utf-8", "replace").split()
+    if len(words) != 1 or not words[0].isascii():
+        raise UsageError(
+            f"token {connection.token} must hold one word, the token, but holds {len(words)}. "
+            f"Write it there alone."
+        )
+    return words[0]

@@ -1,0 +1,360 @@
+"""The edge's client: pre, mixing under a fresh key, the call, unmixing and post.
+
+Images, keys, activations and features stay here; what is sent are mixtures. **Mixing is not a
+cipher**: the cloud can separate them by gradient ICA without the key (``facemix_jax.attacks``).
+Every attempt draws a new request identifier and with it a new key; nothing is sent twice.
+
+What is noticed of a wrong answer: another protocol version, model or request, another number or
+shape of rows, bytes that do not fit, NaN and infinities; in transit, TLS notices every change.
+**What is not**: a cloud that answers plausible numbers. It cannot be found out by sending a row
+twice, as equal rows are seen to be equal, nor by sums of rows, as main is not linear. Only main
+itself tells; ``spot_checks`` runs it here on a few rows of each request, chosen secretly.
+"""
+
+import asyncio
+import secrets
+import threading
+import time
+from collections.abc import Coroutine, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar
+
+import grpc
+import jax
+import numpy as np
+
+from facemix_jax._types import Array, HostArray
+from facemix_jax._validate import UsageError
+from facemix_jax.keys import RootSecret, fresh_mix_key
+from facemix_jax.mixing import MixKey
+from facemix_jax.serving import segments, wire
+from facemix_jax.serving import wire_pb2 as pb
+from facemix_jax.serving.clouds import Cloud, CloudError, Connection, Turns, check_files, explained
+from facemix_jax.serving.edge_types import EdgeConfig, Prediction, Timing, Work
+from facemix_jax.serving.fillers import fillers
+from facemix_jax.serving.segments import Segments
+
+_AGAIN = (
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.RESOURCE_EXHAUSTED,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+)
+_FIRST_WAIT_S, _LONGEST_WAIT_S = 0.05, 2.0
+_AT_ONCE = 4
+"""Requests of one ``infer`` that are under way together."""
+
+_SAME = 0.02
+"""How far a spot-checked answer may be off, as a part of the row's largest value: int8 and
+bfloat16 on the way, other batch sizes, other processors."""
+
+_T = TypeVar("_T")
+
+__all__ = [
+    "AsyncEdgeClient",
+    "CloudError",
+    "Connection",
+    "EdgeClient",
+    "EdgeConfig",
+    "Prediction",
+    "Timing",
+]
+
+
+class AsyncEdgeClient:
+    """Split inference through clouds, for asyncio. Close it, or use it with ``async with``.
+
+    Args:
+        workdir: of a training run, the same as the clouds'; its images are not needed.
+        root: the user's secret, from ``keys.load``.
+        connection: the clouds.
+        config: how to send.
+
+    Raises:
+        UsageError: a file or the work directory cannot be used, or activations would be sent
+            unmixed.
+    """
+
+    def __init__(
+        self,
+        workdir: Path,
+        root: RootSecret,
+        connection: Connection,
+        config: EdgeConfig | None = None,
+    ) -> None:
+        self.config = config or EdgeConfig()
+        check_files(connection)
+        self.segments = segments.load(workdir, with_main=self.config.spot_checks > 0)
+        if not self.segments.protected and not self.config.unprotected:
+            raise UsageError(
+                f"{workdir} was trained without a defence, so that the cloud would get activations "
+                f"as they are. Train with --defense facemix, or allow it with unprotected."
+            )
+        self._root = root
+        self._connection = connection
+        self._groups_at_once = max(1, self.config.request_rows // self.segments.group_size)
+        self._turns: Turns | None = None
+        self._clouds: list[Cloud] = []
+
+    async def __aenter__(self) -> "AsyncEdgeClient":
+        """Returns itself."""
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Closes the connections."""
+        await self.close()
+
+    async def close(self) -> None:
+        """Closes the connections."""
+        for cloud in self._clouds:
+            await cloud.close()
+        self._clouds, self._turns = [], None
+
+    async def predict(self, images: HostArray) -> HostArray:
+        """Logits float32 ``[N, K, classes]`` of uint8 images ``[N, H, W, 3]``; see ``infer``."""
+        return (await self.infer(images)).logits
+
+    async def infer(self, images: HostArray) -> Prediction:
+        """Runs images through edge and cloud.
+
+        Groups are taken in order. An incomplete one is completed by drawn pictures, see
+        ``serving.fillers``; equal images are sent once, as copies would weaken the mixing. The
+        groups are spread over the clouds.
+
+        Args:
+            images: uint8 ``[N, H, W, 3]``, ``N >= 1``, of the network's size.
+
+        Raises:
+            UsageError: images of another shape or type.
+            CloudError: the clouds refuse, or cannot be reached until time is up.
+            WireError: an answer is wrong; nothing of it is used.
+        """
+        images = self._checked(images)
+        unique, place = _unique(images)
+        size = self.segments.group_size
+        missing = -len(unique) % size
+        if missing and self.segments.protected:
+            company = fillers(self._root, unique[len(unique) - len(unique) % size :], missing)
+        else:
+            company = np.repeat(unique[:1], missing, axis=0)  # nothing is mixed
+        groups = np.concatenate([unique, company]).reshape(-1, size, *images.shape[1:])
+        count = max(-(-len(groups) // self._groups_at_once), 1)
+        count = max(count, min(len(self._connection.clouds), len(groups)))
+        work = Work(Timing())
+        free = asyncio.Semaphore(_AT_ONCE)
+
+        async def one(part: HostArray) -> list[HostArray]:
+            async with free:
+                return await self._request(part, work)
+
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                parts = [tasks.create_task(one(p)) for p in np.array_split(groups, count)]
+        except BaseExceptionGroup as errors:
+            raise errors.exceptions[0] from None
+        logits = np.concatenate([group for part in parts for group in part.result()])[place]
+        return Prediction(
+            logits=logits,
+            fillers=missing if self.segments.protected else 0,
+            repeated=len(images) - len(unique),
+            requests=count,
+            retries=work.retries,
+            bytes_up=work.bytes_up,
+            bytes_down=work.bytes_down,
+            timing=work.timing,
+        )
+
+    async def _request(self, groups: HostArray, work: Work) -> list[HostArray]:
+        """Logits ``[M, K, classes]`` of each of some groups uint8 ``[g, M, H, W, 3]``."""
+        give_up = time.monotonic() + self.config.give_up_s
+        activations = await asyncio.to_thread(self._pre, groups, work.timing)
+        wait = _FIRST_WAIT_S
+        while True:
+            cloud = self._next_cloud()
+            key, request = await asyncio.to_thread(self._mixed, activations, work.timing)
+            start = time.perf_counter()
+            try:
+                response, said = await cloud.run(request, self.config.timeout_s)
+                break
+            except grpc.aio.AioRpcError as error:
+                pause = wait * (0.5 + secrets.randbelow(1000) / 1000)
+                if error.code() not in _AGAIN or time.monotonic() + pause > give_up:
+                    raise explained(cloud, error, self.config.timeout_s) from None
+                cloud.failed()
+                work.retries += 1
+                await asyncio.sleep(pause)
+                wait = min(2 * wait, _LONGEST_WAIT_S)
+        work.called(request, response, time.perf_counter() - start, said)
+        return await asyncio.to_thread(self._answer, key, request, response, work.timing)
+
+    def _pre(self, groups: HostArray, timing: Timing) -> list[Array]:
+        with timing.measure("pre"):
+            return jax.block_until_ready([self.segments.pre(group) for group in groups])
+
+    def _mixed(
+        self, activations: Sequence[Array], timing: Timing
+    ) -> tuple[MixKey | None, pb.RunRequest]:
+        request_id = secrets.token_bytes(wire.REQUEST_ID_BYTES)
+        key = None
+        with timing.measure("mix"):
+            if self.segments.protected:
+                key = fresh_mix_key(
+                    self._root,
+                    request_id,
+                    len(activations),
+                    self.segments.group_size,
+                    shuffle=True,
+                )
+                activations = segments.mix(key, activations)
+        with timing.measure("serialise"):
+            rows = (
+                np.concatenate([np.asarray(z) for z in activations])
+                if key is None
+                else segments.in_order(key, activations)
+            )
+            request = pb.RunRequest(
+                version=wire.VERSION,
+                model_id=self.segments.model_id,
+                request_id=request_id,
+                activations=wire.encode(rows, self.config.wire),
+            )
+        return key, request
+
+    def _answer(
+        self,
+        key: MixKey | None,
+        request: pb.RunRequest,
+        response: pb.RunResponse,
+        timing: Timing,
+    ) -> list[HostArray]:
+        wire.check_response(request, response)
+        rows = request.activations.shape[0]
+        with timing.measure("serialise"):
+            responses = wire.decode(
+                response.responses, row_shape=self.segments.spec.response_shape, max_rows=rows
+            )
+        self._spot_check(request, responses)
+        with timing.measure("unmix"):
+            if key is None:
+                features = list(
+                    responses.reshape(-1, self.segments.group_size, *responses.shape[1:])
+                )
+            else:
+                features = jax.block_until_ready(segments.unmix(key, responses))
+        with timing.measure("post"):
+            return [np.asarray(self.segments.post(group)) for group in features]
+
+    def _spot_check(self, request: pb.RunRequest, responses: HostArray) -> None:
+        """Compares secretly chosen rows with main of what was sent, rounded as it was sent."""
+        if self.segments.main is None:
+            return
+        count = min(self.config.spot_checks, len(responses))
+        rows = secrets.SystemRandom().sample(range(len(responses)), k=count)
+        shape = self.segments.spec.activation_shape
+        sent = wire.decode(request.activations, row_shape=shape, max_rows=len(responses))
+        size = self.segments.group_size
+        padded = np.resize(rows, -(-count // size) * size).reshape(-1, size)
+        expected = np.concatenate([self.segments.main(sent[group]) for group in padded])[:count]
+        far = np.abs(responses[rows] - expected).max(1) > _SAME * np.abs(expected).max(1)
+        if far.any():
+            raise wire.WireError(
+                f"{far.sum()} of {count} spot-checked rows of the cloud's answer are not what main "
+                f"returns (off by more than {_SAME:.0%}). The cloud is wrong or dishonest: do not "
+                f"use it until its operator has explained this."
+            )
+
+    def _next_cloud(self) -> Cloud:
+        if self._turns is None:
+            floats = self._groups_at_once * self.segments.group_size
+            largest = 4 * floats * int(np.prod(self.segments.spec.response_shape)) + 2**16
+            self._clouds = [
+                Cloud(address, self._connection, largest) for address in self._connection.clouds
+            ]
+            self._turns = Turns(self._clouds)
+        return self._turns.take()
+
+    def _checked(self, images: HostArray) -> HostArray:
+        images = np.asarray(images)
+        expected = (*self.segments.spec.image_size, 3)
+        if images.dtype != np.uint8 or images.shape[1:] != expected or not len(images):
+            raise UsageError(
+                f"images are {images.dtype} {list(images.shape)}, but must be uint8 "
+                f"[N, {', '.join(map(str, expected))}] with at least one image (height, width, "
+                f"RGB). Decode them with facemix_jax.data.decode.rgb."
+            )
+        return images
+
+
+class EdgeClient:
+    """``AsyncEdgeClient`` for programs without asyncio; several threads may use it at once.
+
+    Args and errors are those of ``AsyncEdgeClient``. Close it, or use it with ``with``.
+    """
+
+    def __init__(
+        self,
+        workdir: Path,
+        root: RootSecret,
+        connection: Connection,
+        config: EdgeConfig | None = None,
+    ) -> None:
+        self._client = AsyncEdgeClient(workdir, root, connection, config)
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="edge", daemon=True)
+        self._thread.start()
+
+    @property
+    def segments(self) -> Segments:
+        """What runs on the edge."""
+        return self._client.segments
+
+    def __enter__(self) -> "EdgeClient":
+        """Returns itself."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Closes the connections."""
+        self.close()
+
+    def predict(self, images: HostArray) -> HostArray:
+        """Logits float32 ``[N, K, classes]`` of uint8 images ``[N, H, W, 3]``."""
+        return self.infer(images).logits
+
+    def infer(self, images: HostArray) -> Prediction:
+        """Runs images through edge and cloud; see ``AsyncEdgeClient.infer``."""
+        return self._wait(self._client.infer(images))
+
+    def close(self) -> None:
+        """Closes the connections and ends the thread."""
+        if self._loop.is_closed():
+            return
+        self._wait(self._client.close())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def _wait(self, coroutine: Coroutine[Any, Any, _T]) -> _T:
+        future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()
+            raise
+
+
+def _unique(images: HostArray) -> tuple[HostArray, HostArray]:
+    """Images without repetition in their order, and where each of ``images`` is among them."""
+    seen: dict[bytes, int] = {}
+    place = [seen.setdefault(image.tobytes(), len(seen)) for image in images]
+    first = np.unique(place, return_index=True)[1]
+    return images[first], np.array(place)

@@ -1,0 +1,121 @@
+"""Main of a work directory's newest checkpoint, ready to run: nothing else is read.
+
+A checkpoint says what network it belongs to, and ``config.json`` which BatchNorm statistics main
+uses and how many rows arrive together; so neither ``runs`` nor ``defenses`` is needed here.
+"""
+
+import dataclasses
+import functools
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from facemix_jax import checkpoint, models
+from facemix_jax._types import Array, HostArray, Variables
+from facemix_jax._validate import FacemixError, UsageError
+from facemix_jax.models import ModelConfig, Spec
+from facemix_jax.serving import wire
+
+_UNMIXED_ROWS = 8
+"""Rows run together where training did not mix."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Served:
+    """One checkpoint's main.
+
+    Attributes:
+        spec: shapes of the network.
+        apply: jitted, ``(variables, float32 [B, H, W, C]) -> float32 [B, D]``; one function for
+            all checkpoints of a network, so that a new one compiles nothing.
+        variables: main's, on the device.
+        model_id: see ``wire.model_id``.
+        step: training steps done.
+        group_size: rows that an edge mixes together.
+    """
+
+    spec: Spec
+    apply: Callable[[Variables, Array | HostArray], Array]
+    variables: Variables
+    model_id: str
+    step: int
+    group_size: int
+
+
+def load(workdir: Path, step: int | None = None) -> Served:
+    """Loads main.
+
+    Args:
+        workdir: of a finished or running training.
+        step: which checkpoint; None for the newest.
+
+    Raises:
+        UsageError: nothing usable is there.
+        FacemixError: the files cannot be read, or main returns NaN for zeros.
+    """
+    group_size, protected = _read_config(workdir)
+    directory = workdir / "checkpoints"
+    step = checkpoint.newest(directory) if step is None else step
+    if step is None:
+        raise UsageError(
+            f"There is no checkpoint in {directory}. Train first: facemix train --workdir {workdir}"
+        )
+    identity = checkpoint.read_identity(directory, step)
+    try:
+        names = {field.name for field in dataclasses.fields(ModelConfig)}
+        config = ModelConfig(**{name: identity[name] for name in names})
+        height, width = identity["image_size"]
+        num_attributes, num_classes = identity["logits_shape"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise FacemixError(
+            f"The checkpoint {step} in {directory} does not say what network it holds: {error}. "
+            f"It was written by another version; train again."
+        ) from error
+    spec, apply, like = _network(config, (height, width), num_attributes, num_classes)
+    if identity.get("statistics") == "separate" and "batch_stats" in like:
+        like = {**like, "clean_stats": like["batch_stats"]}
+    variables = checkpoint.restore_segment(directory, step, "main", like)
+    clean = variables.pop("clean_stats", None)
+    if clean is not None and not protected:
+        variables["batch_stats"] = clean
+    zeros = np.zeros((group_size, *spec.activation_shape), np.float32)
+    if not np.isfinite(np.asarray(apply(variables, zeros))).all():
+        raise FacemixError(
+            f"Main of checkpoint {step} in {directory} returns NaN or infinities. Train again with "
+            f"a lower --learning-rate."
+        )
+    name = wire.model_id(variables, spec)
+    return Served(spec, apply, variables, name, step, group_size)
+
+
+@functools.cache
+def _network(
+    config: ModelConfig, image_size: tuple[int, int], num_attributes: int, num_classes: int
+) -> tuple[Spec, Callable[[Variables, Array | HostArray], Array], dict[str, Any]]:
+    model = models.build(
+        config, image_size=image_size, num_attributes=num_attributes, num_classes=num_classes
+    )
+    like = jax.eval_shape(model.init, jax.random.key(0))["main"]
+    return model.spec, jax.jit(model.main.apply), like
+
+
+def _read_config(workdir: Path) -> tuple[int, bool]:
+    """Rows per group, and whether main gets protected activations."""
+    path = workdir / "config.json"
+    try:
+        defense = json.loads(path.read_text())["defense"]
+        protected = defense["defense"] != "none"
+        return (int(defense["group_size"]) if protected else _UNMIXED_ROWS), protected
+    except FileNotFoundError:
+        raise UsageError(
+            f"{workdir} is no work directory: it has no config.json. Give the --workdir of a "
+            f"'facemix train' run."
+        ) from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise FacemixError(
+            f"{path} cannot be read: {error}. Restore it, or train into another work directory."
+        ) from error

@@ -1,0 +1,183 @@
+"""The edge's share of a work directory: pre, mixing, unmixing and post, one group at a time.
+
+Every function is compiled once, for one group of ``M`` rows, whatever the size of a request; on a
+CPU this is also faster than larger batches, as a group stays in the cache.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from facemix_jax import checkpoint, data, defenses, inference, mixing, models, runs
+from facemix_jax._types import Array, HostArray, ImageSize, Variables
+from facemix_jax._validate import FacemixError, UsageError
+from facemix_jax.data.face_model import ATTRIBUTE_NAMES
+from facemix_jax.mixing import MixKey
+from facemix_jax.models import ModelConfig, Spec
+from facemix_jax.serving import wire
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Segments:
+    """What runs on the edge.
+
+    Attributes:
+        spec: shapes of the network.
+        model_id: of the main that belongs to it; see ``wire.model_id``.
+        step: training steps done.
+        attribute_names: ``K`` names.
+        group_size: ``M``; rows that go through ``pre`` and ``post`` together.
+        protected: whether activations are mixed; False for a run with the defence ``none``.
+        pre: uint8 ``[M, H, W, 3]`` to activations float32 ``[M, h, w, C]``.
+        post: features ``[M, D]`` to logits float32 ``[M, K, classes]``.
+        main: ``[M, h, w, C]`` to ``[M, D]``, to check the cloud; None unless it was loaded.
+    """
+
+    spec: Spec
+    model_id: str
+    step: int
+    attribute_names: tuple[str, ...]
+    group_size: int
+    protected: bool
+    pre: Callable[[HostArray], Array]
+    post: Callable[[Array], Array]
+    main: Callable[[HostArray], Array] | None
+
+
+def load(workdir: Path, *, with_main: bool = False) -> Segments:
+    """Loads the edge's segments of the newest checkpoint; the run's images are not needed.
+
+    Args:
+        workdir: of a training run.
+        with_main: keep main as well, to check the cloud's answers.
+
+    Raises:
+        UsageError: nothing usable is there, or the run mixes by another family than Haar.
+        FacemixError: the files cannot be read.
+    """
+    config = runs.read_config(workdir)
+    if config.defense.defense != "none" and config.defense.family != "haar":
+        raise UsageError(
+            f"{workdir} was trained with the family {config.defense.family!r}, but keys are drawn "
+            f"from 'haar'. Train with --family haar."
+        )
+    directory = workdir / "checkpoints"
+    step = checkpoint.newest(directory)
+    if step is None:
+        raise UsageError(
+            f"There is no checkpoint in {directory}. Train first: facemix train --workdir {workdir}"
+        )
+    identity = checkpoint.read_identity(directory, step)
+    try:
+        height, width = identity["image_size"]
+        num_attributes, num_classes = identity["logits_shape"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise FacemixError(
+            f"The checkpoint {step} in {directory} does not say what network it holds: {error}. "
+            f"It was written by another version; train again."
+        ) from error
+    network = _network(config.model, (height, width), num_attributes, num_classes)
+    spec, like = network.spec, network.like
+    if config.train.statistics == "separate" and "batch_stats" in like["main"]:
+        main_like = like["main"]
+        like = {**like, "main": {**main_like, "clean_stats": main_like["batch_stats"]}}
+    variables = {
+        # At cut 0 pre has no variables, and nothing was written.
+        name: checkpoint.restore_segment(directory, step, name, part) if part else part
+        for name, part in like.items()
+    }
+    protected = config.defense.defense != "none"
+    defense = defenses.build(config.defense)
+    main = inference.main_variables(variables, defense)
+
+    return Segments(
+        spec=spec,
+        model_id=wire.model_id(main, spec),
+        step=step,
+        attribute_names=_attribute_names(config, num_attributes),
+        group_size=config.defense.group_size if protected else 8,
+        protected=protected,
+        pre=functools.partial(network.pre, variables["pre"]),
+        post=functools.partial(network.post, variables["post"]),
+        main=functools.partial(network.main, main) if with_main else None,
+    )
+
+
+def mix(key: MixKey, activations: Sequence[Array]) -> list[Array]:
+    """Mixes group after group, unshuffled; bit for bit what ``mixing.mix`` gives.
+
+    Args:
+        key: the secret for ``G`` groups.
+        activations: ``G`` arrays ``[M, h, w, C]``.
+    """
+    matrices = np.asarray(key.matrix)
+    return jax.block_until_ready(
+        [_mix_group(matrix, z) for matrix, z in zip(matrices, activations, strict=True)]
+    )
+
+
+def in_order(key: MixKey, mixtures: Sequence[Array]) -> HostArray:
+    """The rows of all groups in the order of sending, float32 ``[B, h, w, C]``."""
+    rows = np.empty((key.batch_size, *mixtures[0].shape[1:]), np.float32)
+    place = np.empty(key.batch_size, np.int64)
+    order = np.arange(key.batch_size) if key.order is None else np.asarray(key.order)
+    place[order] = np.arange(key.batch_size)
+    for index, group in enumerate(mixtures):
+        rows[place[index * key.group_size :][: key.group_size]] = np.asarray(group)
+    return rows
+
+
+def unmix(key: MixKey, responses: HostArray) -> list[Array]:
+    """Undoes order and mixing: ``[B, D]`` as they came to ``G`` arrays ``[M, D]``."""
+    rows = responses if key.order is None else responses[np.argsort(np.asarray(key.order))]
+    groups = rows.reshape(-1, key.group_size, *rows.shape[1:])
+    inverses = np.asarray(key.inverse)
+    return jax.block_until_ready(
+        [_mix_group(inverse, y) for inverse, y in zip(inverses, groups, strict=True)]
+    )
+
+
+_mix_group = jax.jit(mixing.mix_group)
+
+
+class _Network(NamedTuple):
+    """Jitted functions of ``(variables, x)``, shared by all clients of one network."""
+
+    spec: Spec
+    like: dict[str, Any]
+    pre: Callable[[Variables, HostArray], Array]
+    main: Callable[[Variables, HostArray], Array]
+    post: Callable[[Variables, Array], Array]
+
+
+@functools.cache
+def _network(
+    config: ModelConfig, image_size: ImageSize, num_attributes: int, num_classes: int
+) -> _Network:
+    model = models.build(
+        config, image_size=image_size, num_attributes=num_attributes, num_classes=num_classes
+    )
+    return _Network(
+        spec=model.spec,
+        like=jax.eval_shape(model.init, jax.random.key(0)),
+        pre=jax.jit(lambda variables, images: model.pre(variables, data.normalize(images))),
+        main=jax.jit(model.main.apply),
+        post=jax.jit(model.post.apply),
+    )
+
+
+def _attribute_names(config: runs.RunConfig, count: int) -> tuple[str, ...]:
+    """Names without reading images; numbers where the labels' file is not on this machine."""
+    if config.data.dataset in ("celeba", "synthetic"):
+        names: tuple[str, ...] = ATTRIBUTE_NAMES
+    else:
+        try:
+            names = tuple(data.open_files(config.data).attribute_names)
+        except FacemixError:
+            names = ()
+    return names if len(names) == count else tuple(f"attribute {k + 1}" for k in range(count))

@@ -1,0 +1,209 @@
+"""A tiny work directory and a running cloud, for the tests of serving."""
+
+import contextlib
+import dataclasses
+import functools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import grpc
+import jax
+import jax.numpy as jnp
+import numpy as np
+from conftest import TinySource
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from facemix_jax import runs, training
+from facemix_jax.checkpoint import Checkpoints
+from facemix_jax.defenses import DefenseConfig
+from facemix_jax.models import ModelConfig
+from facemix_jax.runs import RunConfig
+from facemix_jax.serving import wire
+from facemix_jax.serving import wire_pb2 as pb
+from facemix_jax.serving.cloud import Cloud
+from facemix_jax.serving.cloud_config import CloudConfig
+from facemix_jax.training import TrainConfig
+
+
+def run_config(**model):
+    return RunConfig(
+        model=ModelConfig(width=4, **model),
+        defense=DefenseConfig(group_size=4),
+        train=TrainConfig(batch_size=8),
+    )
+
+
+@functools.cache
+def _network(config):
+    model = runs.build_model(config, TinySource())
+    return model, jax.eval_shape(lambda: training.init_state(model, config.train, 16))
+
+
+def _drawn(like, seed):
+    """A state of random numbers: drawing a proper one compiles for seconds."""
+    rng = np.random.default_rng(seed)
+
+    def draw(path, leaf):
+        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            return jax.random.key(seed)
+        scale = 0.3 if len(leaf.shape) > 1 else 1.0
+        values = scale * rng.normal(size=leaf.shape)
+        values = np.abs(values) + 0.1 if "var" in str(path[-1]) else values
+        return jnp.asarray(values.astype(leaf.dtype))
+
+    return jax.tree_util.tree_map_with_path(draw, like)
+
+
+def save_checkpoint(workdir, step=1, seed=0, change=lambda variables: variables, config=None):
+    """Writes a freshly drawn network as a checkpoint, and config.json once."""
+    config = config or run_config()
+    model, like = _network(config)
+    state = _drawn(like, seed)
+    state = dataclasses.replace(state, step=jnp.int32(step), variables=change(state.variables))
+    workdir.mkdir(parents=True, exist_ok=True)
+    if not (workdir / "config.json").exists():
+        (workdir / "config.json").write_text(json.dumps(dataclasses.asdict(config)))
+    with Checkpoints(workdir / "checkpoints", runs.identity(config, model)) as checkpoints:
+        checkpoints.save(state)
+    return model, state.variables
+
+
+@contextlib.asynccontextmanager
+async def running(workdir, *, receive_seconds=30.0, **options):
+    """A cloud on a free port of this machine."""
+    cloud = Cloud(CloudConfig(workdir=workdir, port=0, **options), receive_seconds=receive_seconds)
+    await cloud.start()
+    try:
+        yield cloud
+    finally:
+        await cloud.stop(grace=1)
+
+
+def activations(model, rows, seed=0):
+    shape = (rows, *model.spec.activation_shape)
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def request(cloud, rows, **fields):
+    """A proper request for a cloud in this process, or for a model's name."""
+    values = {
+        "version": wire.VERSION,
+        "model_id": cloud if isinstance(cloud, str) else cloud.service.served.model_id,
+        "request_id": os.urandom(16),
+        "activations": wire.encode(rows) if isinstance(rows, np.ndarray) else rows,
+    }
+    return pb.RunRequest(**(values | fields))
+
+
+class Process:
+    """``facemix serve`` in a process of its own; its log lines go to a file."""
+
+    def __init__(self, folder, *arguments, prologue=""):
+        self.log = folder / "log.jsonl"
+        program = (
+            f"import sys\n{prologue}\nsys.argv[1:] = {['serve', *map(str, arguments)]}\n"
+            "from facemix_jax.__main__ import main\nmain()"
+        )
+        with self.log.open("wb") as file:
+            self.process = subprocess.Popen([sys.executable, "-c", program], stderr=file)
+        try:
+            self.address = self.until("serving")["address"]
+        except BaseException:
+            self.kill()
+            raise
+        self.port = int(self.address.rpartition(":")[2])
+
+    def until(self, event, timeout=60):
+        """The first line of an event."""
+        give_up = time.monotonic() + timeout
+        while time.monotonic() < give_up:
+            text = self.log.read_text()
+            for line in text.splitlines():
+                if f'"event": "{event}"' in line:
+                    return json.loads(line)
+            assert self.process.poll() is None, text
+            time.sleep(0.05)
+        raise AssertionError(self.log.read_text())
+
+    def stop(self, number=signal.SIGTERM):
+        """Its exit code."""
+        self.process.send_signal(number)
+        try:
+            return self.process.wait(40)
+        finally:
+            self.kill()
+
+    def kill(self):
+        self.process.kill()
+        self.process.wait()
+
+    @property
+    def resident_bytes(self):
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        return 1024 * int(status.partition("VmRSS:")[2].split()[0])
+
+
+class Client:
+    """Calls with raw or proper messages over one channel."""
+
+    def __init__(self, cloud, *, credentials=None, host="127.0.0.1"):
+        address = f"{host}:{cloud.port}"
+        options = [("grpc.max_send_message_length", -1), ("grpc.use_local_subchannel_pool", 1)]
+        self.channel = (
+            grpc.aio.insecure_channel(address, options)
+            if credentials is None
+            else grpc.aio.secure_channel(address, credentials, options)
+        )
+        self._raw = self.channel.unary_unary(wire.RUN)
+        self._describe = self.channel.unary_unary(
+            wire.DESCRIBE,
+            request_serializer=pb.DescribeRequest.SerializeToString,
+            response_deserializer=pb.DescribeResponse.FromString,
+        )
+
+    async def __aenter__(self):
+        return self
+
+    async def __aexit__(self, *error):
+        await self.channel.close()
+
+    async def describe(self, **options):
+        return await self._describe(pb.DescribeRequest(), timeout=20, **options)
+
+    async def run(self, message, **options):
+        """The response to a message or to bytes."""
+        body = message if isinstance(message, bytes) else message.SerializeToString()
+        answer = await self._raw(body, **({"timeout": 20} | options))
+        return pb.RunResponse.FromString(answer)
+
+    async def rows(self, message, **options):
+        response = await self.run(message, **options)
+        wire.check_response(message, response)
+        return np.frombuffer(response.responses.data, np.float32).reshape(response.responses.shape)
+
+    async def refusal(self, message, **options):
+        """Status and words of a call that must fail."""
+        try:
+            await self.run(message, **options)
+        except grpc.aio.AioRpcError as error:
+            return error.code().name, error.details()
+        raise AssertionError("the call was answered")
+
+
+def reference(model, variables, rows, chunk=4):
+    """Main in this process, in chunks."""
+    main = jax.jit(model.main.apply)
+    padded = np.concatenate([rows, np.zeros((-len(rows) % chunk, *rows.shape[1:]), np.float32)])
+    parts = [main(variables["main"], padded[i : i + chunk]) for i in range(0, len(rows), chunk)]
+    return np.concatenate(parts)[: len(rows)]
+
+
+async def health_of(client, service=""):
+    stub = health_pb2_grpc.HealthStub(client.channel)
+    answer = await stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=5)
+    return health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)

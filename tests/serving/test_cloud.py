@@ -1,0 +1,417 @@
+"""The service: right answers, a status for everything wrong, and what changes while it runs."""
+
+import asyncio
+import json
+import logging
+import re
+import threading
+import time
+
+import grpc
+import jax
+import numpy as np
+import pytest
+from cloud_support import (
+    Client,
+    activations,
+    health_of,
+    reference,
+    request,
+    run_config,
+    running,
+    save_checkpoint,
+)
+from google.protobuf import descriptor_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
+from facemix_jax._validate import FacemixError, UsageError
+from facemix_jax.serving import loading, wire
+from facemix_jax.serving import wire_pb2 as pb
+from facemix_jax.serving.batching import Batcher, Runner
+from facemix_jax.serving.cloud import Cloud
+from facemix_jax.serving.cloud_config import CloudConfig
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Work directory, model and variables."""
+    workdir = tmp_path_factory.mktemp("cloud") / "run"
+    return workdir, *save_checkpoint(workdir)
+
+
+class Blocked:
+    """Holds main's thread until released, so that rows pile up."""
+
+    def __init__(self, monkeypatch):
+        self.entered, self._gate = threading.Event(), threading.Event()
+        run = Runner.__call__
+
+        def wait_and_run(runner, served, requests):
+            self.entered.set()
+            assert self._gate.wait(20)
+            return run(runner, served, requests)
+
+        monkeypatch.setattr(Runner, "__call__", wait_and_run)
+
+    async def until_entered(self):
+        assert await asyncio.to_thread(self.entered.wait, 20)
+
+    def release(self):
+        self._gate.set()
+
+
+def test_answers_equal_main_in_this_process_bit_for_bit(trained):
+    workdir, model, variables = trained
+
+    async def go():
+        async with running(workdir) as cloud, Client(cloud) as client:
+            for rows in (1, 4, 6, 16, 64):
+                x = activations(model, rows, seed=rows)
+                answer = await client.rows(request(cloud, x))
+                np.testing.assert_array_equal(answer, reference(model, variables, x))
+            # One group: the jitted main itself.
+            x = activations(model, 4)
+            whole = jax.jit(model.main.apply)(variables["main"], x)
+            np.testing.assert_array_equal(await client.rows(request(cloud, x)), whole)
+
+    asyncio.run(go())
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_requests_served_together_get_their_own_rows(trained, exact):
+    workdir, model, variables = trained
+
+    async def go():
+        options = {"exact": exact, "max_wait_ms": 20, "max_rows": 16}
+        async with running(workdir, **options) as cloud, Client(cloud) as client:
+            xs = [activations(model, 1 + i % 7, seed=i) for i in range(40)]
+            answers = await asyncio.gather(*(client.rows(request(cloud, x)) for x in xs))
+            batches = cloud.metrics.registry.get_sample_value("facemix_batch_rows_count")
+        for x, answer in zip(xs, answers, strict=True):
+            expected = reference(model, variables, x)
+            if exact:
+                np.testing.assert_array_equal(answer, expected)
+            else:
+                np.testing.assert_allclose(answer, expected, rtol=1e-4, atol=1e-5)
+        assert batches < 40  # rows of several requests ran together
+
+    asyncio.run(go())
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("bfloat16", 0.05), ("int8", 0.05)])
+def test_shorter_encodings_are_decoded(trained, dtype, tolerance):
+    workdir, model, variables = trained
+
+    async def go():
+        x = activations(model, 4)
+        async with running(workdir) as cloud, Client(cloud) as client:
+            sent = wire.encode(x, dtype)
+            answer = await client.rows(request(cloud, sent))
+            received = wire.decode(sent, row_shape=x.shape[1:], max_rows=4)
+            np.testing.assert_array_equal(answer, reference(model, variables, received))
+            exact = reference(model, variables, x)
+            assert np.abs(answer - exact).max() < tolerance * np.abs(exact).max()
+
+    asyncio.run(go())
+
+
+def test_it_describes_itself_and_is_healthy(trained):
+    workdir, model, variables = trained
+
+    async def go():
+        async with running(workdir, max_rows=32) as cloud, Client(cloud) as client:
+            about = await client.describe()
+            assert about.version == wire.VERSION
+            assert about.model_id == wire.model_id(variables["main"], model.spec)
+            assert tuple(about.activation_shape) == model.spec.activation_shape
+            assert tuple(about.response_shape) == model.spec.response_shape
+            assert (about.max_rows, tuple(about.dtypes)) == (32, wire.DTYPES)
+            assert await health_of(client) == "SERVING"
+            assert await health_of(client, wire.SERVICE) == "SERVING"
+            stub = reflection_pb2_grpc.ServerReflectionStub(client.channel)
+            ask = reflection_pb2.ServerReflectionRequest(file_containing_symbol=wire.SERVICE)
+            [answer] = [a async for a in stub.ServerReflectionInfo(iter([ask]))]
+            [file] = answer.file_descriptor_response.file_descriptor_proto
+            found = descriptor_pb2.FileDescriptorProto.FromString(file)
+            assert [method.name for method in found.service[0].method] == ["Run", "Describe"]
+
+    asyncio.run(go())
+
+
+def test_every_wrong_request_gets_its_status(trained):
+    workdir, model, _ = trained
+    x = activations(model, 4)
+    tensor = wire.encode(x)
+    nan = pb.Tensor(shape=x.shape, dtype="float32", data=np.full_like(x, np.nan).tobytes())
+
+    def changed(**fields):
+        other = pb.Tensor()
+        other.CopyFrom(tensor)
+        for name, value in fields.items():
+            if name == "shape":
+                del other.shape[:]
+                other.shape.extend(value)
+            else:
+                setattr(other, name, value)
+        return other
+
+    async def go():
+        async with running(workdir, max_rows=8, queue_rows=16) as cloud, Client(cloud) as client:
+            for message, status, words in (
+                (b"\xff\xff", "INVALID_ARGUMENT", "2 bytes are no facemix.v1.RunRequest"),
+                (b"", "INVALID_ARGUMENT", "version is 0.*speaks 1"),
+                (request(cloud, x, version=2), "INVALID_ARGUMENT", "version is 2.*speaks 1"),
+                (request(cloud, x, request_id=b"1"), "INVALID_ARGUMENT", "1 bytes.*have 16"),
+                (request(cloud, x, model_id="other"), "FAILED_PRECONDITION", "'other'.*step 1"),
+                (request(cloud, nan), "INVALID_ARGUMENT", "NaN"),
+                (request(cloud, changed(dtype="f64")), "INVALID_ARGUMENT", "f64.*float32"),
+                (request(cloud, changed(shape=[4, 1])), "INVALID_ARGUMENT", "2 axes"),
+                (request(cloud, changed(data=b"12")), "INVALID_ARGUMENT", "2 bytes"),
+                (request(cloud, activations(model, 9)), "INVALID_ARGUMENT", "9 rows.*1 to 8"),
+                (request(cloud, activations(model, 80)), "RESOURCE_EXHAUSTED", "larger than max"),
+            ):
+                found, details = await client.refusal(message)
+                assert found == status, details
+                assert re.search(words, details), details
+            # Nothing is left behind, and the next request is answered.
+            assert (cloud.rows, cloud.service.open_calls) == (0, 0)
+            assert len(await client.rows(request(cloud, x))) == 4
+
+    asyncio.run(go())
+
+
+def test_a_call_without_a_body_times_out(trained):
+    workdir, model, _ = trained
+
+    async def go():
+        async with running(workdir, receive_seconds=0.3) as cloud, Client(cloud) as client:
+            silent = client.channel.stream_unary(wire.RUN)(timeout=10)
+            with pytest.raises(grpc.aio.AioRpcError, match=r"did not arrive within 0.3 s"):
+                await silent
+            empty = client.channel.stream_unary(wire.RUN)(iter([]), timeout=10)
+            with pytest.raises(grpc.aio.AioRpcError, match="no message"):
+                await empty
+            assert len(await client.rows(request(cloud, activations(model, 1)))) == 1
+
+    asyncio.run(go())
+
+
+def test_a_full_queue_refuses_at_once_and_loses_nothing(trained, monkeypatch):
+    workdir, model, variables = trained
+
+    async def go():
+        options = {"max_rows": 4, "queue_rows": 8, "client_rows": 8}
+        async with running(workdir, **options) as cloud, Client(cloud) as client:
+            blocked = Blocked(monkeypatch)
+            x = activations(model, 4)
+            waiting = [asyncio.create_task(client.rows(request(cloud, x))) for _ in range(2)]
+            await blocked.until_entered()
+            while cloud.rows < 8:
+                await asyncio.sleep(0.01)
+            cloud.service._rows._limit = 100  # the queue's own limit
+            status, words = await client.refusal(request(cloud, activations(model, 1)))
+            assert (status, "holds 8 rows and takes 8" in words) == ("RESOURCE_EXHAUSTED", True)
+            cloud.service._rows._limit = 8
+            status, words = await client.refusal(request(cloud, activations(model, 1)))
+            assert (status, "8 rows in hand" in words) == ("RESOURCE_EXHAUSTED", True)
+            blocked.release()
+            for answer in await asyncio.gather(*waiting):
+                np.testing.assert_array_equal(answer, reference(model, variables, x))
+            assert cloud.rows == 0
+
+    asyncio.run(go())
+
+
+def test_too_many_open_calls_are_refused(trained, monkeypatch):
+    workdir, model, _ = trained
+
+    async def go():
+        async with running(workdir) as cloud, Client(cloud) as client:
+            blocked = Blocked(monkeypatch)
+            cloud.service._all_calls, cloud.service._calls._limit = 2, 1
+            x = activations(model, 1)
+            waiting = asyncio.create_task(client.rows(request(cloud, x)))
+            await blocked.until_entered()
+            status, words = await client.refusal(request(cloud, x))
+            assert (status, "1 calls in hand" in words) == ("RESOURCE_EXHAUSTED", True)
+            cloud.service._all_calls = 1
+            status, words = await client.refusal(request(cloud, x))
+            assert (status, "1 calls open" in words) == ("RESOURCE_EXHAUSTED", True)
+            blocked.release()
+            await waiting
+
+    asyncio.run(go())
+
+
+def test_rows_whose_deadline_has_passed_never_run(trained):
+    workdir, model, _ = trained
+    served = loading.load(workdir)
+    ran = []
+
+    class Slow(Runner):
+        def __call__(self, served, requests):
+            ran.append([len(rows) for rows in requests])
+            time.sleep(0.2)
+            yield from super().__call__(served, requests)
+
+    async def go():
+        batcher = Batcher(Slow(4, 4), queue_rows=64, max_wait=0)
+        x = activations(model, 4)
+        first = asyncio.create_task(batcher.submit(served, x))
+        await asyncio.sleep(0.05)
+        late = asyncio.create_task(batcher.submit(served, x[:3], 0.01))
+        gone = asyncio.create_task(batcher.submit(served, x[:2], None))
+        last = asyncio.create_task(batcher.submit(served, x[:1], 20))
+        await asyncio.sleep(0.01)
+        gone.cancel()
+        assert len(await first) == 4
+        with pytest.raises(FacemixError, match="deadline passed"):
+            await late
+        assert len(await last) == 1
+        assert ran == [[4], [1]]
+        await asyncio.sleep(0.01)
+        assert batcher.rows == 0
+        await batcher.close()
+
+    asyncio.run(go())
+
+
+def test_a_fault_of_main_reaches_its_own_requests_only(trained, monkeypatch, caplog):
+    workdir, model, _ = trained
+
+    async def go():
+        async with running(workdir) as cloud, Client(cloud) as client:
+            x = activations(model, 1)
+            with monkeypatch.context() as patch:
+                patch.setattr(Runner, "__call__", lambda *arguments: 1 / 0)
+                status, words = await client.refusal(request(cloud, x))
+            assert (status, "fault of the cloud" in words) == ("INTERNAL", True)
+            assert "zero" not in words
+            assert len(await client.rows(request(cloud, x))) == 1
+
+    with caplog.at_level(logging.CRITICAL, "facemix.cloud"):
+        asyncio.run(go())
+
+
+def test_a_newer_checkpoint_is_taken_over_while_requests_wait(tmp_path, monkeypatch):
+    workdir = tmp_path / "run"
+    model, old = save_checkpoint(workdir, step=1)
+
+    async def go():
+        async with running(workdir) as cloud, Client(cloud) as client:
+            before = cloud.service.served
+            assert await cloud.reload() is False
+            blocked = Blocked(monkeypatch)
+            x = activations(model, 4)
+            first = request(cloud, x)
+            waiting = asyncio.create_task(client.rows(first))
+            await blocked.until_entered()
+            compiled = before.apply._cache_size()
+            _, new = await asyncio.to_thread(save_checkpoint, workdir, 2, 1)
+            assert await cloud.reload() is True
+            assert cloud.service.served.step == 2
+            assert cloud.service.served.model_id != before.model_id
+            status, words = await client.refusal(first)
+            assert (status, "step 2" in words) == ("FAILED_PRECONDITION", True)
+            blocked.release()
+            np.testing.assert_array_equal(await waiting, reference(model, old, x))
+            answer = await client.rows(request(cloud, x))
+            np.testing.assert_array_equal(answer, reference(model, new, x))
+            assert before.apply._cache_size() == compiled
+
+    asyncio.run(go())
+
+
+def test_a_checkpoint_that_cannot_be_used_changes_nothing(tmp_path, caplog):
+    workdir = tmp_path / "run"
+    model, _ = save_checkpoint(workdir, step=1)
+
+    def poison(variables):
+        return {**variables, "main": jax.tree.map(lambda leaf: leaf * np.nan, variables["main"])}
+
+    async def go():
+        async with running(workdir) as cloud, Client(cloud) as client:
+            before = cloud.service.served
+            save_checkpoint(workdir, 2, change=poison)
+            assert await cloud.reload() is False
+            assert "NaN" in caplog.records[-1].fields["reason"]
+            save_checkpoint(workdir, 3, config=run_config(cut=2))
+            assert await cloud.reload() is False
+            assert "another network" in caplog.records[-1].fields["reason"]
+            (workdir / "checkpoints" / "4").mkdir()
+            assert await cloud.reload() is False
+            assert cloud.service.served is before
+            assert len(await client.rows(request(cloud, activations(model, 1)))) == 1
+
+    asyncio.run(go())
+
+
+def test_stopping_finishes_open_calls_and_takes_no_new_ones(trained, monkeypatch):
+    workdir, model, variables = trained
+
+    async def go():
+        cloud = Cloud(CloudConfig(workdir=workdir, port=0))
+        await cloud.start()
+        async with Client(cloud) as client, Client(cloud) as other:
+            await other.describe()
+            watch = health_pb2_grpc.HealthStub(other.channel).Watch(
+                health_pb2.HealthCheckRequest(service=wire.SERVICE)
+            )
+            assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
+            blocked = Blocked(monkeypatch)
+            x = activations(model, 4)
+            waiting = asyncio.create_task(client.rows(request(cloud, x)))
+            await blocked.until_entered()
+            stopping = asyncio.create_task(cloud.stop(grace=10))
+            assert (await watch.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
+            watch.cancel()
+            await asyncio.sleep(0.1)
+            with pytest.raises(grpc.aio.AioRpcError, match=r"UNAVAILABLE"):
+                await other.describe()
+            assert not stopping.done()
+            blocked.release()
+            np.testing.assert_array_equal(await waiting, reference(model, variables, x))
+            await stopping
+
+    asyncio.run(go())
+
+
+def test_clean_statistics_serve_a_run_without_a_defence(tmp_path):
+    workdir = tmp_path / "run"
+    save_checkpoint(workdir)
+    config = json.loads((workdir / "config.json").read_text())
+    assert loading.load(workdir).group_size == 4
+    config["defense"]["defense"] = "none"
+    (workdir / "config.json").write_text(json.dumps(config))
+    assert loading.load(workdir).group_size == 8
+
+
+def test_what_cannot_start_is_explained(trained, tmp_path):
+    workdir, _, _ = trained
+    with pytest.raises(UsageError, match=r"no work directory.*--workdir"):
+        Cloud(CloudConfig(workdir=tmp_path))
+    (tmp_path / "config.json").write_text((workdir / "config.json").read_text())
+    with pytest.raises(UsageError, match="Train first"):
+        Cloud(CloudConfig(workdir=tmp_path))
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(FacemixError, match="cannot be read"):
+        Cloud(CloudConfig(workdir=tmp_path))
+    with pytest.raises(UsageError, match=r"groups of 4.*--max-rows 4"):
+        Cloud(CloudConfig(workdir=workdir, max_rows=2))
+    with pytest.raises(UsageError, match=r"tls_cert .*cannot be read"):
+        Cloud(CloudConfig(workdir=workdir, tls_cert=tmp_path / "no", tls_key=tmp_path / "no"))
+
+    async def go():
+        async with running(workdir) as cloud:
+            second = Cloud(CloudConfig(workdir=workdir, port=cloud.port))
+            with pytest.raises(FacemixError, match=r"cannot listen.*--port"):
+                await second.start()
+
+    asyncio.run(go())
+
+
+def test_packed_sizes_are_powers_of_two():
+    assert Runner(24, None).sizes == (1, 2, 4, 8, 16, 32)
+    assert Runner(1, None).sizes == (1,)
+    assert Runner(64, 8).sizes == (8,)

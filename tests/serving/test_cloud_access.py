@@ -1,0 +1,194 @@
+"""Who may call the cloud, and over what: tokens, TLS, mutual TLS."""
+
+import asyncio
+import datetime
+import hashlib
+import ipaddress
+
+import grpc
+import pytest
+from cloud_support import Client, activations, health_of, request, running, save_checkpoint
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from facemix_jax._validate import FacemixError, UsageError
+from facemix_jax.serving import access, probe
+from facemix_jax.serving.cloud_config import CloudConfig
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Work directory, model and variables."""
+    workdir = tmp_path_factory.mktemp("cloud") / "run"
+    return workdir, *save_checkpoint(workdir)
+
+
+def certificate(folder, name):
+    """Writes a self-signed certificate and its key; returns their paths."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    now = datetime.datetime.now(datetime.UTC)
+    local = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(hours=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([local]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    paths = folder / f"{name}.pem", folder / f"{name}.key"
+    paths[0].write_bytes(made.public_bytes(serialization.Encoding.PEM))
+    paths[1].write_bytes(
+        key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        )
+    )
+    return paths
+
+
+def test_tls_is_served_and_plain_text_then_refused(trained, tmp_path):
+    workdir, model, _ = trained
+    chain, key = certificate(tmp_path, "server")
+    other, _ = certificate(tmp_path, "other")
+
+    async def go():
+        async with running(workdir, tls_cert=chain, tls_key=key) as cloud:
+            message = request(cloud, activations(model, 1))
+            trusted = grpc.ssl_channel_credentials(chain.read_bytes())
+            async with Client(cloud, credentials=trusted) as client:
+                assert len(await client.rows(message)) == 1
+            ask = ["--address", f"127.0.0.1:{cloud.port}", "--ca"]
+            assert await asyncio.to_thread(probe.main, [*ask, str(chain)]) == 0
+            assert await asyncio.to_thread(probe.main, [*ask, str(other)]) == 1
+            untrusted = grpc.ssl_channel_credentials(other.read_bytes())
+            for credentials in (untrusted, None):
+                async with Client(cloud, credentials=credentials) as client:
+                    assert (await client.refusal(message, timeout=5))[0] == "UNAVAILABLE"
+
+    asyncio.run(go())
+
+
+def test_mutual_tls_requires_and_names_the_client(trained, tmp_path):
+    workdir, model, _ = trained
+    chain, key = certificate(tmp_path, "server")
+    phone, phone_key = certificate(tmp_path, "phone")
+    thief, thief_key = certificate(tmp_path, "thief")
+
+    async def go():
+        options = {"tls_cert": chain, "tls_key": key, "client_ca": phone, "client_rows": 1}
+        async with running(workdir, **options) as cloud:
+            message = request(cloud, activations(model, 2))
+
+            def credentials(*pair):
+                pem = [path.read_bytes() for path in pair]
+                return grpc.ssl_channel_credentials(chain.read_bytes(), *reversed(pem))
+
+            async with Client(cloud, credentials=credentials(phone, phone_key)) as client:
+                status, words = await client.refusal(message)
+                assert (status, "may have 1" in words) == ("RESOURCE_EXHAUSTED", True)
+                assert len(await client.rows(request(cloud, activations(model, 1)))) == 1
+            for pair in ((thief, thief_key), ()):
+                async with Client(cloud, credentials=credentials(*pair)) as client:
+                    assert (await client.refusal(message, timeout=5))[0] == "UNAVAILABLE"
+
+    asyncio.run(go())
+
+
+TOKENS = """
+# name secret expiry
+phone   sha256:{digest}
+tablet  plain-token  2999-01-01T00:00:00+00:00
+old     old-token    2001-01-01T00:00:00+00:00
+"""
+
+
+@pytest.fixture
+def token_file(tmp_path):
+    path = tmp_path / "tokens"
+    path.write_text(TOKENS.format(digest=hashlib.sha256(b"hashed-token").hexdigest()))
+    path.chmod(0o600)
+    return path
+
+
+def test_tokens_are_required_and_expire(trained, token_file):
+    workdir, model, _ = trained
+
+    def bearer(token):
+        return {"metadata": (("authorization", f"Bearer {token}"),)}
+
+    async def go():
+        async with running(workdir, tokens=token_file) as cloud, Client(cloud) as client:
+            message = request(cloud, activations(model, 1))
+            for token in ("hashed-token", "plain-token"):
+                assert len(await client.rows(message, **bearer(token))) == 1
+            for options, words in (
+                ({}, "no bearer token"),
+                ({"metadata": (("authorization", "Basic abc"),)}, "no bearer token"),
+                (bearer("wrong"), "unknown"),
+                (bearer("sha256:" + "0" * 64), "unknown"),
+                (bearer("old-token"), "expired at 2001-01-01"),
+            ):
+                status, details = await client.refusal(message, **options)
+                assert (status, words in details) == ("UNAUTHENTICATED", True), details
+            assert await health_of(client) == "SERVING"  # probes carry no token
+            token_file.write_text("phone new-token\n")
+            await cloud.reload(force=True)
+            assert (await client.refusal(message, **bearer("plain-token")))[0] == "UNAUTHENTICATED"
+            assert len(await client.rows(message, **bearer("new-token"))) == 1
+
+    asyncio.run(go())
+
+
+@pytest.mark.parametrize(
+    ("text", "mode", "words"),
+    [
+        ("", 0o600, "holds no token"),
+        ("phone\n", 0o600, "line 1 has 1 words"),
+        ("phone sha256:12\n", 0o600, "64 hexadecimal"),
+        ("phone sha256:xy\n", 0o600, "64 hexadecimal"),
+        ("\nphone SECRET tomorrow\n", 0o600, "line 2.*ISO 8601"),
+        ("phone SECRET 2999-01-01\n", 0o600, "zone"),
+        ("phone SECRET\n", 0o644, "everyone may read"),
+    ],
+)
+def test_wrong_token_files_are_explained_without_their_secrets(tmp_path, text, mode, words):
+    path = tmp_path / "tokens"
+    path.write_text(text)
+    path.chmod(mode)
+    with pytest.raises(FacemixError, match=words) as caught:
+        access.Tokens(path)
+    assert "SECRET" not in str(caught.value).replace("NAME SECRET", "")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"host": "0.0.0.0"}, "not loopback.*--tls-cert.*--insecure"),
+        ({"host": "example.org"}, "not loopback"),
+        ({"tls_cert": "c"}, "--tls-cert and --tls-key"),
+        ({"client_ca": "c"}, "requires TLS"),
+        ({"tls_cert": "c", "tls_key": "k", "insecure": True}, "contradicts"),
+        ({"port": 70000}, "port is 70000"),
+        ({"max_rows": 0}, "max_rows is 0"),
+        ({"queue_rows": 5}, "queue_rows is 5.*max_rows"),
+        ({"client_rows": 0}, "client_rows is 0"),
+    ],
+)
+def test_wrong_configurations_are_refused(tmp_path, options, words):
+    with pytest.raises(UsageError, match=words):
+        CloudConfig(workdir=tmp_path, **options)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.0.1", "localhost", "::1", "[::1]"])
+def test_plain_text_is_fine_on_loopback(tmp_path, host):
+    CloudConfig(workdir=tmp_path, host=host)
+    CloudConfig(workdir=tmp_path, host="0.0.0.0", insecure=True)

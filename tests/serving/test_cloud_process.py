@@ -1,0 +1,118 @@
+"""``facemix serve`` as a process: what it cannot import, signals, exit codes."""
+
+import asyncio
+import json
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from cloud_support import (
+    Client,
+    Process,
+    activations,
+    health_of,
+    reference,
+    request,
+    save_checkpoint,
+)
+
+from facemix_jax import cli
+from facemix_jax.serving import cloud, probe
+
+BLOCKER = """
+import importlib.abc
+class Blocker(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        for part in ("mixing", "keys", "defenses", "inference", "training", "runs", "attacks"):
+            if (name + ".").startswith(f"facemix_jax.{part}."):
+                raise ImportError(f"{name} is blocked")
+sys.meta_path.insert(0, Blocker())
+"""
+
+
+def test_a_cloud_without_the_edges_code_answers_reloads_and_drains(tmp_path):
+    workdir = tmp_path / "run"
+    model, old = save_checkpoint(workdir, 1)
+    process = Process(tmp_path, "--workdir", workdir, "--port", 0, prologue=BLOCKER)
+    x = activations(model, 8)
+
+    async def answers(variables):
+        async with Client(process) as client:
+            assert await health_of(client) == "SERVING"
+            model_id = (await client.describe()).model_id
+            rows = await client.rows(request(model_id, x))
+            np.testing.assert_array_equal(rows, reference(model, variables, x))
+            return model_id
+
+    try:
+        first = asyncio.run(answers(old))
+        assert probe.main(["--address", process.address]) == 0
+        _, new = save_checkpoint(workdir, 2, seed=1)
+        process.process.send_signal(signal.SIGHUP)
+        process.until("reloaded")
+        assert asyncio.run(answers(new)) != first
+
+        async def interrupted():
+            """A SIGTERM while calls are open: each is answered, or refused as UNAVAILABLE."""
+            async with Client(process) as client:
+                model_id = (await client.describe()).model_id
+                calls = [asyncio.create_task(client.rows(request(model_id, x))) for _ in range(20)]
+                await calls[0]
+                process.process.send_signal(signal.SIGTERM)
+                return await asyncio.gather(*calls, return_exceptions=True)
+
+        expected = reference(model, new, x)
+        for outcome in asyncio.run(interrupted()):
+            if isinstance(outcome, BaseException):
+                assert outcome.code().name == "UNAVAILABLE"
+            else:
+                np.testing.assert_array_equal(outcome, expected)
+        assert process.process.wait(40) == 0
+    finally:
+        process.kill()
+    assert probe.main(["--address", process.address]) == 1
+    lines = [json.loads(line) for line in process.log.read_text().splitlines()]
+    events = [line["event"] for line in lines]
+    assert events[0] == "serving"
+    assert events[-1] == "stopped"
+    calls = [line for line in lines if line["event"] == "call"]
+    assert {"method", "client", "status", "ms", "rows", "request"} <= set(calls[1])
+    assert max(map(len, process.log.read_text().splitlines())) < 300  # no payloads
+
+
+def test_the_blocker_blocks():
+    program = f"import sys\n{BLOCKER}\nfrom facemix_jax import mix"
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert "facemix_jax.mixing is blocked" in found.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "workdir"),
+        (["--workdir", "none", "--host", "0.0.0.0"], "not loopback"),
+        (["--workdir", "none", "--max-rows", "many"], "max-rows"),
+        (["--workdir", "none"], "no work directory"),
+    ],
+)
+def test_wrong_usage_exits_2_before_anything_is_loaded(
+    tmp_path, capsys, monkeypatch, arguments, words
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cloud, "log_to_stderr", lambda: None)
+    try:
+        code = cloud.main(arguments)
+    except SystemExit as exit_:  # the parser's
+        code = exit_.code
+    assert code == 2
+    assert words in " ".join(capsys.readouterr().err.split())
+
+
+def test_the_command_is_listed_and_handed_over(capsys):
+    for arguments, word in ((["--help"], "serve"), (["serve", "--help"], "--queue-rows")):
+        with pytest.raises(SystemExit) as caught:
+            cli.main(arguments)
+        assert caught.value.code == 0
+        assert word in capsys.readouterr().out

@@ -1,0 +1,504 @@
+"""The edge's client: right results, fresh keys, wrong answers noticed, nothing private sent."""
+
+import asyncio
+import functools
+import itertools
+import os
+import secrets
+
+import grpc
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from cloud_support import reference, run_config, running, save_checkpoint
+from conftest import TinySource
+from edge_support import FakeCloud, Loop, Process, Proxy, honest
+
+from facemix_jax import data, defenses, inference, keys, mixing
+from facemix_jax._validate import FacemixError, UsageError
+from facemix_jax.serving import edge, segments, wire
+from facemix_jax.serving import wire_pb2 as pb
+from facemix_jax.serving.edge import AsyncEdgeClient, Connection, EdgeClient, EdgeConfig
+from facemix_jax.serving.fillers import fillers
+from facemix_jax.serving.wire import WireError
+
+M = 4
+FAST = {"timeout_s": 10.0, "give_up_s": 10.0}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Work directory, model and variables."""
+    workdir = tmp_path_factory.mktemp("edge") / "run"
+    return workdir, *save_checkpoint(workdir)
+
+
+@pytest.fixture(scope="module")
+def loop():
+    with Loop() as loop:
+        yield loop
+
+
+@pytest.fixture(scope="module")
+def process(trained):
+    process = Process(trained[0]).wait()
+    yield process
+    assert process.stop() == 0
+
+
+@pytest.fixture
+def fake(trained, loop):
+    clouds = []
+
+    def start(answer=None):
+        clouds.append(FakeCloud(loop, answer or honest(*trained[1:])))
+        return clouds[-1]
+
+    yield start
+    for cloud in clouds:
+        cloud.stop()
+
+
+@pytest.fixture(scope="module")
+def root():
+    return keys.RootSecret(bytes(range(32)))
+
+
+def client_of(trained, root, *addresses, **options):
+    config = EdgeConfig(**{**FAST, **options})
+    return EdgeClient(trained[0], root, Connection(clouds=addresses), config)
+
+
+def pictures(count, start=0):
+    return TinySource().images(np.arange(start, start + count))
+
+
+def sent_rows(request):
+    tensor = request.activations
+    return np.frombuffer(tensor.data, np.float32).reshape(tensor.shape[0], -1)
+
+
+def with_response(change):
+    """Turns an honest answer into another one."""
+
+    def make(answer):
+        def lie(request):
+            response = answer(request)
+            change(response)
+            return response
+
+        return lie
+
+    return make
+
+
+class TestResults:
+    def test_two_processes_give_exactly_what_one_gives(self, trained, root, process, monkeypatch):
+        _, model, variables = trained
+        identifiers = []
+
+        def record(count):
+            identifiers.append(os.urandom(count))
+            return identifiers[-1]
+
+        monkeypatch.setattr(secrets, "token_bytes", record)
+        images = pictures(12)
+        with client_of(trained, root, process.address) as client:
+            found = client.predict(images)
+        key = keys.fresh_mix_key(root, identifiers[-1], 3, M, shuffle=True)
+        z = jax.jit(lambda v, x: model.pre(v, data.normalize(x)))(variables["pre"], images)
+        sent = np.asarray(jax.jit(mixing.mix)(key, z))
+        responses = jnp.asarray(reference(model, variables, sent))
+        features = jax.jit(mixing.unmix)(key, responses)
+        expected = jax.jit(model.post.apply)(variables["post"], features)
+        assert found.dtype == np.float32
+        np.testing.assert_array_equal(found, expected)
+
+    def test_defence_none_gives_the_network_itself(self, tmp_path, root, loop):
+        config = run_config()
+        plain = edge.segments.runs.RunConfig(
+            model=config.model,
+            defense=defenses.DefenseConfig(defense="none"),
+            train=config.train,
+        )
+        model, variables = save_checkpoint(tmp_path / "run", config=plain)
+        cloud = FakeCloud(loop, honest(model, variables, chunk=8))
+        images = pictures(6)
+        with pytest.raises(UsageError, match=r"without a defence.*as they are"):
+            client_of((tmp_path / "run",), root, cloud.address)
+        with client_of((tmp_path / "run",), root, cloud.address, unprotected=True) as client:
+            found = client.infer(images)
+        infer = jax.jit(functools.partial(inference.infer, model, defenses.none()))
+        expected = infer(variables, jax.random.key(0), data.normalize(images))
+        np.testing.assert_allclose(found.logits, expected, atol=2e-5)
+        assert found.fillers == 0
+        cloud.stop()
+
+    @pytest.mark.parametrize(("dtype", "bytes_of_one"), [("bfloat16", 2), ("int8", 1)])
+    def test_smaller_rows_give_nearly_the_same(
+        self, trained, root, fake, monkeypatch, dtype, bytes_of_one
+    ):
+        # The same keys for both, so that only the encoding differs.
+        counter = itertools.count()
+        monkeypatch.setattr(
+            secrets, "token_bytes", lambda n: (next(counter) % 1).to_bytes(n, "big")
+        )
+        address, images, found = fake().address, pictures(16), {}
+        for name in ("float32", dtype):
+            with client_of(trained, root, address, wire=name) as client:
+                found[name] = client.infer(images)
+        exact, rounded = found["float32"], found[dtype]
+        spread = exact.logits.std()
+        off = np.abs(exact.logits - rounded.logits).max()
+        assert 0 < off < 0.1 * spread
+        shape = client.segments.spec.activation_shape
+        scales = 4 * 16 * shape[-1] if dtype == "int8" else 0
+        assert rounded.bytes_up == 16 * np.prod(shape) * bytes_of_one + scales
+
+    def test_asyncio_and_real_cloud_say_where_time_went(self, trained, root):
+        async def go():
+            async with running(trained[0]) as cloud:
+                connection = Connection(clouds=(f"127.0.0.1:{cloud.port}",))
+                async with AsyncEdgeClient(trained[0], root, connection) as client:
+                    return await asyncio.gather(*(client.infer(pictures(8)) for _ in range(3)))
+
+        for found in asyncio.run(go()):
+            assert found.logits.shape == (8, 3, 2)
+            assert min(vars(found.timing).values()) > 0
+            assert (found.requests, found.retries) == (1, 0)
+
+    def test_groups_are_spread_over_clouds(self, trained, root, fake):
+        clouds = fake(), fake()
+        images = pictures(16)
+        with client_of(trained, root, *(c.address for c in clouds)) as client:
+            spread = client.infer(images)
+        assert spread.requests == 2
+        assert [[r.activations.shape[0] for r in c.requests] for c in clouds] == [[8], [8]]
+        with client_of(trained, root, clouds[0].address, request_rows=4) as client:
+            assert client.infer(images).requests == 4
+
+
+class TestFillers:
+    def test_incomplete_groups_are_completed_and_equal_images_sent_once(self, trained, root, fake):
+        cloud = fake()
+        images = pictures(5)
+        with client_of(trained, root, cloud.address) as client:
+            found = client.infer(images[[0, 1, 0, 2, 3, 4]])
+            alone = client.infer(images[:1])
+        assert (found.fillers, found.repeated) == (3, 1)
+        np.testing.assert_array_equal(found.logits[0], found.logits[2])
+        assert found.logits.shape == (6, 3, 2)
+        assert alone.fillers == 3
+        for request in cloud.requests:
+            rows = sent_rows(request)
+            assert np.linalg.matrix_rank(rows) == len(rows)  # mixtures of as many pictures
+
+    def test_one_picture_sent_twice_alone_gives_nothing_new(self, trained, root, fake):
+        cloud = fake()
+        with client_of(trained, root, cloud.address) as client:
+            for _ in range(2):
+                client.infer(pictures(1))
+            z = np.asarray(client.segments.pre(pictures(4)))[0].ravel()
+            # The negative control: fresh company each time.
+            for start in (1, 4):
+                client.infer(np.concatenate([pictures(1), pictures(3, start)]))
+        ours, fresh = (
+            np.concatenate([sent_rows(r) for r in pair])
+            for pair in (cloud.requests[:2], cloud.requests[2:])
+        )
+        assert np.linalg.matrix_rank(ours, tol=1e-3) == M
+        assert np.linalg.matrix_rank(fresh, tol=1e-3) == 2 * M - 1
+        # The spans of the two fresh groups meet in the picture that they share.
+        first, second = (np.linalg.qr(sent_rows(r).T)[0] for r in cloud.requests[2:])
+        left, values, _ = np.linalg.svd(first.T @ second)
+        assert values[0] > 0.9999
+        shared = first @ left[:, 0]
+        assert abs(shared @ z) / np.linalg.norm(z) > 0.999
+
+    def test_fillers_follow_from_secret_and_pictures_alone(self, root):
+        images = pictures(2)
+        drawn = fillers(root, images, 3)
+        assert drawn.shape == (3, 40, 36, 3)
+        assert drawn.dtype == np.uint8
+        np.testing.assert_array_equal(drawn, fillers(root, images, 3))
+        for other in (
+            fillers(root, images[::-1], 3),
+            fillers(keys.RootSecret(b"x" * 32), images, 3),
+        ):
+            assert np.abs(other.astype(float) - drawn).mean() > 10
+        flat = drawn.reshape(3, -1).astype(float)
+        assert np.abs(np.corrcoef(flat) - np.eye(3)).max() < 0.5
+        assert (drawn.std(axis=(1, 2, 3)) > 20).all()
+        assert fillers(root, images, 0).shape == (0, 40, 36, 3)
+
+
+class TestRetries:
+    def test_a_retry_is_mixed_anew(self, trained, root, fake):
+        answer = honest(*trained[1:])
+        status = iter([grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED])
+        cloud = fake(lambda request: next(status, None) or answer(request))
+        with client_of(trained, root, cloud.address) as client:
+            found = client.infer(pictures(8))
+            post = client.segments.post
+        assert found.retries == 2
+        assert len({r.request_id for r in cloud.requests}) == 3
+        # The answer is unmixed with the key of the attempt that it answers.
+        last = cloud.requests[-1]
+        key = keys.fresh_mix_key(root, last.request_id, 2, M, shuffle=True)
+        rows = sent_rows(last).reshape(last.activations.shape)
+        features = mixing.unmix(key, jnp.asarray(reference(*trained[1:], rows)))
+        expected = np.concatenate([post(features[:M]), post(features[M:])])
+        np.testing.assert_allclose(found.logits, expected, atol=1e-5)
+        for a, b in itertools.combinations([sent_rows(r) for r in cloud.requests], 2):
+            norms = np.linalg.norm(a, axis=1)[:, None] * np.linalg.norm(b, axis=1)
+            assert np.abs(a @ b.T / norms).max() < 0.99999  # no row again, nor its negative
+            # The same pictures in the same groups: nothing but the key is new.
+            assert np.linalg.matrix_rank(np.concatenate([a, b]), tol=1e-3) == 8
+
+    def test_a_deadline_that_passes_is_tried_again(self, trained, root, fake):
+        answer = honest(*trained[1:])
+        first = iter([5.0])
+        cloud = fake(lambda request: next(first, None) or answer(request))
+        with client_of(trained, root, cloud.address, timeout_s=1.0) as client:
+            assert client.infer(pictures(4)).retries >= 1
+
+    def test_the_other_cloud_takes_over(self, trained, root, fake):
+        dead, alive = fake(), fake()
+        dead.stop()
+        with client_of(trained, root, dead.address, alive.address) as client:
+            for _ in range(3):
+                client.predict(pictures(8))
+        assert len(alive.requests) == 6
+        dead.stop = lambda: None
+
+    @pytest.mark.parametrize(
+        ("status", "words"),
+        [
+            (grpc.StatusCode.UNAUTHENTICATED, "token"),
+            (grpc.StatusCode.FAILED_PRECONDITION, "work directory"),
+            (grpc.StatusCode.INTERNAL, "operator"),
+        ],
+    )
+    def test_refusals_are_not_tried_again(self, trained, root, fake, status, words):
+        cloud = fake(lambda request: status)
+        with (
+            client_of(trained, root, cloud.address) as client,
+            pytest.raises(edge.CloudError, match=f"{status.name}.*{words}"),
+        ):
+            client.predict(pictures(4))
+        assert len(cloud.requests) == 1
+
+    def test_giving_up_says_why(self, trained, root):
+        with (
+            client_of(trained, root, "127.0.0.1:1", give_up_s=0.3) as client,
+            pytest.raises(edge.CloudError, match=r"127\.0\.0\.1:1 answers UNAVAILABLE.*address"),
+        ):
+            client.predict(pictures(4))
+
+
+def _more_rows(response):
+    response.responses.CopyFrom(wire.encode(np.ones((5, 32), np.float32)))
+
+
+def _narrow(response):
+    response.responses.CopyFrom(wire.encode(np.ones((4, 7), np.float32)))
+
+
+def _nan(response):
+    rows = np.frombuffer(response.responses.data, np.float32).copy()
+    rows[3] = np.nan
+    response.responses.data = rows.tobytes()
+
+
+def _short(response):
+    response.responses.data = response.responses.data[:-4]
+
+
+def _other_request(response):
+    response.request_id = os.urandom(16)
+
+
+def _other_model(response):
+    response.model_id = "0" * 16
+
+
+def _other_version(response):
+    response.version = 99
+
+
+def _unknown_type(response):
+    response.responses.dtype = "complex64"
+
+
+class TestWrongAnswers:
+    @pytest.mark.parametrize(
+        ("change", "words"),
+        [
+            (_more_rows, "number of rows"),
+            (_narrow, r"rows of \[32\]"),
+            (_nan, "1 NaN or infinite"),
+            (_short, "bytes"),
+            (_other_request, "request identifier"),
+            (_other_model, "model"),
+            (_other_version, "version"),
+            (_unknown_type, "complex64"),
+        ],
+        ids=lambda value: getattr(value, "__name__", ""),
+    )
+    def test_are_noticed_and_not_decoded(self, trained, root, fake, monkeypatch, change, words):
+        monkeypatch.setattr(segments, "unmix", None)  # would fail if it were called
+        cloud = fake(with_response(change)(honest(*trained[1:])))
+        with (
+            client_of(trained, root, cloud.address) as client,
+            pytest.raises(WireError, match=words),
+        ):
+            client.predict(pictures(4))
+        assert len(cloud.requests) == 1
+
+    @pytest.mark.parametrize("size", [100, 2**20], ids=["no message", "too large"])
+    def test_bytes_that_are_no_answer(self, trained, root, fake, size):
+        cloud = fake(lambda request: b"\xff" * size)
+        with (
+            client_of(trained, root, cloud.address, give_up_s=0.2) as client,
+            pytest.raises(FacemixError, match=r"no message of this protocol|RESOURCE_EXHAUSTED"),
+        ):
+            client.predict(pictures(4))
+
+    def test_plausible_numbers_are_noticed_by_spot_checks_only(self, trained, root, fake):
+        def tamper(response):
+            rows = np.frombuffer(response.responses.data, np.float32)
+            response.responses.data = (1.1 * rows).astype(np.float32).tobytes()
+
+        lying, true = fake(with_response(tamper)(honest(*trained[1:]))), fake()
+        with client_of(trained, root, lying.address) as client:
+            client.predict(pictures(8))  # the limit that the module states
+        for dtype in wire.DTYPES:
+            with client_of(trained, root, true.address, spot_checks=6, wire=dtype) as client:
+                client.predict(pictures(8))
+        with (
+            client_of(trained, root, lying.address, spot_checks=1) as client,
+            pytest.raises(WireError, match="1 of 1 spot-checked"),
+        ):
+            client.predict(pictures(8))
+
+    def test_false_times_stay_within_the_call(self):
+        request = pb.RunRequest(activations=wire.encode(np.ones((1, 2), np.float32)))
+        response = pb.RunResponse(responses=wire.encode(np.ones((1, 2), np.float32)))
+        for queue, main in (("nan", "-1"), ("1e9", "1e9"), ("x", None), ("inf", "0.5")):
+            work = edge.Work(edge.Timing())
+            work.called(request, response, 1.0, {"facemix-queue-s": queue, "facemix-main-s": main})
+            timing = work.timing
+            assert timing.queue + timing.main + timing.network == pytest.approx(1.0)
+            assert min(timing.queue, timing.main, timing.network) >= 0
+
+
+class TestCapture:
+    def capture(self, trained, loop, process, **options):
+        """Everything that passed, the secret's bytes and the activations' matrix and rows."""
+        secret = os.urandom(32)
+        root = keys.RootSecret(secret)
+        proxy = Proxy(loop, process.port)
+        images = pictures(8)
+        with client_of(trained, root, proxy.address, **options) as client:
+            client.predict(images)
+            groups = [np.asarray(client.segments.pre(g)) for g in images.reshape(2, M, 40, 36, 3)]
+        proxy.close()
+        return bytes(proxy.up + proxy.down), secret, root, np.concatenate(groups)
+
+    @staticmethod
+    def found(passed, z):
+        """Positions' values ``[W, C]`` of any picture that passed, in float32."""
+        # HTTP/2 cuts messages into frames, so short pieces are searched for.
+        return [
+            index
+            for index, picture in enumerate(z)
+            if any(piece.any() and piece.tobytes() in passed for piece in picture)
+        ]
+
+    def test_a_session_holds_neither_key_nor_activations(self, trained, loop, process):
+        passed, secret, root, z = self.capture(trained, loop, process)
+        assert len(passed) > z.nbytes
+        assert self.found(passed, z) == []
+        assert secret not in passed
+        # Also nothing derived: matrices of every request in the capture.
+        identifiers = [r for r in _identifiers(passed)]
+        assert identifiers
+        for identifier in identifiers:
+            key = keys.fresh_mix_key(root, identifier, 2, M, shuffle=True)
+            for matrix in np.asarray(key.matrix):
+                for row in matrix:
+                    assert row.tobytes() not in passed
+                    assert row.astype(np.float64).tobytes() not in passed
+            assert np.asarray(key.order).tobytes() not in passed
+        for part in (secret.hex().encode(), secret[:8], secret[-8:]):
+            assert part not in passed
+
+    def test_the_search_finds_activations_that_are_sent_unmixed(
+        self, trained, loop, process, monkeypatch
+    ):
+        monkeypatch.setattr(segments, "mix", lambda key, activations: activations)
+        passed, _, _, z = self.capture(trained, loop, process)
+        assert self.found(passed, z) == list(range(8))
+
+
+def _identifiers(passed):
+    """Field 3 of RunRequest: 16 bytes behind their tag and length."""
+    start = 0
+    while (at := passed.find(b"\x1a\x10", start)) >= 0:
+        # The model's 16 characters stand before it.
+        if passed[at - 18 : at - 16] == b"\x12\x10":
+            yield passed[at + 2 : at + 18]
+        start = at + 1
+
+
+def test_work_directory_needs_no_images_and_gives_names(trained):
+    loaded = segments.load(trained[0])
+    assert loaded.attribute_names == ("attribute 1", "attribute 2", "attribute 3")
+    assert loaded.main is None
+    assert loaded.group_size == M
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"clouds": ()}, "No cloud is given.*--cloud HOST:PORT"),
+        ({"clouds": ("localhost",)}, "'localhost'.*HOST:PORT"),
+        ({"clouds": ("a:0",)}, "port from 1"),
+        ({"clouds": ("a:1",), "insecure": True, "ca": "x"}, "contradicts"),
+        ({"clouds": ("a:1",), "certificate": "x"}, "give both"),
+    ],
+)
+def test_wrong_connections_say_what_to_do(options, words):
+    with pytest.raises(UsageError, match=words):
+        Connection(**options)
+
+
+def test_plain_text_is_for_loopback_or_by_flag_only():
+    for address, plain in (
+        ("localhost:1", True),
+        ("127.0.0.1:1", True),
+        ("[::1]:1", True),
+        ("example.org:1", False),
+        ("10.0.0.1:1", False),
+        ("127.0.0.1.example.org:1", False),
+    ):
+        assert Connection(clouds=(address,)).is_plain(address) is plain
+        assert Connection(clouds=(address,), insecure=True).is_plain(address)
+        assert not Connection(clouds=(address,), ca="ca.pem").is_plain(address)
+
+
+@pytest.mark.parametrize(
+    "images",
+    [
+        np.zeros((0, 40, 36, 3), np.uint8),
+        np.zeros((2, 40, 36, 3), np.float32),
+        np.zeros((2, 36, 40, 3), np.uint8),
+    ],
+)
+def test_wrong_images_are_refused(trained, root, images):
+    with (
+        client_of(trained, root, "localhost:1") as client,
+        pytest.raises(UsageError, match=r"must be uint8 \[N, 40, 36, 3\]"),
+    ):
+        client.predict(images)

@@ -1,0 +1,230 @@
+"""The edge over real links: TLS, the paper's transmission times, and replicas that die."""
+
+import concurrent.futures
+import datetime
+import ipaddress
+import itertools
+import threading
+import time
+
+import numpy as np
+import pytest
+from cloud_support import running, save_checkpoint
+from conftest import TinySource
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from edge_support import FakeCloud, Loop, Process, Proxy
+
+from facemix_jax import costs, costs_paper, keys
+from facemix_jax._validate import UsageError
+from facemix_jax.serving import edge, wire
+from facemix_jax.serving import wire_pb2 as pb
+from facemix_jax.serving.clouds import Cloud
+from facemix_jax.serving.edge import Connection, EdgeClient, EdgeConfig
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("network") / "run"
+    return workdir, *save_checkpoint(workdir)
+
+
+@pytest.fixture(scope="module")
+def loop():
+    with Loop() as loop:
+        yield loop
+
+
+@pytest.fixture(scope="module")
+def root():
+    return keys.RootSecret(bytes(range(32)))
+
+
+def certificate(folder, name, issuer=None):
+    """Writes NAME.pem and NAME.key; signed by ``issuer``, or by itself."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
+    now = datetime.datetime.now(datetime.UTC)
+    loopback = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
+    signed = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer[0].subject if issuer else subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(hours=1))
+        .not_valid_after(now + datetime.timedelta(hours=1))
+        .add_extension(x509.SubjectAlternativeName([loopback]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=issuer is None, path_length=None), critical=True)
+        .sign(issuer[1] if issuer else key, hashes.SHA256())
+    )
+    encoding = serialization.Encoding.PEM
+    (folder / f"{name}.pem").write_bytes(signed.public_bytes(encoding))
+    (folder / f"{name}.key").write_bytes(
+        key.private_bytes(encoding, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+    return signed, key
+
+
+def test_mutual_tls_with_a_token_and_what_is_refused(trained, root, loop, tmp_path):
+    authority = certificate(tmp_path, "ca")
+    for name in ("cloud", "phone"):
+        certificate(tmp_path, name, authority)
+    certificate(tmp_path, "stranger")
+    (tmp_path / "tokens").write_text("phone correct-horse\n")
+    (tmp_path / "tokens").chmod(0o600)
+    for name, token in (("good", "correct-horse"), ("bad", "wrong"), ("two", "a b")):
+        (tmp_path / name).write_text(f"{token}\n")
+    context = running(
+        trained[0],
+        tls_cert=tmp_path / "cloud.pem",
+        tls_key=tmp_path / "cloud.key",
+        client_ca=tmp_path / "ca.pem",
+        tokens=tmp_path / "tokens",
+    )
+    cloud = loop.do(context.__aenter__())
+
+    def predict(ca="ca.pem", client="phone", token="good", **options):
+        connection = Connection(
+            clouds=(f"127.0.0.1:{cloud.port}",),
+            ca=tmp_path / ca if ca else None,
+            certificate=tmp_path / f"{client}.pem" if client else None,
+            private_key=tmp_path / f"{client}.key" if client else None,
+            token=tmp_path / token,
+            **options,
+        )
+        config = EdgeConfig(timeout_s=5, give_up_s=0.5)
+        with EdgeClient(trained[0], root, connection, config) as client:
+            return client.predict(TinySource().images(np.arange(4)))
+
+    try:
+        assert predict().shape == (4, 3, 2)
+        for options, words in (
+            ({"ca": "stranger.pem"}, "UNAVAILABLE"),  # a cloud that cannot prove who it is
+            ({"client": None}, "UNAVAILABLE"),
+            ({"ca": None, "client": None}, "UNAVAILABLE.*TLS"),  # plain text on loopback
+            ({"token": "bad"}, "UNAUTHENTICATED.*valid token"),
+        ):
+            with pytest.raises(edge.CloudError, match=words):
+                predict(**options)
+        for options, words in (
+            ({"token": "two"}, "one word"),
+            ({"token": "missing"}, "cannot be read"),
+            ({"ca": "good"}, "no PEM"),
+        ):
+            with pytest.raises(UsageError, match=words):
+                predict(**options)
+    finally:
+        loop.do(context.__aexit__(None, None, None))
+
+
+SCALE = 64
+"""Sizes and bandwidths are this many times smaller than the paper's, so times are the same."""
+
+
+@pytest.mark.parametrize(("unit", "speed"), [("conv1_1", 5), ("pool1", 2)])
+def test_link_emulator_takes_the_papers_time_for_vgg16(loop, unit, speed):
+    """Table 1: 6.6 and 1.7 s; the link is ``speed`` times faster here, so that tests are."""
+    row = next(r for r in costs_paper.table1() if r.name == f"FaceMix, after {unit}")
+    seconds = row.figures["seconds"].derived
+    up, down = (int(row.figures[f"{way}_bytes"].derived) // SCALE for way in ("up", "down"))
+    link = costs.Link()
+    rate = {
+        way: speed * mbps * costs.MIB / 8 / SCALE
+        for way, mbps in (("up", link.up_mbps), ("down", link.down_mbps))
+    }
+
+    def answer(request):
+        return pb.RunResponse(request_id=request.request_id, responses=reply)
+
+    def floats(count):
+        return wire.encode(np.ones((1, max(count // 4, 1)), np.float32))
+
+    request = pb.RunRequest(request_id=bytes(16), activations=floats(up))
+    reply = floats(down)
+    fake = FakeCloud(loop, answer)
+    proxy = Proxy(loop, fake.port, delay=link.delay_s / speed, **rate)
+
+    async def once():
+        cloud = Cloud(proxy.address, Connection(clouds=(proxy.address,)), 2**20)
+        warm = pb.RunRequest(request_id=bytes(16), activations=floats(4))
+        await cloud.run(warm, 20)  # connects
+        start = time.perf_counter()
+        await cloud.run(request, 20)
+        taken = time.perf_counter() - start
+        await cloud.close()
+        return taken
+
+    taken = speed * loop.do(once())
+    proxy.close()
+    fake.stop()
+    assert taken == pytest.approx(seconds, rel=0.1)
+    assert seconds == pytest.approx(float(row.figures["seconds"].paper.split()[0]), abs=0.1)
+
+
+def chaos(trained, root, *, seconds, alive_s, clients):
+    """Kills one of two replicas after the other under load.
+
+    Returns:
+        Requests answered, attempts that failed, and kills.
+    """
+    workdir, images = trained[0], TinySource().images(np.arange(48))
+    replicas = [Process(workdir) for _ in range(2)]
+    for replica in replicas:
+        replica.wait()
+    addresses = tuple(replica.address for replica in replicas)
+    stop, kills = threading.Event(), []
+
+    def kill():
+        for replica in itertools.cycle(replicas):
+            if stop.wait(alive_s):
+                return
+            replica.kill()
+            kills.append(replica)
+            replica.start()
+            while not replica.ready.wait(0.1):
+                if stop.is_set():
+                    return
+
+    def load(number):
+        """Answered and retried requests of one client, every row of which is checked."""
+        stream, answered, retries = np.random.default_rng(number), 0, 0
+        config = EdgeConfig(timeout_s=20, give_up_s=60, request_rows=8, spot_checks=8)
+        with EdgeClient(workdir, root, Connection(clouds=addresses), config) as client:
+            while not stop.is_set():
+                found = client.infer(images[stream.choice(48, size=8, replace=False)])
+                assert np.isfinite(found.logits).all()
+                answered, retries = answered + 1, retries + found.retries
+        return answered, retries
+
+    try:
+        with concurrent.futures.ThreadPoolExecutor(clients + 1) as pool:
+            killing = pool.submit(kill)
+            loads = [pool.submit(load, number) for number in range(clients)]
+            concurrent.futures.wait(loads, timeout=seconds, return_when="FIRST_EXCEPTION")
+            stop.set()
+            results = [future.result() for future in loads]  # raises what a client met
+            killing.result()
+    finally:
+        for replica in replicas:
+            replica.kill()
+    answered, retries = np.sum(results, axis=0)
+    return answered, retries, len(kills)
+
+
+def test_no_request_is_lost_when_replicas_are_killed(trained, root):
+    answered, retries, kills = chaos(trained, root, seconds=12, alive_s=1.0, clients=3)
+    assert kills >= 1
+    assert retries >= 1
+    assert answered > 50
+
+
+@pytest.mark.slow
+def test_no_request_is_lost_in_five_minutes_of_killing(trained, root, capsys):
+    answered, retries, kills = chaos(trained, root, seconds=300, alive_s=2.0, clients=6)
+    with capsys.disabled():
+        print(f"\n{answered} requests answered, {retries} retries, {kills} kills")
+    assert kills >= 15
+    assert retries >= kills / 4
+    assert answered > 1000

@@ -1,0 +1,118 @@
+"""``facemix key`` as a user meets it: results, exit codes, errors, and a clean standard output."""
+
+import json
+import sys
+
+import pytest
+
+from facemix_jax import cli, keys
+
+
+@pytest.fixture
+def run(capsys):
+    """Runs a command: exit code, standard output, standard error on one line."""
+
+    def run(*arguments):
+        try:
+            code = cli.main(["key", *map(str, arguments)])
+        except SystemExit as exit_:  # the parser's
+            code = exit_.code
+        captured = capsys.readouterr()
+        return code, captured.out, " ".join(captured.err.split())
+
+    return run
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "facemix" / "key"
+
+
+def absent(secret, *texts):
+    """None of the ways in which bytes are usually written."""
+    for text in texts:
+        for form in (secret.hex(), repr(secret)[2:-1], str(list(secret)), secret.decode("latin1")):
+            assert form not in text
+
+
+def test_create_show_and_rotate(run, path):
+    code, out, err = run("create", "--path", path, "--json", "-")
+    created = json.loads(out)
+    first = path.read_bytes()
+    assert code == 0
+    assert created["mode"] == "0600"
+    assert created["path"] == str(path)
+    absent(first, out, err)
+
+    code, out, err = run("show", "--path", path, "--json", "-")
+    shown = json.loads(out)
+    assert code == 0
+    assert {k: shown[k] for k in ("path", "fingerprint", "created", "mode")} == {
+        k: v for k, v in created.items() if k != "provenance"
+    }
+    assert shown["fingerprint"] == keys.load(path).fingerprint
+    absent(first, out, err)
+
+    code, out, err = run("rotate", "--path", path, "--json", "-")
+    assert code == 0
+    assert json.loads(out)["fingerprint"] != shown["fingerprint"]
+    assert path.read_bytes() != first
+    assert "old secret is gone" in err
+    absent(first, out, err)
+    absent(path.read_bytes(), out, err)
+
+
+def test_the_table_shows_what_is_public(run, path):
+    run("create", "--path", path)
+    code, out, err = run("show", "--path", path)
+    assert code == 0
+    assert keys.load(path).fingerprint in out
+    assert "0600" in out
+    absent(path.read_bytes(), out, err)
+
+
+def test_the_default_place(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    assert run("create")[0] == 0
+    assert keys.load(tmp_path / "facemix" / "key").fingerprint in run("show", "--json", "-")[1]
+
+
+def test_create_replaces_nothing(run, path):
+    run("create", "--path", path)
+    before = path.read_bytes()
+    code, out, err = run("create", "--path", path)
+    assert (code, out) == (2, "")
+    assert "facemix key rotate" in err
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("command", ["show", "rotate"])
+def test_a_missing_secret(run, path, command):
+    code, out, err = run(command, "--path", path)
+    assert (code, out) == (1, "")
+    assert "facemix key create" in err
+
+
+def test_a_secret_open_to_others(run, path):
+    run("create", "--path", path)
+    path.chmod(0o644)
+    code, out, err = run("show", "--path", path)
+    assert (code, out) == (1, "")
+    assert "chmod 600" in err
+
+
+def test_without_the_extra_it_is_named(run, path, monkeypatch):
+    import facemix_jax
+
+    monkeypatch.delattr(facemix_jax, "keys")
+    monkeypatch.delitem(sys.modules, "facemix_jax.keys")
+    monkeypatch.setitem(sys.modules, "cryptography.hazmat.primitives.ciphers", None)
+    code, _, err = run("create", "--path", path)
+    assert code == 2
+    assert "facemix-jax[serve]" in err
+
+
+def test_help_says_what_mixing_is_not(run):
+    code, out, _ = run("--help")
+    assert code == 0
+    assert "not a cipher" in out
