@@ -5,6 +5,8 @@ from pathlib import Path
 from facemix_jax import _runtime
 
 _runtime.configure()
+# Most of the tests' time is compilation: LLVM's costly passes save less than they take.
+os.environ["XLA_FLAGS"] += " --xla_llvm_disable_expensive_passes=true"
 
 import jax  # noqa: E402  # after the settings
 import numpy as np  # noqa: E402

@@ -142,11 +142,11 @@ def _variable(
 
 def _read_hdf5(path: Path, wanted: set[str]) -> _Values:
     try:
-        import h5py  # type: ignore[import-not-found, unused-ignore]
+        import h5py
     except ImportError as error:
         raise DataError(
             f"{path} is a MATLAB 7.3 file, which takes the package h5py to read. "
-            "Run 'pip install h5py', or save the file with '-v7' in MATLAB."
+            "Run \"pip install 'facemix-jax[lfwa]'\", or save the file with '-v7' in MATLAB."
         ) from error
     found: dict[str, list[str] | HostArray | None] = {}
     with h5py.File(path, "r") as file:

@@ -130,7 +130,7 @@ def test_matlab_7_3(folder):
 def test_matlab_7_3_needs_its_package(folder, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "h5py", None)
     (folder / lfwa.ATTRIBUTES).write_bytes(b"MATLAB 7.3".ljust(512) + b"\x89HDF\r\n\x1a\n" + b"0")
-    with pytest.raises(DataError, match=r"7.3.*pip install h5py"):
+    with pytest.raises(DataError, match=r"7.3.*pip install .facemix-jax.lfwa"):
         lfwa.read(folder)
 
 

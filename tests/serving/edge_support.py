@@ -77,7 +77,12 @@ class FakeCloud:
         self.address = f"127.0.0.1:{self.port}"
 
     def stop(self):
-        self._loop.do(self._server.stop(0))
+        async def stop():
+            await self._server.stop(0)
+            self._server = None  # its finaliser needs the loop
+            await asyncio.sleep(0.05)
+
+        self._loop.do(stop())
 
 
 def honest(model, variables, chunk=4):
