@@ -28,7 +28,7 @@ class Config:
 
     Command: ``python experiments/synthetic_faces.py``
 
-    Run time: about 40 minutes on two CPU cores.
+    Run time: about 20 minutes on two CPU cores.
 
     Expected: at least 95% balanced accuracy on every drawn attribute of people not seen in
     training; 100 people recognised at 90% or more from 20 pictures each; and, as on CelebA,
@@ -52,7 +52,7 @@ class Config:
     epochs: int = 5
     people: int = 100
     pictures: int = 20
-    identity_epochs: int = 40
+    identity_epochs: int = 30
     parts: tuple[str, ...] = ("attributes", "identities", "defences")
     output: Path = Path(__file__).parent / "results" / "synthetic_faces.json"
 
