@@ -123,6 +123,7 @@ SCALE = 64
 """Sizes and bandwidths are this many times smaller than the paper's, so times are the same."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("unit", "speed"), [("conv1_1", 5), ("pool1", 2)])
 def test_link_emulator_takes_the_papers_time_for_vgg16(loop, unit, speed):
     """Table 1: 6.6 and 1.7 s; the link is ``speed`` times faster here, so that tests are."""
@@ -213,6 +214,7 @@ def chaos(trained, root, *, seconds, alive_s, clients):
     return answered, retries, len(kills)
 
 
+@pytest.mark.slow
 def test_no_request_is_lost_when_replicas_are_killed(trained, root):
     answered, retries, kills = chaos(trained, root, seconds=12, alive_s=1.0, clients=3)
     assert kills >= 1
