@@ -15,6 +15,7 @@ def tiny(**options):
 IMAGES = jax.random.normal(jax.random.key(1), (4, 40, 36, 3))
 
 
+@pytest.mark.slow
 def test_weights_do_not_depend_on_the_cut():
     def leaves(cut):
         variables = tiny(cut=cut).init(jax.random.key(0))

@@ -243,6 +243,7 @@ def attack(folder, count, sockets):
     return figures
 
 
+@pytest.mark.slow
 def test_2000_malformed_requests(tmp_path):
     sockets = {"silent": 10, "half": 10, "garbage": 10, "greeted": 10, "slow": 10}
     figures = attack(tmp_path, 2_000, sockets)
