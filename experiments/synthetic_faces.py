@@ -10,7 +10,7 @@ import numpy as np
 import tyro
 
 from facemix_jax import _runtime, data, defenses, evaluation, fitting, inference, runs, training
-from facemix_jax._types import HostArray
+from facemix_jax._types import Array, HostArray
 from facemix_jax.data import face_model, synthetic
 from facemix_jax.defenses import DefenseConfig
 from facemix_jax.demo import figure_dict
@@ -140,7 +140,7 @@ class _Persons:
     def __len__(self) -> int:
         return len(self.source)
 
-    def images(self, indices: HostArray) -> HostArray:
+    def images(self, indices: HostArray) -> HostArray | Array:
         return self.source.images(indices)
 
 

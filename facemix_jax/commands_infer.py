@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 import tyro
 
-from facemix_jax import output, runs
+from facemix_jax import output
+from facemix_jax._files import write_atomically
 from facemix_jax._types import HostArray, ImageSize
 from facemix_jax._validate import DataError, FacemixError, UsageError
 from facemix_jax.data import decode, sheet
@@ -182,7 +183,7 @@ def _write_csv(
     for image, row in zip(images, probabilities, strict=True):
         writer.writerow([image, *(f"{p:.6f}" for p in row)])
     try:
-        runs.write_atomically(path, text.getvalue())
+        write_atomically(path, text.getvalue())
     except OSError as error:
         raise FacemixError(
             f"The table cannot be written to {path}: {error}. Choose another --csv path."

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from facemix_jax import costs, data, defenses, evaluation, fitting, linearity, models, report, runs
+from facemix_jax._files import write_atomically
 from facemix_jax.data import DataConfig, Source
 from facemix_jax.defenses import DefenseConfig
 from facemix_jax.evaluation import Leakage, Utility
@@ -115,7 +116,7 @@ def run(out: Path, *, say: Callable[[str], None]) -> Result:
         seconds=time.perf_counter() - started,
     )
     say("writing the report")
-    runs.write_atomically(out / "report.html", render(result, source))
+    write_atomically(out / "report.html", render(result, source))
     return result
 
 

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from facemix_jax import data, defenses, runs, training
+from facemix_jax._files import write_atomically
 from facemix_jax._validate import FacemixError, UsageError
 from facemix_jax.checkpoint import Checkpoints
 from facemix_jax.runs import RunConfig
@@ -85,9 +86,8 @@ def fit(
         start = int(state.step)
         if start >= num_steps:
             return state
-        resident = config.data.device_resident
-        batches = (data.resident_batches if resident else data.train_batches)(
-            source,
+        batches = data.train_batches(
+            data.on_device(source) if config.data.device_resident else source,
             distinct_groups=defense.group_size if config.data.distinct_people else 1,
             batch_size=config.train.batch_size,
             seed=config.train.seed,
@@ -143,7 +143,7 @@ class Records:
         path = workdir / "metrics.jsonl"
         if path.exists():
             kept = [line for line in read_records(workdir) if line["step"] <= step]
-            runs.write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept))
+            write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept))
         self._file = path.open("a")
         self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
 

@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from facemix_jax import runs
+from facemix_jax._files import write_atomically
 from facemix_jax._validate import FacemixError
 from facemix_jax.attacks import Figure
 from facemix_jax.provenance import provenance
@@ -68,7 +68,7 @@ def emit(path: str | None, result: dict[str, Any], *tables: Table) -> None:
         console.print(each)
     if path is not None:
         try:
-            runs.write_atomically(Path(path), text + "\n")
+            write_atomically(Path(path), text + "\n")
         except OSError as error:
             raise FacemixError(
                 f"The result cannot be written to {path}: {error}. Choose another --json path."

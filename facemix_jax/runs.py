@@ -11,7 +11,6 @@
 
 import dataclasses
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +18,7 @@ from typing import Any, NamedTuple
 import jax
 
 from facemix_jax import data, defenses, models
+from facemix_jax._files import write_atomically
 from facemix_jax._validate import FacemixError, UsageError, divides
 from facemix_jax.checkpoint import Checkpoints
 from facemix_jax.data import DataConfig, Source
@@ -177,20 +177,6 @@ def claim(workdir: Path, config: RunConfig) -> None:
             f"The work directory {workdir} cannot be written: {error}. Free space, or choose "
             f"another --workdir."
         ) from error
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Writes a text file so that it is there whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def _parse(values: Mapping[str, Any]) -> RunConfig:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from facemix_jax import fitting, runs, training
+from facemix_jax._files import write_atomically
 from facemix_jax._validate import FacemixError, UsageError
 from facemix_jax.checkpoint import CheckpointError, Checkpoints
 from facemix_jax.data import DataConfig
@@ -282,14 +283,14 @@ def test_a_broken_config_is_explained(tmp_path, text, words):
 
 def test_atomic_writes_leave_nothing_half_written(tmp_path, monkeypatch):
     path = tmp_path / "out.txt"
-    runs.write_atomically(path, "old")
+    write_atomically(path, "old")
 
     def fail(*args):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(OSError, match="No space"):
-        runs.write_atomically(path, "new")
+        write_atomically(path, "new")
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["out.txt"]
 

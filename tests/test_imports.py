@@ -11,7 +11,7 @@ import facemix_jax
 
 PACKAGE = Path(facemix_jax.__file__).parent
 LAYERS = (
-    ("_types", "_validate", "_runtime", "provenance"),
+    ("_types", "_validate", "_files", "_runtime", "provenance"),
     ("mixing", "metrics", "models", "data"),
     ("costs", "costs_paper", "defenses", "keys"),
     ("inference", "linearity"),

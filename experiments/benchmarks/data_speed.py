@@ -118,7 +118,7 @@ def waiting(source: data.Source, rounds: int, steps: int) -> dict[str, Any]:
     defense = defenses.build(defenses.DefenseConfig(group_size=8))
     step = training.make_train_step(model, defense, config, 10_000)
     state = training.init_state(model, config, 10_000)
-    resident = data.resident_batches(source, batch_size=config.batch_size, seed=0)
+    resident = data.train_batches(data.on_device(source), batch_size=config.batch_size, seed=0)
     one = next(resident)
     turns: dict[str, Iterator[data.Batch]] = {
         "constant": itertools.repeat(one),

@@ -12,9 +12,9 @@ from facemix_jax.data.pipeline import (
     denormalize,
     eval_batches,
     normalize,
-    resident_batches,
     train_batches,
 )
+from facemix_jax.data.resident import on_device
 from facemix_jax.data.source import Batch, Source
 
 __all__ = [
@@ -29,8 +29,8 @@ __all__ = [
     "identity_split",
     "load_source",
     "normalize",
+    "on_device",
     "open_files",
-    "resident_batches",
     "train_batches",
 ]
 

@@ -13,7 +13,6 @@ package imports it at load time. On its own, with the official files in ``manual
 import dataclasses
 import io
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -21,24 +20,14 @@ import tensorflow_datasets as tfds
 
 from facemix_jax._types import ImageSize
 from facemix_jax._validate import DataError
-from facemix_jax.data import celeba, decode
+from facemix_jax.data import DataConfig, celeba, decode, open_files
 from facemix_jax.data.archives import EncodedImages
+from facemix_jax.data.face_model import ATTRIBUTE_NAMES
 from facemix_jax.data.files import FileSet
 from facemix_jax.data.prepared import SPLITS
 
 JPEG_QUALITY = 95
 """Of resized images; their colours are stored at full resolution (4:4:4)."""
-
-CELEBA_ATTRIBUTES = (
-    *("5_o_Clock_Shadow", "Arched_Eyebrows", "Attractive", "Bags_Under_Eyes", "Bald", "Bangs"),
-    *("Big_Lips", "Big_Nose", "Black_Hair", "Blond_Hair", "Blurry", "Brown_Hair"),
-    *("Bushy_Eyebrows", "Chubby", "Double_Chin", "Eyeglasses", "Goatee", "Gray_Hair"),
-    *("Heavy_Makeup", "High_Cheekbones", "Male", "Mouth_Slightly_Open", "Mustache"),
-    *("Narrow_Eyes", "No_Beard", "Oval_Face", "Pale_Skin", "Pointy_Nose", "Receding_Hairline"),
-    *("Rosy_Cheeks", "Sideburns", "Smiling", "Straight_Hair", "Wavy_Hair", "Wearing_Earrings"),
-    *("Wearing_Hat", "Wearing_Lipstick", "Wearing_Necklace", "Wearing_Necktie", "Young"),
-)
-"""The 40 attributes of CelebA and LFWA (Liu et al., ICCV 2015), in the order of the files."""
 
 _CITATION = """\
 @inproceedings{liu2015faceattributes,
@@ -104,6 +93,9 @@ class FaceBuilder(  # type: ignore[call-arg]  # for want of type information
     files; shuffle when reading.
     """
 
+    DATASET = ""
+    """Name in ``DataConfig``."""
+
     VERSION = tfds.core.Version("1.0.0")
     BUILDER_CONFIGS: ClassVar[list[FaceConfig]] = []
     RELEASE_NOTES: ClassVar[dict[str, str]] = {"1.0.0": "First version."}
@@ -124,17 +116,12 @@ class FaceBuilder(  # type: ignore[call-arg]  # for want of type information
         than the 40, their number follows, as such data have other features.
         """
         name = "native" if image_size is None else f"{image_size[0]}x{image_size[1]}"
-        if cls.BUILDER_CONFIGS and attribute_names != CELEBA_ATTRIBUTES:
+        if cls.BUILDER_CONFIGS and attribute_names != ATTRIBUTE_NAMES:
             name = f"{name}-{len(attribute_names)}_attributes"
         for config in cls.BUILDER_CONFIGS:
             if config.name == name:
                 return config
         return FaceConfig(name=name, image_size=image_size, attribute_names=attribute_names)
-
-    @classmethod
-    def read(cls, folder: Path, config: FaceConfig) -> FileSet:
-        """The files of the data set in ``folder``."""
-        raise NotImplementedError
 
     def use(self, files: FileSet, stored: EncodedImages) -> None:
         """Takes checked files and the bytes to store, instead of reading ``manual_dir``."""
@@ -142,7 +129,7 @@ class FaceBuilder(  # type: ignore[call-arg]  # for want of type information
 
     def _names(self) -> tuple[str, ...]:
         names = self.builder_config.attribute_names
-        return CELEBA_ATTRIBUTES if names is None else tuple(names)
+        return ATTRIBUTE_NAMES if names is None else tuple(names)
 
     def _info(self) -> tfds.core.DatasetInfo:
         size, names = self.builder_config.image_size, self._names()
@@ -169,7 +156,15 @@ class FaceBuilder(  # type: ignore[call-arg]  # for want of type information
     def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[str, Any]]]:
         files = self._files
         if files is None:
-            files = self.read(Path(dl_manager.manual_dir), self.builder_config)
+            settings = self.builder_config
+            files = open_files(
+                DataConfig(
+                    dataset=self.DATASET,
+                    data_dir=str(dl_manager.manual_dir),
+                    labels=settings.labels,
+                    columns=settings.columns,
+                )
+            )
         unknown = [n for n in self._names() if n not in files.attribute_names]
         if unknown:
             raise DataError(
@@ -214,6 +209,7 @@ class FaceBuilder(  # type: ignore[call-arg]  # for want of type information
 class Celeba(FaceBuilder):
     """CelebA: aligned faces of celebrities, 40 attributes, identities."""
 
+    DATASET = "celeba"
     BUILDER_CONFIGS: ClassVar[list[FaceConfig]] = [
         FaceConfig(name="native", description="The official JPEG files, 218 x 178."),
         FaceConfig(
@@ -232,15 +228,11 @@ class Celeba(FaceBuilder):
         "identity_CelebA.txt and list_eval_partition.txt into manual_dir."
     )
 
-    @classmethod
-    def read(cls, folder: Path, config: FaceConfig) -> FileSet:
-        """The official files in ``folder``."""
-        return celeba.read(folder)
-
 
 class Lfwa(FaceBuilder):
     """LFWA: Labeled Faces in the Wild with the 40 attributes of CelebA."""
 
+    DATASET = "lfwa"
     BUILDER_CONFIGS: ClassVar[list[FaceConfig]] = [
         FaceConfig(name="native", description="The files as they are."),
         FaceConfig(name="109x89", image_size=(109, 89), description="As in FaceMix."),
@@ -255,13 +247,6 @@ class Lfwa(FaceBuilder):
         "manual_dir."
     )
 
-    @classmethod
-    def read(cls, folder: Path, config: FaceConfig) -> FileSet:
-        """The official files, or images with a CSV, in ``folder``."""
-        from facemix_jax.data import lfwa
-
-        return lfwa.read(folder, labels=config.labels, columns=config.columns)
-
 
 class FaceFolder(FaceBuilder):
     """Any images with a CSV file of labels.
@@ -270,6 +255,7 @@ class FaceFolder(FaceBuilder):
     be known before the file is read.
     """
 
+    DATASET = "folder"
     DESCRIPTION = "Images with a CSV file of labels."
     CITATION = ""
     LICENSE = "That of the images."
@@ -278,17 +264,8 @@ class FaceFolder(FaceBuilder):
         "manual_dir."
     )
 
-    @classmethod
-    def read(cls, folder: Path, config: FaceConfig) -> FileSet:
-        """The images and the CSV file in ``folder``."""
-        from facemix_jax.data import folder as reader
-
-        return reader.read(folder, labels=config.labels, columns=config.columns)
-
 
 BUILDERS: dict[str, type[FaceBuilder]] = {
-    "celeba": Celeba,
-    "lfwa": Lfwa,
-    "folder": FaceFolder,
+    builder.DATASET: builder for builder in (Celeba, Lfwa, FaceFolder)
 }
 """Builder of each data set of ``DataConfig``."""

@@ -1,8 +1,6 @@
 """Decoded images in one memory-mapped file, so that a data set is decoded only once."""
 
 import contextlib
-import errno
-import hashlib
 import os
 import re
 import shutil
@@ -15,12 +13,12 @@ from pathlib import Path
 
 import numpy as np
 
+from facemix_jax._files import NO_SPACE, sha256, write_atomically
 from facemix_jax._types import HostArray
 from facemix_jax._validate import DataError
 
 _CHUNK = 64
 _ABANDONED_SECONDS = 600.0
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def directory(data_dir: Path, cache_dir: str | None) -> Path:
@@ -67,7 +65,7 @@ def verify(path: Path) -> bool | None:
         expected = checksum_file(path).read_bytes()
     except FileNotFoundError:
         return None
-    return expected.split()[:1] == [_sha256(path).encode()]
+    return expected.split()[:1] == [sha256(path).encode()]
 
 
 def checksum_file(path: Path) -> Path:
@@ -138,12 +136,11 @@ def _build(
         # The old checksum goes first and the new one comes last, so that a kill in between
         # leaves a cache without one and never a cache with a wrong one.
         checksum_file(path).unlink(missing_ok=True)
-        line = f"{_sha256(part)}  {path.name}\n"
+        line = f"{sha256(part)}  {path.name}\n"
         os.replace(part, path)
-        part.write_text(line)
-        os.replace(part, checksum_file(path))
+        write_atomically(checksum_file(path), line)
     except OSError as error:
-        if error.errno in _NO_SPACE:
+        if error.errno in NO_SPACE:
             raise _full(path, size, shutil.disk_usage(path.parent).free) from error
         raise DataError(
             f"The decoded images cannot be written to {path}: {error.strerror or error}. "
@@ -175,15 +172,10 @@ def _write_all(file, shape, decode, *, label: str) -> None:  # type: ignore[no-u
         executor.shutdown(cancel_futures=True)
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 @contextlib.contextmanager
-def progress(label: str, total: int) -> Iterator[Callable[[int], None]]:
+def progress(label: str, total: int, *, show: bool = True) -> Iterator[Callable[[int], None]]:
     """A progress bar on standard error; small jobs show none."""
-    if total < 10 * _CHUNK:
+    if not show or total < 10 * _CHUNK:
         yield lambda _: None
         return
     import rich.console

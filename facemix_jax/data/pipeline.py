@@ -1,10 +1,7 @@
 """Batches: Grain decides which images, the source delivers them."""
 
-import dataclasses
-import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -18,7 +15,6 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 """Of RGB values in [0, 1], as torchvision uses them."""
 
 _THREADS, _AHEAD = 2, 4
-_UPLOAD = 1024
 
 
 def train_batches(
@@ -53,84 +49,27 @@ def train_batches(
         UsageError: an unknown or too small split, or values out of range.
     """
     indices = _split(source, split)
-    _validate.positive(process_count=process_count)
-    _validate.in_range(0, process_count - 1, process_index=process_index)
-    _validate.divides(process_count, divisor_name="process_count", batch_size=batch_size)
-    share = batch_size // process_count
-    part = slice(process_index * share, (process_index + 1) * share)
-    return _in_order(
-        source,
-        split,
-        lambda rows: _gather(source, indices[rows[part]]),
-        batch_size=batch_size,
-        seed=seed,
-        start_step=start_step,
-        distinct_groups=distinct_groups,
+    _validate.positive(
+        batch_size=batch_size, distinct_groups=distinct_groups, process_count=process_count
     )
-
-
-def resident_batches(
-    source: Source,
-    *,
-    split: str = "train",
-    batch_size: int,
-    seed: int,
-    start_step: int = 0,
-    distinct_groups: int = 1,
-) -> Iterator[Batch]:
-    """The batches of ``train_batches``, gathered on the device from a copy of the whole split.
-
-    The images go there once, as uint8 (all of CelebA at 218x178 takes 24 GB), so that no step
-    waits for the host. Their batches are JAX arrays; everything else is as there.
-
-    Raises:
-        UsageError: as ``train_batches``, or the split does not fit into the device's memory.
-    """
-    indices = _split(source, split)
-    _check_room(source, len(indices))
-    images = _upload(source, indices)
-
-    def read(rows: HostArray) -> Batch:
-        return dataclasses.replace(
-            _labels(source, indices[rows]), images=_take(images, rows.astype(np.int32))
-        )
-
-    return _in_order(
-        source,
-        split,
-        read,
-        batch_size=batch_size,
-        seed=seed,
-        start_step=start_step,
-        distinct_groups=distinct_groups,
-    )
-
-
-def _in_order(
-    source: Source,
-    split: str,
-    read: Callable[[HostArray], Batch],
-    *,
-    batch_size: int,
-    seed: int,
-    start_step: int,
-    distinct_groups: int,
-) -> Iterator[Batch]:
-    """``read`` of the positions in the split of every batch, some batches ahead."""
-    indices = _split(source, split)
-    _validate.positive(batch_size=batch_size, distinct_groups=distinct_groups)
     _validate.in_range(0, 2**32 - 1, seed=seed)
     _validate.in_range(0, 2**31 - 1, start_step=start_step)
+    _validate.in_range(0, process_count - 1, process_index=process_index)
+    _validate.divides(process_count, divisor_name="process_count", batch_size=batch_size)
     _validate.divides(distinct_groups, divisor_name="distinct_groups", batch_size=batch_size)
     if batch_size > len(indices):
         raise UsageError(
             f"batch_size is {batch_size}, but split {split!r} has {len(indices)} images. "
             f"Use a batch_size of at most {len(indices)}, or more examples."
         )
-    people = source.identities[indices]
+    share = batch_size // process_count
+    part = slice(process_index * share, (process_index + 1) * share)
 
-    def spread(rows: HostArray) -> HostArray:
-        return rows[_deal(people[rows], distinct_groups)] if distinct_groups > 1 else rows
+    def read(rows: HostArray) -> Batch:
+        chosen = indices[rows]
+        if distinct_groups > 1:
+            chosen = chosen[_deal(source.identities[chosen], distinct_groups)]
+        return _gather(source, chosen[part])
 
     # Imported here: Grain takes most of a second.
     import grain
@@ -142,7 +81,7 @@ def _in_order(
         # Whole batches of positions go to the source: one call per batch, not one per image.
         .batch(batch_size, drop_remainder=True, batch_fn=np.asarray)
         .repeat()
-        .map(lambda rows: read(spread(rows)))
+        .map(read)
     )
     options = grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=_AHEAD)
     return iter(dataset[start_step:].to_iter_dataset(options))
@@ -151,36 +90,6 @@ def _in_order(
 def _deal(people: HostArray, group_size: int) -> HostArray:
     """An order of rows in which groups show different people: person by person, like cards."""
     return np.argsort(people, kind="stable").reshape(group_size, -1).T.ravel()
-
-
-def _check_room(source: Source, count: int) -> None:
-    height, width = source.image_size
-    needed = count * height * width * 3
-    room = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit", float("inf"))
-    if needed > 0.9 * room:
-        raise UsageError(
-            f"The split takes {needed / 1e9:.1f} GB on the device, which has {room / 1e9:.1f} GB "
-            "for everything. Leave device_resident out, or use fewer or smaller images."
-        )
-
-
-def _upload(source: Source, indices: HostArray) -> Array:
-    """All images of ``indices`` on the device; the host holds only a part at a time."""
-    images = jnp.zeros((len(indices), *source.image_size, 3), jnp.uint8)
-    for start in range(0, len(indices), _UPLOAD):
-        part = source.images(indices[start : start + _UPLOAD])
-        images = _put(images, part, start)
-    return images
-
-
-@functools.partial(jax.jit, donate_argnums=0)
-def _put(images: Array, part: Array, start: Array) -> Array:
-    return jax.lax.dynamic_update_slice_in_dim(images, part, start, 0)
-
-
-@jax.jit
-def _take(images: Array, rows: Array) -> Array:
-    return images.at[rows].get(mode="promise_in_bounds")
 
 
 def eval_batches(source: Source, *, split: str, batch_size: int) -> Iterator[Batch]:
@@ -213,13 +122,8 @@ def _split(source: Source, split: str) -> HostArray:
 
 
 def _gather(source: Source, indices: HostArray, padding: int = 0) -> Batch:
-    return dataclasses.replace(_labels(source, indices, padding), images=source.images(indices))
-
-
-def _labels(source: Source, indices: HostArray, padding: int = 0) -> Batch:
-    """A batch without its images."""
     return Batch(
-        images=np.empty(0, np.uint8),
+        images=source.images(indices),
         attributes=source.attributes[indices],
         identities=source.identities[indices],
         mask=np.arange(len(indices)) < len(indices) - padding,

@@ -1,7 +1,6 @@
 """Writes a prepared data set: resized once, checked by checksums, whole or not there at all."""
 
 import contextlib
-import errno
 import hashlib
 import io
 import json
@@ -18,9 +17,10 @@ from typing import Any
 
 import numpy as np
 
+from facemix_jax._files import NO_SPACE, sha256, write_atomically
 from facemix_jax._types import HostArray, ImageSize
 from facemix_jax._validate import DataError, UsageError
-from facemix_jax.data import open_files, prepared
+from facemix_jax.data import cache, open_files, prepared
 from facemix_jax.data.archives import EncodedImages, fingerprint
 from facemix_jax.data.config import DataConfig
 from facemix_jax.data.files import FileSet
@@ -29,8 +29,7 @@ _CHUNK = 1024
 _BYTES_PER_PIXEL, _BYTES_PER_IMAGE = 1.0, 2000
 """Room for a resized JPEG with its labels; real faces at 109 x 89 take 0.7 bytes a pixel."""
 
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_Advance = Callable[[], None]
+_Advance = Callable[[int], None]
 
 
 def prepare(
@@ -123,7 +122,7 @@ def verify(prepared_dir: Path) -> list[str]:
             problems.append(f"{name} is missing.")
         elif path.stat().st_size != size:
             problems.append(f"{name} has {path.stat().st_size:,} bytes instead of {size:,}.")
-        elif prepared.sha256(path) != digest:
+        elif sha256(path) != digest:
             problems.append(f"{name} was changed: its SHA-256 is not the recorded one.")
     extra = (
         {p.name for p in folder.iterdir() if not p.name.startswith(".")}
@@ -190,11 +189,10 @@ def _resized(
     paths = [work / f"{i:05d}.zip" for i in range(len(chunks))]
     executor = ThreadPoolExecutor(os.cpu_count())
     try:
-        with _bar("Resizing images", len(names), show_progress) as advance:
+        with cache.progress("Resizing images", len(names), show=show_progress) as advance:
             for path, chunk in zip(paths, chunks, strict=True):
                 if _is_chunk(path, len(chunk)):
-                    for _ in chunk:
-                        advance()
+                    advance(len(chunk))
                 else:
                     _write_chunk(path, chunk, files, size, executor, advance)
     finally:
@@ -244,8 +242,8 @@ def _write_chunk(
     with zipfile.ZipFile(buffer, "w") as archive:
         for i, data in enumerate(executor.map(work, names)):
             archive.writestr(zipfile.ZipInfo(str(i)), data)
-            advance()
-    _write_whole(path, buffer.getvalue())
+            advance(1)
+    write_atomically(path, buffer.getvalue())
 
 
 def _write_shards(
@@ -256,12 +254,12 @@ def _write_shards(
 
     rows = _rows(files)
     found: dict[str, tuple[int, int]] = {}
-    with _bar("Writing shards", len(rows), show_progress) as advance:
+    with cache.progress("Writing shards", len(rows), show=show_progress) as advance:
 
         def read(name: str) -> bytes:
             data = stored.read(name)
             found[name] = len(data), zlib.crc32(data)
-            advance()
+            advance(1)
             return data
 
         builder.use(files, EncodedImages(stored.label, stored.sizes, stored.stamps, read))
@@ -282,21 +280,11 @@ def _write_shards(
 
 def _write_checksums(folder: Path, mark: str) -> None:
     entries = {
-        path.name: {"sha256": prepared.sha256(path), "bytes": path.stat().st_size}
+        path.name: {"sha256": sha256(path), "bytes": path.stat().st_size}
         for path in sorted(folder.iterdir())
     }
     text = json.dumps({"made_from": mark, "files": entries}, indent=1)
-    _write_whole(folder / prepared.CHECKSUMS, text.encode())
-
-
-def _write_whole(path: Path, data: bytes) -> None:
-    """Writes a file that appears under its name only when it is complete and on the disk."""
-    part = path.with_name(f"{path.name}.part")
-    with part.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
+    write_atomically(folder / prepared.CHECKSUMS, text.encode())
 
 
 @contextlib.contextmanager
@@ -361,7 +349,7 @@ def _disk_errors(output: Path) -> Iterator[None]:
             "some space, or choose another output folder, and run the command again."
         ) from error
     except OSError as error:
-        if error.errno not in _NO_SPACE:
+        if error.errno not in NO_SPACE:
             raise DataError(
                 f"The prepared data cannot be written to {output}: {error.strerror or error}. "
                 "Choose an output folder that can be written."
@@ -371,16 +359,3 @@ def _disk_errors(output: Path) -> Iterator[None]:
             f"The disk of {output} is full ({free / 1e6:,.1f} MB free). Free some space and run "
             "the command again: it goes on where it stopped. Or choose another output folder."
         ) from error
-
-
-@contextlib.contextmanager
-def _bar(label: str, total: int, show: bool) -> Iterator[_Advance]:
-    if not show:
-        yield lambda: None
-        return
-    import rich.console
-    import rich.progress
-
-    with rich.progress.Progress(console=rich.console.Console(stderr=True)) as bar:
-        task = bar.add_task(label, total=total)
-        yield lambda: bar.advance(task)

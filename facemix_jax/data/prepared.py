@@ -194,12 +194,6 @@ def checksums(folder: Path) -> dict[str, tuple[str, int]]:
     return result
 
 
-def sha256(path: Path) -> str:
-    """The hexadecimal SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def save_labels(path: Path, labels: Labels) -> None:
     """Writes ``labels`` for ``read``."""
     np.savez_compressed(

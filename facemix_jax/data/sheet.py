@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import io
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from facemix_jax import _validate
+from facemix_jax._files import write_atomically
 from facemix_jax._types import HostArray, ImageSize
 from facemix_jax._validate import DataError, UsageError
 from facemix_jax.data import decode
@@ -189,12 +189,9 @@ def save_png(path: Path, pixels: HostArray) -> None:
 
     out = io.BytesIO()
     Image.fromarray(pixels).save(out, "PNG", optimize=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        part.write_bytes(out.getvalue())
-        os.replace(part, path)
+        write_atomically(path, out.getvalue())
     except OSError as error:
-        part.unlink(missing_ok=True)
         raise DataError(
             f"The sheet cannot be written to {path}: {error.strerror}. Choose another place."
         ) from error

@@ -12,7 +12,22 @@ from facemix_jax._validate import UsageError
 SPLITS = ("train", "valid", "test")
 
 
-class Source(Protocol):
+class Labels(Protocol):
+    """What a labelled set says without showing a picture; see ``Source``."""
+
+    @property
+    def name(self) -> str: ...  # noqa: D102
+    @property
+    def attribute_names(self) -> tuple[str, ...]: ...  # noqa: D102
+    @property
+    def attributes(self) -> HostArray: ...  # noqa: D102
+    @property
+    def identities(self) -> HostArray: ...  # noqa: D102
+    @property
+    def splits(self) -> Mapping[str, HostArray]: ...  # noqa: D102
+
+
+class Source(Labels, Protocol):
     """A labelled set of face images with random access.
 
     Attributes:
@@ -26,23 +41,13 @@ class Source(Protocol):
 
     # Properties, so that a frozen dataclass fits; the class's docstring explains them.
     @property
-    def name(self) -> str: ...  # noqa: D102
-    @property
     def image_size(self) -> ImageSize: ...  # noqa: D102
-    @property
-    def attribute_names(self) -> tuple[str, ...]: ...  # noqa: D102
-    @property
-    def attributes(self) -> HostArray: ...  # noqa: D102
-    @property
-    def identities(self) -> HostArray: ...  # noqa: D102
-    @property
-    def splits(self) -> Mapping[str, HostArray]: ...  # noqa: D102
 
     def __len__(self) -> int:
         """``N``, the number of images."""
         ...
 
-    def images(self, indices: HostArray) -> HostArray:
+    def images(self, indices: HostArray) -> HostArray | Array:
         """Images of ``indices`` (int ``[n]``), uint8 ``[n, H, W, 3]``, RGB; thread-safe."""
         ...
 
@@ -52,8 +57,8 @@ class Batch:
     """Examples.
 
     Attributes:
-        images: uint8 ``[B, H, W, 3]``, RGB; on the host, or on the device from
-            ``resident_batches``.
+        images: uint8 ``[B, H, W, 3]``, RGB; on the host, or on the device where
+            the source keeps them there (``on_device``).
         attributes: int8 ``[B, K]``, 0 or 1.
         identities: int32 ``[B]``.
         mask: bool ``[B]``; False for rows that only fill the last batch of an evaluation.

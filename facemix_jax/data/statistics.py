@@ -1,30 +1,14 @@
 """What a labelled set holds: sizes, base rates, people, correlations."""
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Protocol
 
 import numpy as np
 
 from facemix_jax._types import HostArray
+from facemix_jax.data.source import Labels
 
 AT_LEAST = (2, 5, 10, 20)
 """Numbers of images for which people are counted."""
-
-
-class Labels(Protocol):
-    """The part of a ``Source`` or ``FileSet`` that needs no pictures."""
-
-    @property
-    def name(self) -> str: ...  # noqa: D102
-    @property
-    def attribute_names(self) -> tuple[str, ...]: ...  # noqa: D102
-    @property
-    def attributes(self) -> HostArray: ...  # noqa: D102
-    @property
-    def identities(self) -> HostArray: ...  # noqa: D102
-    @property
-    def splits(self) -> Mapping[str, HostArray]: ...  # noqa: D102
 
 
 @dataclasses.dataclass(frozen=True)

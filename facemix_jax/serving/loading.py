@@ -9,18 +9,18 @@ import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from facemix_jax import checkpoint, models
-from facemix_jax._types import Array, HostArray, Variables
+from facemix_jax._types import Array, HostArray, ImageSize, Variables
 from facemix_jax._validate import FacemixError, UsageError
-from facemix_jax.models import ModelConfig, Spec
+from facemix_jax.models import ModelConfig, Spec, SplitModel
 from facemix_jax.serving import wire
 
-_UNMIXED_ROWS = 8
+UNMIXED_ROWS = 8
 """Rows run together where training did not mix."""
 
 
@@ -46,18 +46,34 @@ class Served:
     group_size: int
 
 
-def load(workdir: Path, step: int | None = None) -> Served:
-    """Loads main.
+class Found(NamedTuple):
+    """A checkpoint of a work directory and the network that it holds.
+
+    Attributes:
+        directory: holds the checkpoints.
+        step: training steps done.
+        model: the network; the same object for all checkpoints of one network, so that functions
+            compiled for it are compiled once.
+        like: shapes of all its variables.
+    """
+
+    directory: Path
+    step: int
+    model: SplitModel
+    like: dict[str, Any]
+
+
+def find(workdir: Path, step: int | None = None) -> Found:
+    """Looks up a checkpoint and builds the network that it says it belongs to.
 
     Args:
         workdir: of a finished or running training.
         step: which checkpoint; None for the newest.
 
     Raises:
-        UsageError: nothing usable is there.
-        FacemixError: the files cannot be read, or main returns NaN for zeros.
+        UsageError: there is none.
+        FacemixError: it cannot be read.
     """
-    group_size, protected = _read_config(workdir)
     directory = workdir / "checkpoints"
     step = checkpoint.newest(directory) if step is None else step
     if step is None:
@@ -75,32 +91,54 @@ def load(workdir: Path, step: int | None = None) -> Served:
             f"The checkpoint {step} in {directory} does not say what network it holds: {error}. "
             f"It was written by another version; train again."
         ) from error
-    spec, apply, like = _network(config, (height, width), num_attributes, num_classes)
-    if identity.get("statistics") == "separate" and "batch_stats" in like:
-        like = {**like, "clean_stats": like["batch_stats"]}
-    variables = checkpoint.restore_segment(directory, step, "main", like)
+    model = _build(config, (height, width), num_attributes, num_classes)
+    like = jax.eval_shape(model.init, jax.random.key(0))
+    if identity.get("statistics") == "separate" and "batch_stats" in like["main"]:
+        like["main"]["clean_stats"] = like["main"]["batch_stats"]
+    return Found(directory, step, model, like)
+
+
+@functools.cache
+def _build(
+    config: ModelConfig, image_size: ImageSize, num_attributes: int, num_classes: int
+) -> SplitModel:
+    return models.build(
+        config, image_size=image_size, num_attributes=num_attributes, num_classes=num_classes
+    )
+
+
+@functools.cache
+def jitted_main(model: SplitModel) -> Callable[[Variables, Array | HostArray], Array]:
+    """Main of inference, compiled once for all checkpoints of a network."""
+    return jax.jit(model.main.apply)
+
+
+def load(workdir: Path, step: int | None = None) -> Served:
+    """Loads main.
+
+    Args:
+        workdir: of a finished or running training.
+        step: which checkpoint; None for the newest.
+
+    Raises:
+        UsageError: nothing usable is there.
+        FacemixError: the files cannot be read, or main returns NaN for zeros.
+    """
+    group_size, protected = _read_config(workdir)
+    directory, step, model, like = find(workdir, step)
+    apply = jitted_main(model)
+    variables = checkpoint.restore_segment(directory, step, "main", like["main"])
     clean = variables.pop("clean_stats", None)
     if clean is not None and not protected:
         variables["batch_stats"] = clean
-    zeros = np.zeros((group_size, *spec.activation_shape), np.float32)
+    zeros = np.zeros((group_size, *model.spec.activation_shape), np.float32)
     if not np.isfinite(np.asarray(apply(variables, zeros))).all():
         raise FacemixError(
             f"Main of checkpoint {step} in {directory} returns NaN or infinities. Train again with "
             f"a lower --learning-rate."
         )
-    name = wire.model_id(variables, spec)
-    return Served(spec, apply, variables, name, step, group_size)
-
-
-@functools.cache
-def _network(
-    config: ModelConfig, image_size: tuple[int, int], num_attributes: int, num_classes: int
-) -> tuple[Spec, Callable[[Variables, Array | HostArray], Array], dict[str, Any]]:
-    model = models.build(
-        config, image_size=image_size, num_attributes=num_attributes, num_classes=num_classes
-    )
-    like = jax.eval_shape(model.init, jax.random.key(0))["main"]
-    return model.spec, jax.jit(model.main.apply), like
+    name = wire.model_id(variables, model.spec)
+    return Served(model.spec, apply, variables, name, step, group_size)
 
 
 def _read_config(workdir: Path) -> tuple[int, bool]:
@@ -109,7 +147,7 @@ def _read_config(workdir: Path) -> tuple[int, bool]:
     try:
         defense = json.loads(path.read_text())["defense"]
         protected = defense["defense"] != "none"
-        return (int(defense["group_size"]) if protected else _UNMIXED_ROWS), protected
+        return (int(defense["group_size"]) if protected else UNMIXED_ROWS), protected
     except FileNotFoundError:
         raise UsageError(
             f"{workdir} is no work directory: it has no config.json. Give the --workdir of a "

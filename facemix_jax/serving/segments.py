@@ -8,18 +8,17 @@ import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from facemix_jax import checkpoint, data, defenses, inference, mixing, models, runs
-from facemix_jax._types import Array, HostArray, ImageSize, Variables
+from facemix_jax import checkpoint, data, defenses, inference, mixing, runs
+from facemix_jax._types import Array, HostArray, Variables
 from facemix_jax._validate import FacemixError, UsageError
 from facemix_jax.data.face_model import ATTRIBUTE_NAMES
 from facemix_jax.mixing import MixKey
-from facemix_jax.models import ModelConfig, Spec
-from facemix_jax.serving import wire
+from facemix_jax.models import Spec, SplitModel
+from facemix_jax.serving import loading, wire
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -66,26 +65,7 @@ def load(workdir: Path, *, with_main: bool = False) -> Segments:
             f"{workdir} was trained with the family {config.defense.family!r}, but keys are drawn "
             f"from 'haar'. Train with --family haar."
         )
-    directory = workdir / "checkpoints"
-    step = checkpoint.newest(directory)
-    if step is None:
-        raise UsageError(
-            f"There is no checkpoint in {directory}. Train first: facemix train --workdir {workdir}"
-        )
-    identity = checkpoint.read_identity(directory, step)
-    try:
-        height, width = identity["image_size"]
-        num_attributes, num_classes = identity["logits_shape"]
-    except (KeyError, TypeError, ValueError) as error:
-        raise FacemixError(
-            f"The checkpoint {step} in {directory} does not say what network it holds: {error}. "
-            f"It was written by another version; train again."
-        ) from error
-    network = _network(config.model, (height, width), num_attributes, num_classes)
-    spec, like = network.spec, network.like
-    if config.train.statistics == "separate" and "batch_stats" in like["main"]:
-        main_like = like["main"]
-        like = {**like, "main": {**main_like, "clean_stats": main_like["batch_stats"]}}
+    directory, step, model, like = loading.find(workdir)
     variables = {
         # At cut 0 pre has no variables, and nothing was written.
         name: checkpoint.restore_segment(directory, step, name, part) if part else part
@@ -95,16 +75,17 @@ def load(workdir: Path, *, with_main: bool = False) -> Segments:
     defense = defenses.build(config.defense)
     main = inference.main_variables(variables, defense)
 
+    pre, post = _jitted_edge(model)
     return Segments(
-        spec=spec,
-        model_id=wire.model_id(main, spec),
+        spec=model.spec,
+        model_id=wire.model_id(main, model.spec),
         step=step,
-        attribute_names=_attribute_names(config, num_attributes),
-        group_size=config.defense.group_size if protected else 8,
+        attribute_names=_attribute_names(config, model.spec.logits_shape[0]),
+        group_size=config.defense.group_size if protected else loading.UNMIXED_ROWS,
         protected=protected,
-        pre=functools.partial(network.pre, variables["pre"]),
-        post=functools.partial(network.post, variables["post"]),
-        main=functools.partial(network.main, main) if with_main else None,
+        pre=functools.partial(pre, variables["pre"]),
+        post=functools.partial(post, variables["post"]),
+        main=functools.partial(loading.jitted_main(model), main) if with_main else None,
     )
 
 
@@ -145,29 +126,14 @@ def unmix(key: MixKey, responses: HostArray) -> list[Array]:
 _mix_group = jax.jit(mixing.mix_group)
 
 
-class _Network(NamedTuple):
-    """Jitted functions of ``(variables, x)``, shared by all clients of one network."""
-
-    spec: Spec
-    like: dict[str, Any]
-    pre: Callable[[Variables, HostArray], Array]
-    main: Callable[[Variables, HostArray], Array]
-    post: Callable[[Variables, Array], Array]
-
-
 @functools.cache
-def _network(
-    config: ModelConfig, image_size: ImageSize, num_attributes: int, num_classes: int
-) -> _Network:
-    model = models.build(
-        config, image_size=image_size, num_attributes=num_attributes, num_classes=num_classes
-    )
-    return _Network(
-        spec=model.spec,
-        like=jax.eval_shape(model.init, jax.random.key(0)),
-        pre=jax.jit(lambda variables, images: model.pre(variables, data.normalize(images))),
-        main=jax.jit(model.main.apply),
-        post=jax.jit(model.post.apply),
+def _jitted_edge(
+    model: SplitModel,
+) -> tuple[Callable[[Variables, HostArray], Array], Callable[[Variables, Array], Array]]:
+    """Pre, from uint8 images, and post, compiled once for all clients of one network."""
+    return (
+        jax.jit(lambda variables, images: model.pre(variables, data.normalize(images))),
+        jax.jit(model.post.apply),
     )
 
 

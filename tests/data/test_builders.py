@@ -8,42 +8,21 @@ import zipfile
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from layouts import noisy_jpeg, write_celeba
 from PIL import Image
 
 from facemix_jax._validate import DataError
 from facemix_jax.data import builders, celeba, folder, lfwa, prepared
+from facemix_jax.data.face_model import ATTRIBUTE_NAMES
 
 COUNT = 9
 SKIP = {"image": tfds.decode.SkipDecoding()}
 
 
-def picture(rng, size=(178, 218)):
-    out = io.BytesIO()
-    small = Image.fromarray(rng.integers(0, 256, (6, 5, 3), np.uint8))
-    small.resize(size).save(out, "JPEG")
-    return out.getvalue()
-
-
 @pytest.fixture
 def official(tmp_path):
     """CelebA's own layout with all 40 attributes, 9 images, splits interleaved."""
-    path = tmp_path / "manual"
-    path.mkdir()
-    rng = np.random.default_rng(0)
-    names = [f"{i:06d}.jpg" for i in range(1, COUNT + 1)]
-    rows = "".join(f"{name} {' '.join(map(str, rng.choice([-1, 1], 40)))}\n" for name in names)
-    header = " ".join(builders.CELEBA_ATTRIBUTES)
-    (path / celeba.ATTRIBUTES).write_text(f"{COUNT}\n{header}\n{rows}")
-    (path / celeba.IDENTITIES).write_text(
-        "".join(f"{name} {100 + i // 2}\n" for i, name in enumerate(names))
-    )
-    (path / celeba.PARTITION).write_text(
-        "".join(f"{name} {i % 3}\n" for i, name in enumerate(names))
-    )
-    with zipfile.ZipFile(path / "img_align_celeba.zip", "w") as archive:
-        for name in names:
-            archive.writestr(f"img_align_celeba/{name}", picture(rng))
-    return path
+    return write_celeba(tmp_path / "manual", ATTRIBUTE_NAMES, [i % 3 for i in range(COUNT)])
 
 
 def build(builder_class, manual_dir, data_dir, **options):
@@ -111,7 +90,7 @@ def test_what_the_builders_say():
         assert "liu2015faceattributes" in builder_class.CITATION
         assert "on-commercial" in builder_class.LICENSE
         assert builder_class.HOMEPAGE.startswith("https://")
-    assert len(set(builders.CELEBA_ATTRIBUTES)) == 40
+    assert len(set(ATTRIBUTE_NAMES)) == 40
 
 
 @pytest.fixture
@@ -122,7 +101,7 @@ def csv_folder(tmp_path):
     lines = ["file,person,split,Smiling,Hat"]
     with zipfile.ZipFile(path / "images.zip", "w") as archive:
         for i in range(COUNT):
-            archive.writestr(f"p{i}.jpg", picture(rng, (30, 40)))
+            archive.writestr(f"p{i}.jpg", noisy_jpeg(rng, (30, 40)))
             split = ("train", "val", "test")[i % 3]
             lines.append(f"p{i}.jpg,name{i // 2},{split},{i % 2},{(i // 2) % 2}")
     (path / "labels.csv").write_text("\n".join(lines) + "\n")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from layouts import write_celeba
 from PIL import Image
 
 from facemix_jax._validate import DataError, UsageError
@@ -35,23 +36,9 @@ def shade(i):
 
 @pytest.fixture
 def folder(tmp_path):
-    path = tmp_path / "celeba"
-    path.mkdir()
-    rng = np.random.default_rng(0)
-    rows = "".join(
-        f"{name} {' '.join(f'{v:2d}' for v in rng.choice([-1, 1], 3))}\n" for name in NAMES
-    )
-    (path / celeba.ATTRIBUTES).write_text(f"{COUNT}\nBald Male Young \n{rows}")
-    (path / celeba.IDENTITIES).write_text(
-        "".join(f"{name} {100 + i // 2}\n" for i, name in enumerate(NAMES))
-    )
-    (path / celeba.PARTITION).write_text(
-        "".join(f"{name} {i // 4}\n" for i, name in enumerate(NAMES))
-    )
-    with zipfile.ZipFile(path / "img_align_celeba.zip", "w") as archive:
-        for i, name in enumerate(NAMES):
-            archive.writestr(f"img_align_celeba/{name}", jpeg(shade(i)))
-    return path
+    names = ("Bald", "Male", "Young")
+    partition = [i // 4 for i in range(COUNT)]
+    return write_celeba(tmp_path / "celeba", names, partition, lambda i: jpeg(shade(i)))
 
 
 def edit(path, change):

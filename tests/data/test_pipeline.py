@@ -13,7 +13,7 @@ from facemix_jax.data import (
     denormalize,
     eval_batches,
     normalize,
-    resident_batches,
+    on_device,
     train_batches,
 )
 
@@ -206,7 +206,9 @@ def test_too_many_images_of_one_person_are_spread_as_far_as_they_go():
 def test_resident_batches_are_the_same_batches():
     options = {"batch_size": 4, "seed": 5, "start_step": 3, "distinct_groups": 2}
     expected = first(8, **options)
-    for batch, other in zip(resident_batches(Numbered(), **options), expected, strict=False):
+    for batch, other in zip(
+        train_batches(on_device(Numbered()), **options), expected, strict=False
+    ):
         assert isinstance(batch.images, jax.Array)
         np.testing.assert_array_equal(np.asarray(batch.images), other.images)
         np.testing.assert_array_equal(batch.attributes, other.attributes)
@@ -222,7 +224,7 @@ def test_images_that_do_not_fit_on_the_device_are_refused_first(monkeypatch):
     source = Numbered()
     monkeypatch.setattr(jax, "local_devices", lambda: [Small()])
     with pytest.raises(UsageError, match=r"device_resident") as error:
-        next(resident_batches(source, batch_size=4, seed=0))
+        on_device(source)
     assert "GB" in str(error.value)
     assert source.calls == []
 

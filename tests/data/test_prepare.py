@@ -1,7 +1,6 @@
 """Preparation: whole or nothing, resumable, checked; and reading back what was prepared."""
 
 import errno
-import io
 import json
 import resource
 import shutil
@@ -12,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from PIL import Image
+from layouts import write_celeba
 
 from facemix_jax._validate import DataError, UsageError
 from facemix_jax.data import DataConfig, celeba, eval_batches, load_source, prepare, prepared
@@ -25,25 +24,8 @@ SHARDS = {f"celeba-{s}.array_record-00000-of-00001" for s in ("train", "validati
 @pytest.fixture
 def folder(tmp_path):
     """Official CelebA files: 12 noisy pictures, 3 attributes, splits of 4."""
-    path = tmp_path / "celeba"
-    path.mkdir()
-    rng = np.random.default_rng(0)
-    names = [f"{i:06d}.jpg" for i in range(1, COUNT + 1)]
-    rows = "".join(f"{name} {' '.join(map(str, rng.choice([-1, 1], 3)))}\n" for name in names)
-    (path / celeba.ATTRIBUTES).write_text(f"{COUNT}\nMale Bald Young\n{rows}")
-    (path / celeba.IDENTITIES).write_text(
-        "".join(f"{name} {100 + i // 2}\n" for i, name in enumerate(names))
-    )
-    (path / celeba.PARTITION).write_text(
-        "".join(f"{name} {i // 4}\n" for i, name in enumerate(names))
-    )
-    with zipfile.ZipFile(path / "img_align_celeba.zip", "w") as archive:
-        for name in names:
-            out = io.BytesIO()
-            small = Image.fromarray(rng.integers(0, 256, (6, 5, 3), np.uint8))
-            small.resize((178, 218)).save(out, "JPEG")
-            archive.writestr(f"img_align_celeba/{name}", out.getvalue())
-    return path
+    names = ("Male", "Bald", "Young")
+    return write_celeba(tmp_path / "celeba", names, [i // 4 for i in range(COUNT)])
 
 
 def run(folder, output, store_size=SIZE, show_progress=False):

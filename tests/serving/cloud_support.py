@@ -1,5 +1,6 @@
 """A tiny work directory and a running cloud, for the tests of serving."""
 
+import asyncio
 import contextlib
 import dataclasses
 import functools
@@ -8,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -25,6 +27,7 @@ from facemix_jax.models import ModelConfig
 from facemix_jax.runs import RunConfig
 from facemix_jax.serving import wire
 from facemix_jax.serving import wire_pb2 as pb
+from facemix_jax.serving.batching import Runner
 from facemix_jax.serving.cloud import Cloud
 from facemix_jax.serving.cloud_config import CloudConfig
 from facemix_jax.training import TrainConfig
@@ -207,3 +210,24 @@ async def health_of(client, service=""):
     stub = health_pb2_grpc.HealthStub(client.channel)
     answer = await stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=5)
     return health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
+
+
+class Blocked:
+    """Holds main's thread until released, so that rows pile up."""
+
+    def __init__(self, monkeypatch):
+        self.entered, self._gate = threading.Event(), threading.Event()
+        run = Runner.__call__
+
+        def wait_and_run(runner, served, requests):
+            self.entered.set()
+            assert self._gate.wait(20)
+            return run(runner, served, requests)
+
+        monkeypatch.setattr(Runner, "__call__", wait_and_run)
+
+    async def until_entered(self):
+        assert await asyncio.to_thread(self.entered.wait, 20)
+
+    def release(self):
+        self._gate.set()

@@ -12,9 +12,11 @@ import time
 
 import grpc
 import numpy as np
+from conftest import TinySource
 
 from facemix_jax.serving import wire
 from facemix_jax.serving import wire_pb2 as pb
+from facemix_jax.serving.edge import Connection, EdgeClient, EdgeConfig
 
 
 class Loop:
@@ -210,3 +212,23 @@ class Process:
         except subprocess.TimeoutExpired:
             self.kill()
             return None
+
+
+M = 4
+
+
+FAST = {"timeout_s": 10.0, "give_up_s": 10.0}
+
+
+def client_of(trained, root, *addresses, **options):
+    config = EdgeConfig(**{**FAST, **options})
+    return EdgeClient(trained[0], root, Connection(clouds=addresses), config)
+
+
+def pictures(count, start=0):
+    return TinySource().images(np.arange(start, start + count))
+
+
+def sent_rows(request):
+    tensor = request.activations
+    return np.frombuffer(tensor.data, np.float32).reshape(tensor.shape[0], -1)

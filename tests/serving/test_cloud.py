@@ -1,10 +1,8 @@
 """The service: right answers, a status for everything wrong, and what changes while it runs."""
 
 import asyncio
-import json
 import logging
 import re
-import threading
 import time
 
 import grpc
@@ -12,12 +10,12 @@ import jax
 import numpy as np
 import pytest
 from cloud_support import (
+    Blocked,
     Client,
     activations,
     health_of,
     reference,
     request,
-    run_config,
     running,
     save_checkpoint,
 )
@@ -38,27 +36,6 @@ def trained(tmp_path_factory):
     """Work directory, model and variables."""
     workdir = tmp_path_factory.mktemp("cloud") / "run"
     return workdir, *save_checkpoint(workdir)
-
-
-class Blocked:
-    """Holds main's thread until released, so that rows pile up."""
-
-    def __init__(self, monkeypatch):
-        self.entered, self._gate = threading.Event(), threading.Event()
-        run = Runner.__call__
-
-        def wait_and_run(runner, served, requests):
-            self.entered.set()
-            assert self._gate.wait(20)
-            return run(runner, served, requests)
-
-        monkeypatch.setattr(Runner, "__call__", wait_and_run)
-
-    async def until_entered(self):
-        assert await asyncio.to_thread(self.entered.wait, 20)
-
-    def release(self):
-        self._gate.set()
 
 
 def test_answers_equal_main_in_this_process_bit_for_bit(trained):
@@ -294,59 +271,6 @@ def test_a_fault_of_main_reaches_its_own_requests_only(trained, monkeypatch, cap
         asyncio.run(go())
 
 
-def test_a_newer_checkpoint_is_taken_over_while_requests_wait(tmp_path, monkeypatch):
-    workdir = tmp_path / "run"
-    model, old = save_checkpoint(workdir, step=1)
-
-    async def go():
-        async with running(workdir) as cloud, Client(cloud) as client:
-            before = cloud.service.served
-            assert await cloud.reload() is False
-            blocked = Blocked(monkeypatch)
-            x = activations(model, 4)
-            first = request(cloud, x)
-            waiting = asyncio.create_task(client.rows(first))
-            await blocked.until_entered()
-            compiled = before.apply._cache_size()
-            _, new = await asyncio.to_thread(save_checkpoint, workdir, 2, 1)
-            assert await cloud.reload() is True
-            assert cloud.service.served.step == 2
-            assert cloud.service.served.model_id != before.model_id
-            status, words = await client.refusal(first)
-            assert (status, "step 2" in words) == ("FAILED_PRECONDITION", True)
-            blocked.release()
-            np.testing.assert_array_equal(await waiting, reference(model, old, x))
-            answer = await client.rows(request(cloud, x))
-            np.testing.assert_array_equal(answer, reference(model, new, x))
-            assert before.apply._cache_size() == compiled
-
-    asyncio.run(go())
-
-
-def test_a_checkpoint_that_cannot_be_used_changes_nothing(tmp_path, caplog):
-    workdir = tmp_path / "run"
-    model, _ = save_checkpoint(workdir, step=1)
-
-    def poison(variables):
-        return {**variables, "main": jax.tree.map(lambda leaf: leaf * np.nan, variables["main"])}
-
-    async def go():
-        async with running(workdir) as cloud, Client(cloud) as client:
-            before = cloud.service.served
-            save_checkpoint(workdir, 2, change=poison)
-            assert await cloud.reload() is False
-            assert "NaN" in caplog.records[-1].fields["reason"]
-            save_checkpoint(workdir, 3, config=run_config(cut=2))
-            assert await cloud.reload() is False
-            assert "another network" in caplog.records[-1].fields["reason"]
-            (workdir / "checkpoints" / "4").mkdir()
-            assert await cloud.reload() is False
-            assert cloud.service.served is before
-            assert len(await client.rows(request(cloud, activations(model, 1)))) == 1
-
-    asyncio.run(go())
-
-
 def test_stopping_finishes_open_calls_and_takes_no_new_ones(trained, monkeypatch):
     workdir, model, variables = trained
 
@@ -375,16 +299,6 @@ def test_stopping_finishes_open_calls_and_takes_no_new_ones(trained, monkeypatch
             await stopping
 
     asyncio.run(go())
-
-
-def test_clean_statistics_serve_a_run_without_a_defence(tmp_path):
-    workdir = tmp_path / "run"
-    save_checkpoint(workdir)
-    config = json.loads((workdir / "config.json").read_text())
-    assert loading.load(workdir).group_size == 4
-    config["defense"]["defense"] = "none"
-    (workdir / "config.json").write_text(json.dumps(config))
-    assert loading.load(workdir).group_size == 8
 
 
 def test_what_cannot_start_is_explained(trained, tmp_path):

@@ -190,5 +190,7 @@ def test_wrong_configurations_are_refused(tmp_path, options, words):
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.0.1", "localhost", "::1", "[::1]"])
 def test_plain_text_is_fine_on_loopback(tmp_path, host):
-    CloudConfig(workdir=tmp_path, host=host)
-    CloudConfig(workdir=tmp_path, host="0.0.0.0", insecure=True)
+    assert CloudConfig(workdir=tmp_path, host=host).tls_cert is None
+    assert CloudConfig(workdir=tmp_path, host="0.0.0.0", insecure=True).tls_cert is None
+    with pytest.raises(UsageError, match="insecure"):  # the control
+        CloudConfig(workdir=tmp_path, host="0.0.0.0")

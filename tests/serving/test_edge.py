@@ -12,19 +12,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from cloud_support import reference, run_config, running, save_checkpoint
-from conftest import TinySource
-from edge_support import FakeCloud, Loop, Process, Proxy, honest
+from edge_support import FakeCloud, Loop, M, Process, client_of, honest, pictures, sent_rows
 
 from facemix_jax import data, defenses, inference, keys, mixing
 from facemix_jax._validate import FacemixError, UsageError
 from facemix_jax.serving import edge, segments, wire
 from facemix_jax.serving import wire_pb2 as pb
-from facemix_jax.serving.edge import AsyncEdgeClient, Connection, EdgeClient, EdgeConfig
+from facemix_jax.serving.edge import AsyncEdgeClient, Connection
 from facemix_jax.serving.fillers import fillers
 from facemix_jax.serving.wire import WireError
-
-M = 4
-FAST = {"timeout_s": 10.0, "give_up_s": 10.0}
 
 
 @pytest.fixture(scope="module")
@@ -63,20 +59,6 @@ def fake(trained, loop):
 @pytest.fixture(scope="module")
 def root():
     return keys.RootSecret(bytes(range(32)))
-
-
-def client_of(trained, root, *addresses, **options):
-    config = EdgeConfig(**{**FAST, **options})
-    return EdgeClient(trained[0], root, Connection(clouds=addresses), config)
-
-
-def pictures(count, start=0):
-    return TinySource().images(np.arange(start, start + count))
-
-
-def sent_rows(request):
-    tensor = request.activations
-    return np.frombuffer(tensor.data, np.float32).reshape(tensor.shape[0], -1)
 
 
 def with_response(change):
@@ -393,99 +375,11 @@ class TestWrongAnswers:
             assert min(timing.queue, timing.main, timing.network) >= 0
 
 
-class TestCapture:
-    def capture(self, trained, loop, process, **options):
-        """Everything that passed, the secret's bytes and the activations' matrix and rows."""
-        secret = os.urandom(32)
-        root = keys.RootSecret(secret)
-        proxy = Proxy(loop, process.port)
-        images = pictures(8)
-        with client_of(trained, root, proxy.address, **options) as client:
-            client.predict(images)
-            groups = [np.asarray(client.segments.pre(g)) for g in images.reshape(2, M, 40, 36, 3)]
-        proxy.close()
-        return bytes(proxy.up + proxy.down), secret, root, np.concatenate(groups)
-
-    @staticmethod
-    def found(passed, z):
-        """Positions' values ``[W, C]`` of any picture that passed, in float32."""
-        # HTTP/2 cuts messages into frames, so short pieces are searched for.
-        return [
-            index
-            for index, picture in enumerate(z)
-            if any(piece.any() and piece.tobytes() in passed for piece in picture)
-        ]
-
-    def test_a_session_holds_neither_key_nor_activations(self, trained, loop, process):
-        passed, secret, root, z = self.capture(trained, loop, process)
-        assert len(passed) > z.nbytes
-        assert self.found(passed, z) == []
-        assert secret not in passed
-        # Also nothing derived: matrices of every request in the capture.
-        identifiers = [r for r in _identifiers(passed)]
-        assert identifiers
-        for identifier in identifiers:
-            key = keys.fresh_mix_key(root, identifier, 2, M, shuffle=True)
-            for matrix in np.asarray(key.matrix):
-                for row in matrix:
-                    assert row.tobytes() not in passed
-                    assert row.astype(np.float64).tobytes() not in passed
-            assert np.asarray(key.order).tobytes() not in passed
-        for part in (secret.hex().encode(), secret[:8], secret[-8:]):
-            assert part not in passed
-
-    def test_the_search_finds_activations_that_are_sent_unmixed(
-        self, trained, loop, process, monkeypatch
-    ):
-        monkeypatch.setattr(segments, "mix", lambda key, activations: activations)
-        passed, _, _, z = self.capture(trained, loop, process)
-        assert self.found(passed, z) == list(range(8))
-
-
-def _identifiers(passed):
-    """Field 3 of RunRequest: 16 bytes behind their tag and length."""
-    start = 0
-    while (at := passed.find(b"\x1a\x10", start)) >= 0:
-        # The model's 16 characters stand before it.
-        if passed[at - 18 : at - 16] == b"\x12\x10":
-            yield passed[at + 2 : at + 18]
-        start = at + 1
-
-
 def test_work_directory_needs_no_images_and_gives_names(trained):
     loaded = segments.load(trained[0])
     assert loaded.attribute_names == ("attribute 1", "attribute 2", "attribute 3")
     assert loaded.main is None
     assert loaded.group_size == M
-
-
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        ({"clouds": ()}, "No cloud is given.*--cloud HOST:PORT"),
-        ({"clouds": ("localhost",)}, "'localhost'.*HOST:PORT"),
-        ({"clouds": ("a:0",)}, "port from 1"),
-        ({"clouds": ("a:1",), "insecure": True, "ca": "x"}, "contradicts"),
-        ({"clouds": ("a:1",), "certificate": "x"}, "give both"),
-    ],
-)
-def test_wrong_connections_say_what_to_do(options, words):
-    with pytest.raises(UsageError, match=words):
-        Connection(**options)
-
-
-def test_plain_text_is_for_loopback_or_by_flag_only():
-    for address, plain in (
-        ("localhost:1", True),
-        ("127.0.0.1:1", True),
-        ("[::1]:1", True),
-        ("example.org:1", False),
-        ("10.0.0.1:1", False),
-        ("127.0.0.1.example.org:1", False),
-    ):
-        assert Connection(clouds=(address,)).is_plain(address) is plain
-        assert Connection(clouds=(address,), insecure=True).is_plain(address)
-        assert not Connection(clouds=(address,), ca="ca.pem").is_plain(address)
 
 
 @pytest.mark.parametrize(

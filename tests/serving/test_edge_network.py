@@ -1,9 +1,10 @@
-"""The edge over real links: TLS, the paper's transmission times, and replicas that die."""
+"""The edge over real links: what passes, TLS, transmission times, and replicas that die."""
 
 import concurrent.futures
 import datetime
 import ipaddress
 import itertools
+import os
 import threading
 import time
 
@@ -14,11 +15,11 @@ from conftest import TinySource
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from edge_support import FakeCloud, Loop, Process, Proxy
+from edge_support import FakeCloud, Loop, M, Process, Proxy, client_of, pictures
 
 from facemix_jax import costs, costs_paper, keys
 from facemix_jax._validate import UsageError
-from facemix_jax.serving import edge, wire
+from facemix_jax.serving import edge, segments, wire
 from facemix_jax.serving import wire_pb2 as pb
 from facemix_jax.serving.clouds import Cloud
 from facemix_jax.serving.edge import Connection, EdgeClient, EdgeConfig
@@ -34,6 +35,13 @@ def trained(tmp_path_factory):
 def loop():
     with Loop() as loop:
         yield loop
+
+
+@pytest.fixture(scope="module")
+def process(trained):
+    process = Process(trained[0]).wait()
+    yield process
+    assert process.stop() == 0
 
 
 @pytest.fixture(scope="module")
@@ -230,3 +238,91 @@ def test_no_request_is_lost_in_five_minutes_of_killing(trained, root, capsys):
     assert kills >= 15
     assert retries >= kills / 4
     assert answered > 1000
+
+
+class TestCapture:
+    def capture(self, trained, loop, process, **options):
+        """Everything that passed, the secret's bytes and the activations' matrix and rows."""
+        secret = os.urandom(32)
+        root = keys.RootSecret(secret)
+        proxy = Proxy(loop, process.port)
+        images = pictures(8)
+        with client_of(trained, root, proxy.address, **options) as client:
+            client.predict(images)
+            groups = [np.asarray(client.segments.pre(g)) for g in images.reshape(2, M, 40, 36, 3)]
+        proxy.close()
+        return bytes(proxy.up + proxy.down), secret, root, np.concatenate(groups)
+
+    @staticmethod
+    def found(passed, z):
+        """Positions' values ``[W, C]`` of any picture that passed, in float32."""
+        # HTTP/2 cuts messages into frames, so short pieces are searched for.
+        return [
+            index
+            for index, picture in enumerate(z)
+            if any(piece.any() and piece.tobytes() in passed for piece in picture)
+        ]
+
+    def test_a_session_holds_neither_key_nor_activations(self, trained, loop, process):
+        passed, secret, root, z = self.capture(trained, loop, process)
+        assert len(passed) > z.nbytes
+        assert self.found(passed, z) == []
+        assert secret not in passed
+        # Also nothing derived: matrices of every request in the capture.
+        identifiers = [r for r in _identifiers(passed)]
+        assert identifiers
+        for identifier in identifiers:
+            key = keys.fresh_mix_key(root, identifier, 2, M, shuffle=True)
+            for matrix in np.asarray(key.matrix):
+                for row in matrix:
+                    assert row.tobytes() not in passed
+                    assert row.astype(np.float64).tobytes() not in passed
+            assert np.asarray(key.order).tobytes() not in passed
+        for part in (secret.hex().encode(), secret[:8], secret[-8:]):
+            assert part not in passed
+
+    def test_the_search_finds_activations_that_are_sent_unmixed(
+        self, trained, loop, process, monkeypatch
+    ):
+        monkeypatch.setattr(segments, "mix", lambda key, activations: activations)
+        passed, _, _, z = self.capture(trained, loop, process)
+        assert self.found(passed, z) == list(range(8))
+
+
+def _identifiers(passed):
+    """Field 3 of RunRequest: 16 bytes behind their tag and length."""
+    start = 0
+    while (at := passed.find(b"\x1a\x10", start)) >= 0:
+        # The model's 16 characters stand before it.
+        if passed[at - 18 : at - 16] == b"\x12\x10":
+            yield passed[at + 2 : at + 18]
+        start = at + 1
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"clouds": ()}, "No cloud is given.*--cloud HOST:PORT"),
+        ({"clouds": ("localhost",)}, "'localhost'.*HOST:PORT"),
+        ({"clouds": ("a:0",)}, "port from 1"),
+        ({"clouds": ("a:1",), "insecure": True, "ca": "x"}, "contradicts"),
+        ({"clouds": ("a:1",), "certificate": "x"}, "give both"),
+    ],
+)
+def test_wrong_connections_say_what_to_do(options, words):
+    with pytest.raises(UsageError, match=words):
+        Connection(**options)
+
+
+def test_plain_text_is_for_loopback_or_by_flag_only():
+    for address, plain in (
+        ("localhost:1", True),
+        ("127.0.0.1:1", True),
+        ("[::1]:1", True),
+        ("example.org:1", False),
+        ("10.0.0.1:1", False),
+        ("127.0.0.1.example.org:1", False),
+    ):
+        assert Connection(clouds=(address,)).is_plain(address) is plain
+        assert Connection(clouds=(address,), insecure=True).is_plain(address)
+        assert not Connection(clouds=(address,), ca="ca.pem").is_plain(address)

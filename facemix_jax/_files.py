@@ -1,0 +1,33 @@
+"""Files that are there whole or not at all, and their checksums."""
+
+import errno
+import hashlib
+import os
+from pathlib import Path
+
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Error numbers of a full disk."""
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Writes a file that appears under its name only when it is complete and on the disk.
+
+    Raises:
+        OSError: it cannot be written; what was there is left alone.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def sha256(path: Path) -> str:
+    """The hexadecimal SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
