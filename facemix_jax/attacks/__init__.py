@@ -1,6 +1,16 @@
 """Attacks: what the cloud learns from what it sees. Mixing is not a cipher."""
 
-from facemix_jax.attacks.base import Attack, Figure, View
+from facemix_jax.attacks.base import (
+    Attack,
+    AttackConfig,
+    Figure,
+    Recording,
+    Result,
+    Target,
+    View,
+    record,
+    recorded_rows,
+)
 from facemix_jax.attacks.separation import (
     Separation,
     SeparationReport,
@@ -12,12 +22,18 @@ from facemix_jax.attacks.separation import (
 
 __all__ = [
     "Attack",
+    "AttackConfig",
     "Figure",
+    "Recording",
+    "Result",
     "Separation",
     "SeparationReport",
+    "Target",
     "View",
     "evaluate_separation",
     "no_attack",
+    "record",
+    "recorded_rows",
     "recovery",
     "separate",
 ]

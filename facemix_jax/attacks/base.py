@@ -1,10 +1,19 @@
-"""What an attacker sees, and what an attack yields."""
+"""What an attacker sees, what else it may use, and what an attack yields."""
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any, NamedTuple, Protocol
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from facemix_jax import _validate, inference, mixing
 from facemix_jax._types import Array, HostArray, RngKey, Variables
+from facemix_jax.data import Source, normalize
+from facemix_jax.defenses import Defense
+from facemix_jax.models import SplitModel
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -16,15 +25,69 @@ class View:
         responses: float ``[B, D]``, what main made of them.
         main_variables: main's weights and statistics: the cloud runs it.
         group_size: ``M``, public.
-        auxiliary: whatever else an attack is granted, by name: public weights of pre or post,
-            faces of other people, a mean face. Each attack's ``threat_model`` says what it uses.
     """
 
     mixtures: Array
     responses: Array
     main_variables: Variables
     group_size: int
-    auxiliary: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Target:
+    """A trained system under attack, and the public knowledge that attacks are granted.
+
+    The network, its weights and the defence's algorithm are public (the paper's section 3.1);
+    secrets are not, and every request has a fresh one. Images of ``auxiliary_split`` and their
+    labels are the attacker's own; images of ``split`` are attacked, and serve for scoring only.
+
+    Attributes:
+        model: the split network.
+        defense: how activations are protected.
+        variables: ``{"pre", "main", "post"}``.
+        source: the images.
+        split: the attacked split.
+        auxiliary_split: the attacker's own images.
+    """
+
+    model: SplitModel
+    defense: Defense
+    variables: Variables
+    source: Source
+    split: str = "test"
+    auxiliary_split: str = "train"
+
+    def __post_init__(self) -> None:
+        """Checks the splits."""
+        for split in (self.split, self.auxiliary_split):
+            _validate.one_of(self.source.splits, split=split)
+
+
+class Recording(NamedTuple):
+    """One request as both sides know it.
+
+    The cloud's side is ``view``; the rest is for scoring.
+
+    Attributes:
+        view: what the cloud saw.
+        images: uint8 ``[B, H, W, 3]``.
+        attributes: int8 ``[B, K]``.
+        identities: int32 ``[B]``.
+        activations: float32 ``[B, ...]``, before protection.
+        owner_activations: float32 ``[B, ...]``, what the owner recovers from ``view.mixtures``.
+        owner_logits: float32 ``[B, K, 2]``, what the owner gets as the answer.
+        groups: int32 ``[B]``, the group of each row of ``view.mixtures``; an attack that is granted
+            the grouping may use it, and its threat model says so.
+    """
+
+    view: View
+    images: HostArray
+    attributes: HostArray
+    identities: HostArray
+    activations: Array
+    owner_activations: Array
+    owner_logits: Array
+    groups: HostArray
 
 
 class Figure(NamedTuple):
@@ -39,6 +102,8 @@ class Figure(NamedTuple):
             floor is already high.
         owner: what the owner of the secret reaches through the same protection.
         threat_model: one line: what the attacker knows.
+        chance: what a guess without looking at anything reaches; None where a guess has no value.
+        ceiling: what no attacker can exceed, by argument; None where no bound is known.
     """
 
     name: str
@@ -46,6 +111,8 @@ class Figure(NamedTuple):
     floor: float
     owner: float
     threat_model: str
+    chance: float | None = None
+    ceiling: float | None = None
 
     @property
     def key_advantage(self) -> float:
@@ -53,18 +120,122 @@ class Figure(NamedTuple):
         return self.owner - self.value
 
 
-class Attack(Protocol):
-    """Tries to learn the group's activations or what they show from a ``View``."""
+class Result(NamedTuple):
+    """What one attack reached on one target.
 
-    def __call__(
-        self, view: View, truth: HostArray, *, rng_key: RngKey, owner: HostArray
-    ) -> tuple[Figure, ...]:
-        """Attacks one request and scores the result.
+    Attributes:
+        figures: the scores.
+        recovered: float32 ``[B, h, w, c]`` or None: what the attack makes of the recording's
+            rows, in the order and sign of the truth: activations at the cut, or images in [0, 1].
+    """
 
-        Args:
-            view: what the attacker sees; nothing else may enter the attack itself.
-            truth: ``[B, ...]``, the activations before protection, for scoring only.
-            rng_key: consumed.
-            owner: ``[B, ...]``, what the owner recovers of them, for the figure's ``owner``.
-        """
-        ...
+    figures: tuple[Figure, ...]
+    recovered: HostArray | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AttackConfig:
+    """How much effort attacks may take.
+
+    Attributes:
+        num_groups: groups in the recording that is attacked.
+        steps: training steps of each learned attacker.
+        batch_size: examples in such a step, rounded up to whole groups.
+    """
+
+    num_groups: int = 16
+    steps: int = 300
+    batch_size: int = 64
+
+    def __post_init__(self) -> None:
+        """Checks the ranges."""
+        _validate.positive(num_groups=self.num_groups, steps=self.steps, batch_size=self.batch_size)
+
+
+class Attack(NamedTuple):
+    """Tries to learn the activations, or what they show, from a ``View`` and public knowledge.
+
+    Attributes:
+        name: registry name.
+        threat_model: one line: what the attacker knows beyond the view.
+        run: ``(target, recording, rng_key, config) -> result``. Only ``recording.view`` and, where
+            the threat model says so, ``recording.groups`` may enter the attack itself.
+        unsuitable: ``target -> reason``, a sentence, where the attack has nothing to work with,
+            such as no person with two images; None where it can run.
+    """
+
+    name: str
+    threat_model: str
+    run: Callable[[Target, Recording, RngKey, AttackConfig], Result]
+    unsuitable: Callable[[Target], str | None] = lambda target: None
+
+
+def record(
+    target: Target, rows: HostArray, *, rng_key: RngKey, shuffled: bool = False
+) -> Recording:
+    """Plays one request of ``rows`` with a fresh secret and keeps what everyone saw.
+
+    Args:
+        target: the system.
+        rows: int ``[B]``, indices of the source; ``B`` a multiple of the group size.
+        rng_key: draws the secret; consumed.
+        shuffled: whether mixtures are shuffled across groups; otherwise rows ``M g`` to
+            ``M g + M - 1`` are those of group ``g``.
+
+    Raises:
+        UsageError: the group size does not divide the number of rows.
+    """
+    group_size = target.defense.group_size
+    _validate.divides(group_size, divisor_name="group_size", rows=len(rows))
+    images = np.asarray(target.source.images(rows))
+    # As in training, rows stay with their group: `init` leaves the order out.
+    secret = target.defense.init(rng_key, len(rows), not shuffled)
+    activations, mixtures, responses, recovered, logits = _play(
+        target.model, target.defense, target.variables, secret, normalize(images)
+    )
+    groups = np.arange(len(rows), dtype=np.int32) // group_size
+    if isinstance(secret, mixing.MixKey) and secret.order is not None:
+        groups = groups[np.asarray(secret.order)]
+    return Recording(
+        View(
+            mixtures=mixtures,
+            responses=responses,
+            main_variables=inference.main_variables(target.variables, target.defense),
+            group_size=group_size,
+        ),
+        images,
+        target.source.attributes[rows],
+        target.source.identities[rows],
+        activations,
+        recovered,
+        logits,
+        groups,
+    )
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _play(
+    model: SplitModel, defense: Defense, variables: Variables, secret: object, images: Array
+) -> tuple[Array, Array, Array, Array, Array]:
+    activations = model.pre(variables["pre"], images).astype(jnp.float32)
+    mixtures = defense.protect(secret, activations)
+    responses = model.main(inference.main_variables(variables, defense), mixtures)
+    features = defense.recover(secret, responses)
+    logits = model.post(variables["post"], features)
+    return activations, mixtures, responses, defense.recover(secret, mixtures), logits
+
+
+def recorded_rows(target: Target, num_groups: int) -> HostArray:
+    """The first rows of the attacked split, ``num_groups`` whole groups or as many as there are.
+
+    Raises:
+        UsageError: the split is smaller than one group.
+    """
+    rows, group_size = target.source.splits[target.split], target.defense.group_size
+    count = min(num_groups, len(rows) // group_size) * group_size
+    if not count:
+        raise _validate.UsageError(
+            f"the {target.split} split has {len(rows)} images, fewer than one group of "
+            f"{group_size}. Attack another split."
+        )
+    return rows[:count]
