@@ -1,15 +1,20 @@
 """Decoded images in one memory-mapped file, so that a data set is decoded only once."""
 
 import contextlib
+import hashlib
+import io
+import itertools
 import os
 import re
 import shutil
 import tempfile
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -17,7 +22,9 @@ from facemix_jax._files import NO_SPACE, sha256, write_atomically
 from facemix_jax._types import HostArray
 from facemix_jax._validate import DataError
 
-_CHUNK = 64
+_CHUNK = 16
+_QUIET_BELOW = 640
+_SYNC_BYTES = 16 * 2**20
 _ABANDONED_SECONDS = 600.0
 
 
@@ -128,15 +135,13 @@ def _build(
     part = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}.part")
     try:
         with part.open("wb") as file:
-            header = {"descr": "|u1", "fortran_order": False, "shape": shape}
-            np.lib.format.write_array_header_1_0(file, header)
-            _write_all(file, shape, decode, label=f"Decoding {shape[0]:,} images (once)")
+            digest = _write_all(file, shape, decode)
             file.flush()
             os.fsync(file.fileno())
         # The old checksum goes first and the new one comes last, so that a kill in between
         # leaves a cache without one and never a cache with a wrong one.
         checksum_file(path).unlink(missing_ok=True)
-        line = f"{sha256(part)}  {path.name}\n"
+        line = f"{digest}  {path.name}\n"
         os.replace(part, path)
         write_atomically(checksum_file(path), line)
     except OSError as error:
@@ -150,32 +155,53 @@ def _build(
         part.unlink(missing_ok=True)
 
 
-def _write_all(file, shape, decode, *, label: str) -> None:  # type: ignore[no-untyped-def]
-    """Decodes in threads (Pillow lets go of the interpreter lock) and writes chunks in place."""
-    start, stride = file.tell(), int(np.prod(shape[1:]))
-    lock = threading.Lock()
+def _write_all(
+    file: BinaryIO, shape: tuple[int, int, int, int], decode: Callable[[int], HostArray]
+) -> str:
+    """Decodes in threads (Pillow lets go of the interpreter lock) and writes in order.
 
-    def work(first: int) -> int:
-        block = np.stack([decode(i) for i in range(first, min(first + _CHUNK, shape[0]))])
-        with lock:
-            file.seek(start + first * stride)
-            file.write(block)
-        return len(block)
+    Returns:
+        The file's SHA-256, taken on the way: reading it again would cost a twentieth.
+    """
+    header = io.BytesIO()
+    fields = {"descr": "|u1", "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(header, fields)
+    file.write(header.getvalue())
+    digest = hashlib.sha256(header.getvalue())
 
-    executor = ThreadPoolExecutor(os.cpu_count())
+    def work(first: int) -> HostArray:
+        return np.stack([decode(i) for i in range(first, min(first + _CHUNK, shape[0]))])
+
+    workers = os.cpu_count() or 1
+    executor = ThreadPoolExecutor(workers)
+    chunks = iter(range(0, shape[0], _CHUNK))
+    # A few chunks ahead, so that a slow disk does not fill the memory.
+    pending = deque(
+        executor.submit(work, first) for first in itertools.islice(chunks, 16 * workers)
+    )
+    synced = 0
     try:
-        with progress(label, shape[0]) as advance:
-            futures = [executor.submit(work, first) for first in range(0, shape[0], _CHUNK)]
-            for future in as_completed(futures):
-                advance(future.result())
+        with progress(f"Decoding {shape[0]:,} images (once)", shape[0]) as advance:
+            while pending:
+                block = pending.popleft().result()
+                for first in itertools.islice(chunks, 1):
+                    pending.append(executor.submit(work, first))
+                file.write(block.data)
+                digest.update(block.data)
+                if file.tell() - synced > _SYNC_BYTES:
+                    # The disk works while others decode, instead of all at the end.
+                    os.fdatasync(file.fileno())
+                    synced = file.tell()
+                advance(len(block))
     finally:
         executor.shutdown(cancel_futures=True)
+    return digest.hexdigest()
 
 
 @contextlib.contextmanager
 def progress(label: str, total: int, *, show: bool = True) -> Iterator[Callable[[int], None]]:
     """A progress bar on standard error; small jobs show none."""
-    if not show or total < 10 * _CHUNK:
+    if not show or total < _QUIET_BELOW:
         yield lambda _: None
         return
     import rich.console

@@ -18,7 +18,7 @@ from facemix_jax.data.source import SPLITS
 TRAIN_EXAMPLES, VALID_EXAMPLES, TEST_EXAMPLES = 8192, 1024, 2048
 """Images of each split where nothing else is asked for."""
 
-_CHUNK, _ROWS = 16, 1024
+_CHUNK, _ROWS = 64, 1024
 _KEEP_BYTES = 2**31
 
 

@@ -2,6 +2,8 @@
 
 import dataclasses
 import itertools
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +12,10 @@ import pytest
 
 from facemix_jax._validate import DataError, UsageError
 from facemix_jax.data import (
+    DataConfig,
     denormalize,
     eval_batches,
+    load_source,
     normalize,
     on_device,
     train_batches,
@@ -162,6 +166,34 @@ def test_processes_read_disjoint_parts_of_the_same_batches(count):
         np.testing.assert_array_equal(labels, batch.attributes)
     epoch = np.concatenate([rows_of(part[step]) for part in parts for step in range(5)])
     assert len(set(epoch.tolist())) == 20, "no image twice, none lost"
+
+
+READER = """
+import sys, itertools
+from facemix_jax.data import DataConfig, load_source, train_batches
+source = load_source(DataConfig(image_size=(24, 20), train_examples=40, test_examples=8))
+index, start = int(sys.argv[1]), int(sys.argv[2])
+batches = train_batches(source, batch_size=8, seed=3, process_index=index, process_count=2,
+                        start_step=start)
+for batch in itertools.islice(batches, 5):
+    print(*batch.images.reshape(4, -1).astype(int).sum(1))
+"""
+
+
+def test_two_operating_system_processes_share_an_epoch():
+    def read(index, start):
+        command = [sys.executable, "-c", READER, str(index), str(start)]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+    readers = [read(0, 0), read(1, 0), read(1, 2)]
+    left, right, resumed = (r.communicate(timeout=120)[0].splitlines() for r in readers)
+    assert [r.returncode for r in readers] == [0, 0, 0]
+    assert resumed[:3] == right[2:], "a new process goes on where one stopped"
+    source = load_source(DataConfig(image_size=(24, 20), train_examples=40, test_examples=8))
+    every = source.images(source.splits["train"]).reshape(40, -1).astype(int).sum(1)
+    assert len(set(every.tolist())) == 40, "sums tell the images apart"
+    seen = [int(s) for line in left + right for s in line.split()]
+    assert sorted(seen) == sorted(every.tolist()), "no image twice, none lost"
 
 
 @pytest.mark.parametrize("stop", [1, 3, 7, 11])
