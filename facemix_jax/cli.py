@@ -16,6 +16,7 @@ import tyro
 from facemix_jax._validate import FacemixError, UsageError
 from facemix_jax.commands import Attack, Cost, Demo, Evaluate, Linearity, Train
 from facemix_jax.commands_data import Data
+from facemix_jax.commands_export import Export
 from facemix_jax.commands_infer import Infer
 from facemix_jax.commands_key import Key
 from facemix_jax.output import NOTES
@@ -41,6 +42,7 @@ _Command = Union[  # noqa: UP007  # tyro reads the annotations of each member
     Annotated[_Serve, tyro.conf.subcommand("serve")],
     Annotated[Infer, tyro.conf.subcommand("infer")],
     Annotated[Key, tyro.conf.subcommand("key")],
+    Annotated[Export, tyro.conf.subcommand("export")],
 ]
 
 

@@ -18,10 +18,11 @@ LAYERS = (
     ("training", "attacks"),
     ("checkpoint",),
     ("runs",),
-    ("serving",),
+    ("serving", "onnx_graph"),
+    ("export",),
     ("fitting", "evaluation", "report"),
     ("demo", "output"),
-    ("commands", "commands_data", "commands_infer", "commands_key"),
+    ("commands", "commands_data", "commands_export", "commands_infer", "commands_key"),
     ("cli", "__init__"),
     ("__main__",),
 )

@@ -241,11 +241,11 @@ class AsyncEdgeClient:
         self._spot_check(request, responses)
         with timing.measure("unmix"):
             if key is None:
-                features = list(
-                    responses.reshape(-1, self.segments.group_size, *responses.shape[1:])
+                features: Array | HostArray = responses.reshape(
+                    -1, self.segments.group_size, *responses.shape[1:]
                 )
             else:
-                features = jax.block_until_ready(segments.unmix(key, responses))
+                features = segments.unmix(key, responses)
         with timing.measure("post"):
             return [np.asarray(self.segments.post(group)) for group in features]
 

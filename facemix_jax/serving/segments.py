@@ -43,7 +43,7 @@ class Segments:
     attribute_names: tuple[str, ...]
     group_size: int
     protected: bool
-    pre: Callable[[HostArray], Array]
+    pre: Callable[[Array | HostArray], Array]
     post: Callable[[Array], Array]
     main: Callable[[HostArray], Array] | None
 
@@ -90,16 +90,15 @@ def load(workdir: Path, *, with_main: bool = False) -> Segments:
 
 
 def mix(key: MixKey, activations: Sequence[Array]) -> list[Array]:
-    """Mixes group after group, unshuffled; bit for bit what ``mixing.mix`` gives.
+    """Mixes every group, unshuffled; bit for bit what ``mixing.mix`` gives.
+
+    One program for all groups: calls of their own would cost as much as the mixing of small maps.
 
     Args:
         key: the secret for ``G`` groups.
         activations: ``G`` arrays ``[M, h, w, C]``.
     """
-    matrices = np.asarray(key.matrix)
-    return jax.block_until_ready(
-        [_mix_group(matrix, z) for matrix, z in zip(matrices, activations, strict=True)]
-    )
+    return jax.block_until_ready(_mix_groups(key.matrix, list(activations)))
 
 
 def in_order(key: MixKey, mixtures: Sequence[Array]) -> HostArray:
@@ -113,23 +112,25 @@ def in_order(key: MixKey, mixtures: Sequence[Array]) -> HostArray:
     return rows
 
 
-def unmix(key: MixKey, responses: HostArray) -> list[Array]:
-    """Undoes order and mixing: ``[B, D]`` as they came to ``G`` arrays ``[M, D]``."""
+def unmix(key: MixKey, responses: HostArray) -> Array:
+    """Undoes order and mixing: ``[B, D]`` as they came to ``[G, M, D]``."""
     rows = responses if key.order is None else responses[np.argsort(np.asarray(key.order))]
     groups = rows.reshape(-1, key.group_size, *rows.shape[1:])
-    inverses = np.asarray(key.inverse)
-    return jax.block_until_ready(
-        [_mix_group(inverse, y) for inverse, y in zip(inverses, groups, strict=True)]
-    )
+    return jax.block_until_ready(_unmix_groups(key.inverse, groups))
 
 
-_mix_group = jax.jit(mixing.mix_group)
+_unmix_groups = jax.jit(jax.vmap(mixing.mix_group))
+
+
+@jax.jit
+def _mix_groups(matrices: Array, groups: list[Array]) -> list[Array]:
+    return [mixing.mix_group(matrix, z) for matrix, z in zip(matrices, groups, strict=True)]
 
 
 @functools.cache
 def _jitted_edge(
     model: SplitModel,
-) -> tuple[Callable[[Variables, HostArray], Array], Callable[[Variables, Array], Array]]:
+) -> tuple[Callable[[Variables, Array | HostArray], Array], Callable[[Variables, Array], Array]]:
     """Pre, from uint8 images, and post, compiled once for all clients of one network."""
     return (
         jax.jit(lambda variables, images: model.pre(variables, data.normalize(images))),
