@@ -1,0 +1,151 @@
+"""The rows of each group side by side, and their gradient ICA, as several attacks need them.
+
+The grouping is granted. The sign that ICA leaves open is settled by the attacker's own images.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpy.typing import ArrayLike
+
+from facemix_jax._types import HostArray, RngKey
+from facemix_jax.attacks.base import Recording, Target
+from facemix_jax.attacks.separation import separate
+from facemix_jax.data import normalize
+from facemix_jax.metrics import matched_correlation
+
+_AUXILIARY_IMAGES = 256
+_RIDGE = 0.01
+"""Relative to the mean energy of an auxiliary activation."""
+
+
+class Unmixed(NamedTuple):
+    """What gradient ICA makes of a recording; ``M`` may be 1, where nothing is mixed.
+
+    Attributes:
+        unmixing: float32 ``[G, M, M]``.
+        sources: float32 ``[G, M, h, w, c]``, ``unmixing`` applied to the mixtures; in no
+            particular order, in the sign that the attacker guessed.
+    """
+
+    unmixing: HostArray
+    sources: HostArray
+
+
+def by_group(rows: ArrayLike, recording: Recording) -> HostArray:
+    """``[B, ...]`` in the order of sending to ``[G, M, ...]``, one group after another."""
+    rows = np.asarray(rows)
+    order = np.argsort(recording.groups, kind="stable")
+    return rows[order].reshape(-1, recording.view.group_size, *rows.shape[1:])
+
+
+def truth_by_group(rows: ArrayLike, recording: Recording) -> HostArray:
+    """``[B, ...]`` in the order of the examples to ``[G, M, ...]``, as ``by_group`` groups them."""
+    rows = np.asarray(rows)
+    return rows.reshape(-1, recording.view.group_size, *rows.shape[1:])
+
+
+def unmix(target: Target, recording: Recording, *, rng_key: RngKey) -> Unmixed:
+    """Separates every group and settles the signs.
+
+    Sign: either the larger excursion of a source counts as positive, as ``separate`` has it, or a
+    linear function does that is fitted to be 1 on activations of auxiliary images (ridge
+    regression; it is odd, so it is -1 on their negatives). The attacker takes whichever is right
+    more often on auxiliary images that were not fitted.
+
+    Args:
+        target: gives the public pre-model and the attacker's own images.
+        recording: only the view and the groups are used.
+        rng_key: draws the starts of the separation; consumed.
+    """
+    mixtures = by_group(recording.view.mixtures, recording)
+    if mixtures.shape[1] == 1:
+        return Unmixed(np.ones((len(mixtures), 1, 1), np.float32), mixtures)
+    found = separate(jnp.asarray(mixtures), rng_key=rng_key)
+    unmixing, sources = np.asarray(found.unmixing), np.asarray(found.sources)
+    upright = _sign_filter(auxiliary_activations(target, _AUXILIARY_IMAGES))
+    if upright is not None:
+        signs = np.where(sources.reshape(*sources.shape[:2], -1) @ upright < 0, -1, 1)
+        signs = signs.astype(np.float32)
+        unmixing, sources = signs[:, :, None] * unmixing, signs[:, :, None, None, None] * sources
+    return Unmixed(unmixing, sources)
+
+
+def auxiliary_activations(target: Target, count: int) -> HostArray:
+    """Activations float32 ``[n, h, w, c]`` of the attacker's first ``count`` images or all."""
+    rows = target.source.splits[target.auxiliary_split][:count]
+    return activations(target, np.asarray(target.source.images(rows)))
+
+
+def activations(target: Target, images: HostArray) -> HostArray:
+    """What the public pre-model makes of uint8 ``[n, H, W, 3]``: float32 ``[n, h, w, c]``."""
+    pre = jax.jit(target.model.pre.apply)
+    made = [
+        np.asarray(pre(target.variables["pre"], normalize(part)), np.float32)
+        for part in np.array_split(images, -(-len(images) // 64))
+    ]
+    return np.concatenate(made)
+
+
+def match(sources: ArrayLike, truth: ArrayLike) -> HostArray:
+    """For scoring: int ``[G, M]``; source ``[g, result[g, i]]`` belongs to true row ``[g, i]``.
+
+    Rows of a Haar matrix are exchangeable, so that no attacker can know the order; it labels
+    nothing but the rows of one user's request.
+    """
+    pairs = zip(np.asarray(sources), np.asarray(truth), strict=True)
+    return np.stack([matched_correlation(s, t).permutation for s, t in pairs])
+
+
+def in_order(rows: ArrayLike, order: HostArray) -> HostArray:
+    """``[G, M, ...]`` in an order that ``match`` found, as ``[B, ...]``."""
+    rows = np.asarray(rows)
+    ordered = rows[np.arange(len(rows))[:, None], order]
+    return ordered.reshape(-1, *rows.shape[2:])
+
+
+def correlation(recovered: ArrayLike, truth: ArrayLike) -> HostArray:
+    """|Pearson correlation| of each row with the true one, float64 ``[B]``; 0 for constants."""
+    return np.abs((_standardise(recovered) * _standardise(truth)).sum(1))
+
+
+def correlations(first: ArrayLike, second: ArrayLike) -> HostArray:
+    """|Pearson correlation| of all pairs of rows, float64 ``[m, n]``; 0 for constants."""
+    return np.abs(_standardise(first) @ _standardise(second).T)
+
+
+def matched(found: ArrayLike, truth: ArrayLike) -> HostArray:
+    """|Correlation| under the best one-to-one assignment, where the numbers of rows may differ.
+
+    Args:
+        found: ``[m, ...]``.
+        truth: ``[n, ...]``.
+
+    Returns:
+        float64 ``[min(m, n)]``.
+    """
+    from scipy.optimize import linear_sum_assignment  # slow to import
+
+    pairs = correlations(found, truth)
+    return pairs[linear_sum_assignment(-pairs)]
+
+
+def _standardise(rows: ArrayLike) -> HostArray:
+    rows = np.asarray(rows, np.float64)
+    flat = rows.reshape(len(rows), -1)
+    flat = flat - flat.mean(1, keepdims=True)
+    length = np.linalg.norm(flat, axis=1, keepdims=True)
+    return flat / np.where(length > 0, length, 1.0)
+
+
+def _sign_filter(auxiliary: HostArray) -> HostArray | None:
+    """Weights ``[P]`` whose product is positive for upright rows; None where excursions do."""
+    flat = auxiliary.reshape(len(auxiliary), -1)
+    fitted, held_out = flat[::2], flat[1::2]
+    gram = fitted @ fitted.T
+    ridge = _RIDGE * np.trace(gram) / len(gram) * np.eye(len(gram), dtype=gram.dtype)
+    weights = fitted.T @ np.linalg.solve(gram + ridge, np.ones(len(gram), gram.dtype))
+    by_excursion = np.mean(held_out.max(1) + held_out.min(1) >= 0)
+    return weights if np.mean(held_out @ weights >= 0) > by_excursion else None

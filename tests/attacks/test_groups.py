@@ -1,0 +1,91 @@
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+from attack_support import make_recording, make_target
+
+from facemix_jax import attacks, data
+from facemix_jax.attacks import algebraic, groups
+
+
+@pytest.mark.parametrize("shuffled", [False, True])
+def test_rows_of_a_group_lie_side_by_side(shuffled):
+    recording = make_recording(shuffled=shuffled)
+    sent = groups.by_group(recording.view.mixtures, recording)
+    truth = groups.truth_by_group(recording.activations, recording)
+    for mixtures, members in zip(sent, truth, strict=True):
+        assert algebraic.gram_residual(mixtures, members) < 1e-4
+
+
+def test_order_puts_every_source_beside_its_truth():
+    truth = np.random.default_rng(0).normal(size=(3, 4, 6, 5, 2))
+    shuffled = -truth[:, [2, 0, 3, 1]]
+    found = groups.in_order(shuffled, groups.match(shuffled, truth))
+    np.testing.assert_array_equal(found, -truth.reshape(12, 6, 5, 2))
+
+
+def test_correlation_ignores_sign_scale_and_offset():
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(4, 6, 5))
+    np.testing.assert_allclose(groups.correlation(3 - 2 * rows, rows), 1)
+    reference = np.abs(np.corrcoef(rows.reshape(4, -1)))
+    np.testing.assert_allclose(groups.correlations(rows, rows), reference)
+    assert groups.correlation(np.ones((1, 6, 5)), rows[:1]) == [0]
+    assert groups.matched(rows[[2, 0]], rows).tolist() == pytest.approx([1, 1])
+
+
+class LightSource:
+    """Pictures of which the larger excursion is below: few black spots on a lighter ground."""
+
+    def __init__(self, source) -> None:
+        self._source = source
+        self.image_size, self.splits = source.image_size, source.splits
+        self.attributes, self.identities = source.attributes, source.identities
+
+    def images(self, indices):
+        images = self._source.images(indices)
+        return np.where(images > 240, 10, 120 + images // 6).astype(np.uint8)
+
+
+def test_signs_come_from_the_attackers_own_images():
+    target = make_target(cut=0)
+    recording = make_recording(cut=0)
+    found = groups.unmix(target, recording, rng_key=jax.random.key(0))
+    truth = groups.truth_by_group(recording.activations, recording)
+    in_order = groups.in_order(found.sources, groups.match(found.sources, truth))
+    assert ((in_order * np.asarray(recording.activations)).sum((1, 2, 3)) > 0).mean() > 0.8
+    again = np.einsum(
+        "gij,gj...->gi...", found.unmixing, groups.by_group(recording.view.mixtures, recording)
+    )
+    np.testing.assert_allclose(again, found.sources, atol=1e-4)
+
+
+def test_signs_of_light_pictures_are_right_where_excursions_are_not():
+    target = make_target(cut=0)
+    target = dataclasses.replace(target, source=LightSource(target.source))
+    recording = attacks.record(target, target.source.splits["test"][:16], rng_key=jax.random.key(3))
+    truth = groups.truth_by_group(recording.activations, recording)
+    found = groups.unmix(target, recording, rng_key=jax.random.key(0)).sources
+    bare = attacks.separate(
+        groups.by_group(recording.view.mixtures, recording), rng_key=jax.random.key(0)
+    ).sources
+    right, without = (
+        (
+            (groups.in_order(s, groups.match(s, truth)) * np.asarray(recording.activations)).sum(
+                (1, 2, 3)
+            )
+            > 0
+        ).mean()
+        for s in (found, bare)
+    )
+    assert right > 0.9
+    assert without < right - 0.1
+
+
+def test_activations_are_those_of_the_public_model():
+    target, recording = make_target(), make_recording()
+    made = groups.activations(target, recording.images)
+    np.testing.assert_allclose(made, recording.activations, atol=1e-5)
+    assert groups.auxiliary_activations(target, 5).shape[0] == 5
+    assert data.normalize(recording.images).dtype == np.float32

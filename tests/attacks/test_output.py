@@ -1,0 +1,35 @@
+import jax
+import numpy as np
+from attack_support import make_recording, make_target, run
+
+from facemix_jax import metrics
+from facemix_jax.attacks import output
+
+
+def test_answers_are_the_owners_without_the_key():
+    target, recording = make_target(cut=0), make_recording(cut=0)
+    attacker, floor = output.read_responses(target, recording, rng_key=jax.random.key(0))
+    owner = np.asarray(recording.owner_logits)
+    scale = owner.std()
+    assert np.abs(attacker - owner).mean() < 0.2 * scale
+    assert np.abs(floor - owner).mean() > 0.5 * scale
+
+
+def test_attributes_without_both_classes_do_not_count():
+    labels = np.array([[0, 1, 1], [1, 0, 1], [1, 0, 1], [0, 0, 1]], np.int8)
+    always_one = np.zeros((4, 3, 2), np.float32)
+    always_one[..., 1] = 1
+    assert output.balanced(always_one, labels) == 0.5
+    assert metrics.balanced_accuracy(metrics.attribute_counts(always_one, labels)).mean() > 0.6
+    assert output.balanced(always_one[:, 2:], labels[:, 2:]) == 1
+
+
+def test_figure_stands_beside_the_owners():
+    (figure,) = run(output.OUTPUT, cut=0)[0].values()
+    assert figure.chance == 0.5
+    assert 0 <= figure.value <= 1
+
+
+def test_without_a_defence_the_cloud_gets_what_the_owner_gets():
+    (figure,) = run(output.OUTPUT, group_size=1)[0].values()
+    assert figure.value == figure.floor == figure.owner
