@@ -1,0 +1,138 @@
+"""Scores of blind separation, and the attack that every kind of it becomes."""
+
+from collections.abc import Callable
+from typing import Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpy.typing import ArrayLike
+
+from facemix_jax import _validate, metrics, mixing
+from facemix_jax._types import Array, HostArray, RngKey
+from facemix_jax.attacks.base import Attack, AttackConfig, Figure, Recording, Result, Target
+from facemix_jax.attacks.unmixing import Separation
+
+CORRELATION = "mean matched |correlation|"
+RECOVERED = "share of images recovered at |correlation| 0.9 or more"
+
+
+class Separate(Protocol):
+    """Separates groups."""
+
+    def __call__(self, mixtures: Array, *, rng_key: RngKey) -> Separation:
+        """Mixtures float ``[G, M, H, W, C]``; ``rng_key`` is consumed."""
+        ...
+
+
+def no_attack(mixtures: Array) -> Array:
+    """The floor: the mixtures themselves, ``[G, M, ...]``, already resemble the images."""
+    return mixtures
+
+
+def recovery(sources: ArrayLike, truth: ArrayLike) -> HostArray:
+    """Matched |correlation| of every image, float64 ``[G, M]``.
+
+    Args:
+        sources: ``[G, M, ...]``, recovered in any order, sign and scale.
+        truth: ``[G, M, ...]``.
+
+    Raises:
+        DataError: values that are not finite.
+        UsageError: different shapes.
+    """
+    sources, truth = np.asarray(sources), np.asarray(truth)
+    if sources.shape != truth.shape:
+        raise _validate.UsageError(
+            f"sources have shape {sources.shape} and true images {truth.shape}, but both must be "
+            f"[G, M, ...] alike. Pass the groups that were mixed."
+        )
+    pairs = zip(sources, truth, strict=True)
+    return np.stack([metrics.matched_correlation(s, t).per_source for s, t in pairs])
+
+
+def figures(
+    attacker: HostArray, floor: HostArray, owner: HostArray, threat_model: str
+) -> tuple[Figure, ...]:
+    """The two figures of a separation from matched |correlations| ``[G, M]``."""
+
+    def figure(name: str, *scores: HostArray) -> Figure:
+        value, low, high = (float(score.mean()) for score in scores)
+        return Figure(name, value, low, high, threat_model)
+
+    scores = attacker, floor, owner
+    return figure(CORRELATION, *scores), figure(RECOVERED, *(s >= 0.9 for s in scores))
+
+
+def matched(sources: HostArray, truth: HostArray) -> HostArray:
+    """Sources ``[G, M, ...]`` in the order and sign of the truth."""
+    groups = []
+    for found, images in zip(sources, truth, strict=True):
+        match = metrics.matched_correlation(found, images)
+        signs = match.signs.astype(found.dtype).reshape(-1, *(1,) * (found.ndim - 1))
+        groups.append(found[match.permutation] * signs)
+    return np.stack(groups)
+
+
+def score(recording: Recording, sources: Array, threat_model: str) -> Result:
+    """Scores what was recovered of a recording whose groups were granted.
+
+    Args:
+        recording: the request.
+        sources: float ``[G, M, ...]``, group by group.
+        threat_model: of the attack.
+    """
+    group_size = recording.view.group_size
+    truth, owner = (
+        np.asarray(mixing.group(a, group_size))
+        for a in (recording.activations, recording.owner_activations)
+    )
+    found = np.asarray(sources)
+    attacker, floor, own = (recovery(a, truth) for a in (found, granted_groups(recording), owner))
+    recovered = matched(found, truth).reshape(recording.activations.shape)
+    return Result(figures(attacker, floor, own, threat_model), recovered)
+
+
+def granted_groups(recording: Recording) -> Array:
+    """The recording's mixtures with the rows of each group together, ``[G, M, ...]``."""
+    order = jnp.asarray(np.argsort(recording.groups, kind="stable"))
+    return mixing.group(recording.view.mixtures[order], recording.view.group_size)
+
+
+def attack(
+    name: str,
+    threat_model: str,
+    prepare: Callable[[Target, Recording, RngKey, AttackConfig], Separate],
+    *,
+    unsuitable: Callable[[Target], str | None] = lambda target: None,
+) -> Attack:
+    """The attack that separates a recording's groups.
+
+    Without groups there is nothing to separate: what is recovered are the mixtures.
+
+    Args:
+        name: registry name.
+        threat_model: one line; the grouping is granted, which it must say.
+        prepare: ``(target, recording, rng_key, config)`` to the separation, which may be trained
+            on the attacker's own images first.
+        unsuitable: as ``Attack.unsuitable``; maps of one position are refused in any case.
+    """
+
+    def run(target: Target, recording: Recording, rng_key: RngKey, config: AttackConfig) -> Result:
+        mixtures = granted_groups(recording)
+        if recording.view.group_size == 1:
+            return score(recording, mixtures, threat_model)
+        prepare_key, separate_key = jax.random.split(rng_key)
+        separate = prepare(target, recording, prepare_key, config)
+        return score(recording, separate(mixtures, rng_key=separate_key).sources, threat_model)
+
+    def reason(target: Target) -> str | None:
+        height, width = target.model.spec.activation_shape[:2]
+        if min(height, width) < 2 and target.defense.group_size > 1:
+            return (
+                f"The activations are {height} x {width} maps, which have no differences in both "
+                f"directions. Attack an earlier cut."
+            )
+        return unsuitable(target)
+
+    return Attack(name, threat_model, run, reason)

@@ -1,0 +1,142 @@
+"""What every blind separation shares: differences, whitening, polar factors, scale and sign."""
+
+from collections.abc import Callable
+from typing import NamedTuple, TypeVar
+
+import jax
+import jax.numpy as jnp
+
+from facemix_jax import _validate
+from facemix_jax._types import Array
+
+Result = TypeVar("Result")
+
+_EIGENVALUE_FLOOR = 1e-6
+"""Relative to the largest: float32 leaves nothing but rounding below."""
+
+
+class Separation(NamedTuple):
+    """What blind separation found for ``G`` groups.
+
+    Attributes:
+        unmixing: float32 ``[G, M, M]``; ``sources[g] = unmixing[g] @ mixtures[g]``.
+        sources: float32 ``[G, M, H, W, C]``, in no particular order.
+        iterations: int32 ``[G]``, steps of the start that was kept.
+        converged: bool ``[G]``. Where False, the group stopped at ``max_iterations``: the
+            result is the best so far, and more iterations or restarts may improve it.
+    """
+
+    unmixing: Array
+    sources: Array
+    iterations: Array
+    converged: Array
+
+
+def check_groups(mixtures: Array) -> None:
+    """Raises ``UsageError`` unless ``mixtures`` are groups of at least two maps."""
+    if mixtures.ndim != 5 or mixtures.shape[1] < 2 or mixtures.shape[2] * mixtures.shape[3] < 2:
+        raise _validate.UsageError(
+            f"mixtures have shape {mixtures.shape}, but separation needs [G, M, H, W, C] with at "
+            f"least 2 mixtures in a group and 2 positions in a map. Group them with mixing.group."
+        )
+
+
+def check_evidence(mixtures: Array, evidence: Array) -> None:
+    """Raises ``UsageError`` unless ``evidence`` has the groups and rows of ``mixtures``."""
+    check_groups(evidence)
+    if evidence.shape[:2] != mixtures.shape[:2]:
+        raise _validate.UsageError(
+            f"evidence has shape {evidence.shape} and mixtures {mixtures.shape}, but both must "
+            f"start with the same G and M. Filter positions and channels only."
+        )
+
+
+def gradients(x: Array) -> Array:
+    """First differences down and across, per channel: ``[M, H, W, C]`` to ``[M, N]``."""
+    down, across = x[:, 1:] - x[:, :-1], x[:, :, 1:] - x[:, :, :-1]
+    return jnp.concatenate([d.reshape(x.shape[0], -1) for d in (down, across)], axis=1)
+
+
+def gradient_vectors(x: Array) -> Array:
+    """Differences down and across at one position together: ``[B, H, W, C]`` to ``[B, P, 2 C]``."""
+    corner = x[:, :-1, :-1]
+    vectors = jnp.concatenate([x[:, 1:, :-1] - corner, x[:, :-1, 1:] - corner], axis=3)
+    return vectors.reshape(len(x), -1, vectors.shape[3])
+
+
+def principal_axes(x: Array, count: int) -> Array:
+    """The ``count`` directions of largest energy among vectors ``[..., D]``: ``[D, count]``.
+
+    Mixing acts on rows, not on positions or channels, so that the axes of mixtures are those of
+    the images.
+    """
+    flat = x.reshape(-1, x.shape[-1])
+    _, vectors = jnp.linalg.eigh(matmul(flat.T, flat))
+    return vectors[:, -count:]
+
+
+def whiten(x: Array) -> tuple[Array, Array]:
+    """The matrix ``[M, M]`` that gives ``[M, N]`` unit covariance, and the result.
+
+    Directions without signal (equal images, constant ones) get zeros instead of amplified
+    rounding errors.
+    """
+    x = x - x.mean(1, keepdims=True)
+    values, vectors = jnp.linalg.eigh(matmul(x, x.T) / x.shape[1])
+    has_signal = values > jnp.maximum(_EIGENVALUE_FLOOR * values[-1], jnp.finfo(x.dtype).tiny)
+    scale = jnp.where(has_signal, jax.lax.rsqrt(jnp.where(has_signal, values, 1.0)), 0.0)
+    whitening = scale[:, None] * vectors.T
+    return whitening, matmul(whitening, x)
+
+
+def apply_unmixing(unmixing: Array, mixture: Array, orthogonal: bool) -> tuple[Array, Array]:
+    """Settles scale and sign of ``[M, M]`` and applies it to one group ``[M, ...]``.
+
+    Scale: an orthogonal mixing has an orthogonal inverse. Rows are brought to length one, and
+    with ``orthogonal`` the whole is replaced by the nearest orthogonal matrix, which mends most
+    of what the images' own correlations did to the estimate.
+
+    Sign: the larger excursion of a source counts as positive.
+
+    Returns:
+        The unmixing ``[M, M]`` and the sources ``[M, ...]``.
+    """
+    length = jnp.linalg.norm(unmixing, axis=1, keepdims=True)
+    unmixing = unmixing / jnp.where(length > 0, length, 1.0)
+    if orthogonal:
+        unmixing = nearest_orthogonal(unmixing)
+    sources = matmul(unmixing, mixture.reshape(mixture.shape[0], -1))
+    sign = jnp.where(sources.max(1) + sources.min(1) < 0, -1.0, 1.0)[:, None]
+    return sign * unmixing, (sign * sources).reshape(mixture.shape)
+
+
+def nearest_orthogonal(matrix: Array) -> Array:
+    """The orthogonal matrix closest to ``[M, M]`` (polar factor)."""
+    left, _, right = jnp.linalg.svd(matrix, full_matrices=False)
+    return matmul(left, right)
+
+
+def turn(new: Array, old: Array) -> Array:
+    """How far the row that turned most did: the largest ``1 - |cos angle|``."""
+    return jnp.abs(1 - jnp.abs((new * old).sum(1))).max()
+
+
+def matmul(a: Array, b: Array) -> Array:
+    """Full float32: accelerators would round products to bf16 or tf32."""
+    return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
+
+
+def map_groups(function: Callable[..., Result], *arrays: Array, backend: str) -> Result:
+    """``function`` over the leading axis, inside a jitted function.
+
+    A loop on a CPU, where batches of small products are slow and every group of a batch would
+    wait for the last one to converge; a batch on accelerators.
+
+    Args:
+        function: of one group's arrays.
+        arrays: ``[G, ...]`` each.
+        backend: ``jax.default_backend()``, a static argument of the caller.
+    """
+    if backend == "cpu":
+        return jax.lax.map(lambda each: function(*each), arrays)
+    return jax.vmap(function)(*arrays)

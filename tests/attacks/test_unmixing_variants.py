@@ -1,0 +1,181 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from pictures import mixed, patchwork
+
+from facemix_jax import attacks, metrics, mixing
+from facemix_jax._validate import UsageError
+from facemix_jax.attacks import adversarial, picard, robust, unmixing, vectors
+from facemix_jax.attacks.nonnegative import separate_nonnegative
+
+RNG_KEY = jax.random.key(7)
+SEPARATIONS = {
+    "picard": functools.partial(attacks.separate, solver=picard.picard),
+    "iva": vectors.separate_groups,
+    "nonnegative": separate_nonnegative,
+}
+
+
+def floor(mixtures, truth):
+    return attacks.recovery(attacks.no_attack(mixtures), truth).mean()
+
+
+@pytest.mark.parametrize("name", SEPARATIONS)
+def test_images_after_a_relu_are_recovered_in_scale_and_sign(name):
+    truth = jax.nn.relu(patchwork(0, 4, 8))
+    mixtures, _ = mixed(truth)
+    found = SEPARATIONS[name](mixtures, rng_key=RNG_KEY)
+    assert bool(found.converged.all())
+    assert attacks.recovery(found.sources, truth).mean() > 0.99 > 0.9 > floor(mixtures, truth)
+    for sources, images in zip(found.sources, truth, strict=True):
+        match = metrics.matched_correlation(sources, images)
+        assert (match.signs > 0).all()
+        ratio = np.std(sources, axis=(1, 2, 3))[match.permutation] / np.std(images, axis=(1, 2, 3))
+        np.testing.assert_allclose(ratio, 1, atol=0.1)
+    again = jax.vmap(mixing.mix_group)(found.unmixing, mixtures)
+    np.testing.assert_allclose(found.sources, again, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", SEPARATIONS)
+def test_gaussian_noise_cannot_be_separated(name):
+    truth = jax.random.normal(jax.random.key(1), (4, 8, 40, 32, 3))
+    mixtures, _ = mixed(truth)
+    found = SEPARATIONS[name](mixtures, rng_key=RNG_KEY)
+    # Twelve seeds stayed within 0.05 of the floor.
+    reached = attacks.recovery(found.sources, truth).mean()
+    assert abs(reached - floor(mixtures, truth)) < 0.08
+
+
+@pytest.mark.parametrize("name", SEPARATIONS)
+@pytest.mark.parametrize("case", ["equal", "zero", "constant"])
+def test_degenerate_groups_stay_finite(name, case):
+    truth = jax.nn.relu(patchwork(1, 4, 8))
+    truth = {
+        "equal": truth.at[:, 1].set(truth[:, 0]),
+        "zero": jnp.zeros_like(truth),
+        "constant": jnp.ones_like(truth),
+    }[case]
+    found = SEPARATIONS[name](mixed(truth)[0], rng_key=RNG_KEY)
+    assert bool(jnp.isfinite(found.sources).all())
+    assert bool(jnp.isfinite(found.unmixing).all())
+
+
+@pytest.mark.parametrize("name", SEPARATIONS)
+def test_accelerators_batch_gives_what_the_loop_gives(name, monkeypatch):
+    truth = jax.nn.relu(patchwork(2, 2, 4))
+    mixtures, _ = mixed(truth)
+    loop = SEPARATIONS[name](mixtures, rng_key=RNG_KEY)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    batch = SEPARATIONS[name](mixtures, rng_key=RNG_KEY)
+    np.testing.assert_allclose(batch.sources, loop.sources, atol=2e-3)
+
+
+def test_picard_reaches_a_stationary_point_of_the_likelihood():
+    white = unmixing.whiten(unmixing.gradients(mixed(patchwork(3, 1, 8))[0][0]))[1]
+    start = jax.random.orthogonal(RNG_KEY, 8)
+    found, steps, last = jax.jit(picard.picard)(white, start, 200, 1e-6)
+    y = np.asarray(found, np.float64) @ np.asarray(white, np.float64)
+    relative_gradient = np.tanh(y) @ y.T / y.shape[1] - np.eye(8)
+    assert np.abs(relative_gradient).max() < 5e-3
+    assert float(last) <= 1e-6
+    first = np.asarray(start, np.float64) @ np.asarray(white, np.float64)
+    assert np.abs(np.tanh(first) @ first.T / y.shape[1] - np.eye(8)).max() > 0.05
+    assert 5 < int(steps) < 200
+
+
+def test_picard_does_not_need_uncorrelated_images():
+    # A common part correlates the images: FastICA's whitening is then biased.
+    truth = patchwork(4, 4, 8)
+    truth = truth + 0.5 * patchwork(5, 4, 1)
+    mixtures, _ = mixed(truth)
+    likelihood, fixed_point = (
+        attacks.recovery(
+            attacks.separate(mixtures, rng_key=RNG_KEY, solver=solver, orthogonal=False).sources,
+            truth,
+        ).mean()
+        for solver in (picard.picard, attacks.separation.fast_ica)
+    )
+    assert likelihood > fixed_point
+
+
+def test_images_that_are_not_nonnegative_are_left_mixed_by_nonnegative_separation():
+    truth = patchwork(6, 4, 8)
+    mixtures, _ = mixed(truth)
+    found = separate_nonnegative(mixtures, rng_key=RNG_KEY)
+    assert attacks.recovery(found.sources, truth).mean() < 0.95
+
+
+def test_sets_under_different_matrices_come_back_in_one_order():
+    truth = patchwork(7, 2, 4, channels=6).reshape(2, 4, 40, 32, 3, 2)
+    truth = jnp.moveaxis(truth, 4, 1)  # [G, K, M, H, W, C]: three sets of two channels
+    keys = mixing.haar(jax.random.key(3), 6, 4)[0].reshape(2, 3, 4, 4)
+    mixtures = jax.vmap(jax.vmap(mixing.mix_group))(keys, truth)
+    found = vectors.separate_vectors(mixtures, rng_key=RNG_KEY)
+    for group, images in zip(found.sources, truth, strict=True):
+        matches = [metrics.matched_correlation(*p) for p in zip(group, images, strict=True)]
+        assert min(m.mean for m in matches) > 0.98
+        assert all((m.permutation == matches[0].permutation).all() for m in matches)
+    # Control: one by one, the sets come back too, each in an order of its own.
+    alone = [vectors.separate_vectors(mixtures[:, [s]], rng_key=RNG_KEY) for s in range(3)]
+    orders = [
+        metrics.matched_correlation(a.sources[0, 0], truth[0, s]) for s, a in enumerate(alone)
+    ]
+    assert any((o.permutation != orders[0].permutation).any() for o in orders)
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 8, 8, 3), (2, 1, 1, 8, 8, 3), (2, 1, 4, 1, 8, 3)])
+def test_shapes_without_vectors_are_an_error(shape):
+    with pytest.raises(UsageError, match="vector analysis needs"):
+        vectors.separate_vectors(jnp.zeros(shape), rng_key=RNG_KEY)
+
+
+def test_averaged_evidence_resists_noise():
+    truth = jax.nn.relu(patchwork(8, 4, 8, channels=16))
+    noise = 2 * truth.std() * jax.random.normal(jax.random.key(4), truth.shape)
+    mixtures = mixed(truth)[0] + noise
+    owner = attacks.recovery(truth + noise, truth).mean()
+    evidence = robust.filtered(mixtures, 3, 4)
+    assert evidence.shape == (4, 8, 38, 30, 16)
+    averaged, plain = (
+        attacks.recovery(
+            separate_nonnegative(mixtures, rng_key=RNG_KEY, evidence=e).sources, truth
+        ).mean()
+        for e in (evidence, mixtures)
+    )
+    assert averaged > plain + 0.03
+    assert averaged > owner - 0.05
+
+
+def test_filters_commute_with_mixing():
+    truth = patchwork(9, 2, 4, channels=6)
+    mixtures, key = mixed(truth)
+    filtered = robust.filtered(truth, 2, 3)
+    np.testing.assert_allclose(
+        jax.vmap(mixing.mix_group)(key.matrix, filtered),
+        robust.filtered(mixtures, 2, 3),
+        atol=1e-4,
+    )
+    assert jnp.linalg.matrix_rank(filtered.reshape(-1, 6)) == 3
+
+
+def test_evidence_of_other_groups_is_an_error():
+    with pytest.raises(UsageError, match="evidence has shape"):
+        attacks.separate(
+            jnp.zeros((2, 4, 8, 8, 1)), rng_key=RNG_KEY, evidence=jnp.zeros((2, 3, 8, 8, 1))
+        )
+
+
+def test_a_discriminator_of_single_images_guides_the_unmixing():
+    truth, others = patchwork(10, 4, 4), patchwork(11, 1, 64)[0]
+    mixtures, _ = mixed(truth)
+    trained, untrained = (
+        adversarial.separate_adversarially(mixtures, others, rng_key=RNG_KEY, steps=steps)
+        for steps in (400, 1)
+    )
+    reached, start = (attacks.recovery(s.sources, truth).mean() for s in (trained, untrained))
+    assert start < 0.88 < 0.93 < reached
+    gram = jnp.matmul(trained.unmixing, trained.unmixing.mT)
+    np.testing.assert_allclose(gram, np.broadcast_to(np.eye(4), gram.shape), atol=1e-4)
