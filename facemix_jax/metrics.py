@@ -154,10 +154,30 @@ def assignment_mse(recovered: ArrayLike, truth: ArrayLike) -> float:
     0.5
     """
     recovered, truth = _pair(recovered, truth)
-    # |a - b|^2 expanded, so that no [M, M, pixels] array is made.
-    squares = (truth**2).sum(1)[:, None] + (recovered**2).sum(1)
-    cost = (squares - 2 * truth @ recovered.T) / truth.shape[1]
-    return max(float(cost[_assign(cost)].mean()), 0.0)
+    return float(((recovered[assignment(recovered, truth)] - truth) ** 2).mean())
+
+
+def assignment(recovered: ArrayLike, truth: ArrayLike) -> HostArray:
+    """Which recovered image belongs to which true one: the least mean squared error of all.
+
+    Args:
+        recovered: ``[M, ...]``, in any order.
+        truth: ``[M, ...]``.
+
+    Returns:
+        int64 ``[M]``; recovered image ``assignment[i]`` matches true image ``i``.
+
+    Raises:
+        DataError: values that are not finite.
+        UsageError: arrays of different shapes.
+
+    >>> assignment([[0.0], [3.0]], [[3.0], [1.0]]).tolist()
+    [1, 0]
+    """
+    recovered, truth = _pair(recovered, truth)
+    # |a - b|^2 expanded, so that no [M, M, pixels] array is made; the true images' own squares
+    # are the same for every assignment.
+    return _assign((recovered**2).sum(1) - 2 * truth @ recovered.T)[1]
 
 
 def psnr(recovered: ArrayLike, truth: ArrayLike, *, max_value: float = 1.0) -> HostArray:

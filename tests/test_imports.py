@@ -28,7 +28,7 @@ LAYERS = (
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 ONLY_IN = {
-    "flax": ("models", "attacks/decoder_network.py"),
+    "flax": ("models", "attacks/networks.py", "attacks/decoder_network.py"),
     "orbax": ("checkpoint",),
     "grain": ("data",),
     "PIL": ("data",),
@@ -79,6 +79,14 @@ def test_the_rule_notices_a_wrong_import(tmp_path):
         "mixing imports flax",
         "mixing imports training",
     ]
+
+
+def test_the_rule_tells_files_of_one_part_apart(tmp_path):
+    for name, expected in (("networks", []), ("base", ["attacks imports flax"])):
+        path = tmp_path / "attacks" / f"{name}.py"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("from flax import linen\n")
+        assert violations(path, "attacks") == expected
 
 
 def test_import_starts_no_backend():

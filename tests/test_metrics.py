@@ -145,6 +145,8 @@ class TestImageErrors:
         )
         assert metrics.assignment_mse(recovered, truth) == pytest.approx(best)
         assert metrics.assignment_mse(truth[::-1], truth) == pytest.approx(0, abs=1e-12)
+        matched = recovered[metrics.assignment(recovered, truth)]
+        assert ((matched - truth) ** 2).mean() == pytest.approx(best)
 
     def test_psnr_follows_its_definition(self, rng):
         truth, recovered = rng.random((2, 3, 8, 8, 3))

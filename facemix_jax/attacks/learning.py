@@ -1,0 +1,127 @@
+"""How attackers are trained: on their own images, protected with a fresh secret in every step."""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from facemix_jax import _validate
+from facemix_jax._types import Array, HostArray, RngKey, Variables
+from facemix_jax.attacks.base import AttackConfig, Recording, Target
+from facemix_jax.data import normalize
+from facemix_jax.defenses import none
+
+State = TypeVar("State")
+
+_LOOK_EVERY = 20
+"""Steps between looks at the loss; a look waits for the device."""
+
+
+def unprotected(target: Target) -> Target:
+    """The same network without its defence: what the owner sees after recovery."""
+    return dataclasses.replace(target, defense=none())
+
+
+def batch_size(config: AttackConfig, group_size: int) -> int:
+    """Examples in a step: ``config.batch_size`` rounded up to whole groups."""
+    return -(-config.batch_size // group_size) * group_size
+
+
+def cosine(peak: float, config: AttackConfig) -> optax.Schedule:
+    """Linear rise over a tenth of the steps, then a cosine to zero."""
+    return optax.warmup_cosine_decay_schedule(
+        init_value=0.0,
+        peak_value=peak,
+        warmup_steps=config.steps // 10,
+        decay_steps=config.steps,
+    )
+
+
+def mirrored(rng_key: RngKey, images: Array) -> Array:
+    """Uint8 ``[B, H, W, 3]``, each mirrored left to right with probability 1/2."""
+    flip = jax.random.bernoulli(rng_key, shape=(images.shape[0], 1, 1, 1))
+    return jnp.where(flip, images[:, :, ::-1], images)
+
+
+def protect(target: Target, pre: Variables, rng_key: RngKey, images: Array) -> Array:
+    """What the cloud would see of ``images``: uint8 ``[B, H, W, 3]`` to float32 ``[B, ...]``.
+
+    Rows stay with their group and in order; the secret is a fresh one. ``pre`` are that segment's
+    variables.
+    """
+    defense = target.defense
+    activations = target.model.pre(pre, normalize(images)).astype(jnp.float32)
+    return defense.protect(defense.init(rng_key, images.shape[0], True), activations)
+
+
+def grouped_mixtures(recording: Recording) -> Array:
+    """The recording's mixtures ``[B, ...]`` with the rows of each group together.
+
+    Where they were shuffled, which of a group's mixtures comes first means nothing, as it means
+    nothing in the first place.
+    """
+    return recording.view.mixtures[np.argsort(recording.groups, kind="stable")]
+
+
+def train(
+    step: Callable[[State, Variables, RngKey, Array, Array], tuple[State, Array]],
+    state: State,
+    target: Target,
+    rows: HostArray,
+    labels: HostArray,
+    *,
+    size: int,
+    steps: int,
+    rng_key: RngKey,
+) -> State:
+    """Runs ``step(state, pre, rng_key, images, labels) -> (state, loss)``; returns the last state.
+
+    Args:
+        step: jitted; ``pre`` are that segment's variables, which would be compiled into it if it
+            took them from ``target``.
+        state: before the first step.
+        target: whose pre it is, and whose source the images are of.
+        rows: int ``[n]``, the attacker's own images; shuffled anew in every pass.
+        labels: ``[N, ...]``, for every image of the source.
+        size: examples in a step.
+        steps: how many.
+        rng_key: consumed.
+
+    Raises:
+        DataError: the loss is no longer finite.
+    """
+    order_key, step_key = jax.random.split(rng_key)
+    order = batches(rows, size, np.random.default_rng(np.asarray(jax.random.key_data(order_key))))
+    for index in range(steps):
+        chosen = next(order)
+        images = jnp.asarray(target.source.images(chosen))
+        fresh_key = jax.random.fold_in(step_key, index)
+        state, loss = step(
+            state, target.variables["pre"], fresh_key, images, jnp.asarray(labels[chosen])
+        )
+        if (index + 1) % _LOOK_EVERY == 0 or index + 1 == steps:
+            check_loss(float(loss), index + 1)
+    return state
+
+
+def check_loss(loss: float, step: int) -> None:
+    """Raises ``DataError`` unless the loss is finite."""
+    if not np.isfinite(loss):
+        raise _validate.DataError(
+            f"The attacker's training diverged: its loss is {loss} after {step} steps. Look for "
+            f"NaN or huge values in the network under attack: it may have diverged itself."
+        )
+
+
+def batches(rows: HostArray, size: int, rng: np.random.Generator) -> Iterator[HostArray]:
+    """Endless batches of ``size`` rows from one permutation after another."""
+    waiting = rows[:0]
+    while True:
+        while len(waiting) < size:
+            waiting = np.concatenate([waiting, rng.permutation(rows)])
+        yield waiting[:size]
+        waiting = waiting[size:]

@@ -1,0 +1,108 @@
+"""Training of attackers: batches, fresh secrets, divergence."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from facemix_jax import attacks, defenses, models
+from facemix_jax._validate import DataError
+from facemix_jax.attacks import learning
+
+RNG_KEY = jax.random.key(0)
+
+
+@pytest.fixture(scope="module")
+def target(tiny_source):
+    model = models.resnet18(cut=0, image_size=(40, 36), num_attributes=3, width=4)
+    return attacks.Target(
+        model=model,
+        defense=defenses.facemix(group_size=4),
+        variables={"pre": {}, "main": {}, "post": {}},
+        source=tiny_source,
+    )
+
+
+@pytest.mark.parametrize("size", [3, 10, 25])
+def test_every_row_is_used_equally_often(size):
+    rows = np.array([5, 7, 11, 2, 30, 31, 32, 33, 34, 50])
+    stream = learning.batches(rows, size, np.random.default_rng(0))
+    seen = np.concatenate([next(stream) for _ in range(2 * len(rows))])
+    assert all(sorted(part) == sorted(rows) for part in seen.reshape(-1, len(rows)))
+    assert not np.array_equal(seen[:10], seen[10:20])  # shuffled anew
+
+
+def test_batches_hold_whole_groups():
+    config = attacks.AttackConfig(batch_size=10)
+    assert [learning.batch_size(config, m) for m in (1, 4, 10, 16)] == [10, 12, 10, 16]
+
+
+def test_every_step_has_a_fresh_secret_and_the_right_labels(target):
+    rows = target.source.splits["train"]
+    seen = []
+
+    def step(state, pre, rng_key, images, labels):
+        wanted = target.source.attributes[rows]
+        matching = [np.array_equal(x, images[0]) for x in target.source.images(rows)]
+        assert np.array_equal(labels[0], wanted[np.argmax(matching)])
+        seen.append(np.asarray(learning.protect(target, pre, rng_key, images)))
+        # The same images under the same key give the same mixtures: only the key is fresh.
+        again = learning.protect(target, pre, rng_key, images)
+        np.testing.assert_array_equal(again, seen[-1])
+        other = learning.protect(target, pre, jax.random.fold_in(rng_key, 0), images)
+        assert not np.allclose(other, seen[-1], atol=0.1)
+        return state + 1, jnp.float32(0)
+
+    done = learning.train(
+        step, 0, target, rows, target.source.attributes, size=8, steps=3, rng_key=RNG_KEY
+    )
+    assert done == 3
+    assert not np.allclose(seen[0], seen[1], atol=0.1)
+
+
+def test_divergence_is_noticed(target):
+    def step(state, pre, rng_key, images, labels):
+        return state + 1, jnp.float32(np.nan if state >= 25 else 1)
+
+    def run(steps):
+        learning.train(
+            step,
+            0,
+            target,
+            target.source.splits["train"],
+            target.source.attributes,
+            size=4,
+            steps=steps,
+            rng_key=RNG_KEY,
+        )
+
+    run(25)
+    for steps in (26, 50):
+        with pytest.raises(DataError, match="diverged: its loss is nan"):
+            run(steps)
+
+
+def test_mirroring_flips_whole_images():
+    images = jnp.arange(64 * 2 * 3 * 3, dtype=jnp.int32).reshape(64, 2, 3, 3)
+    y = np.asarray(learning.mirrored(RNG_KEY, images))
+    same = (y == images).all((1, 2, 3))
+    flipped = (y == images[:, :, ::-1]).all((1, 2, 3))
+    assert (same ^ flipped).all()
+    assert 15 < same.sum() < 49  # 64 fair coins leave this range once in 50,000 times
+
+
+def test_shuffled_mixtures_are_put_back_into_their_groups(tiny_source):
+    model = models.resnet18(cut=1, image_size=(40, 36), num_attributes=3, width=4)
+    target = attacks.Target(
+        model=model,
+        defense=defenses.facemix(group_size=4),
+        variables=model.init(RNG_KEY),
+        source=tiny_source,
+    )
+    recording = attacks.record(
+        target, attacks.recorded_rows(target, 3), rng_key=RNG_KEY, shuffled=True
+    )
+    mixtures = np.asarray(learning.grouped_mixtures(recording)).reshape(3, 4, -1)
+    truth = np.asarray(recording.activations).reshape(3, 4, -1)
+    energy = (mixtures**2).sum(1), (truth**2).sum(1)
+    np.testing.assert_allclose(*energy, rtol=1e-3, atol=1e-4)
