@@ -14,7 +14,8 @@ from typing import Annotated, Union
 import tyro
 
 from facemix_jax._validate import FacemixError, UsageError
-from facemix_jax.commands import Attack, Cost, Demo, Evaluate, Linearity, Train
+from facemix_jax.commands import Cost, Demo, Evaluate, Linearity, Train
+from facemix_jax.commands_attack import Attack
 from facemix_jax.commands_data import Data
 from facemix_jax.commands_export import Export
 from facemix_jax.commands_infer import Infer

@@ -117,51 +117,6 @@ class Evaluate(_Output):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Attack(_Output):
-    """What the cloud learns from a work directory's mixtures: gradient ICA, floors beside it.
-
-    Example: facemix attack --workdir runs/m8 --num-groups 16
-    """
-
-    workdir: Path
-    """Of a training run."""
-    split: str = "test"
-    """Split whose images are attacked."""
-    num_groups: int = 16
-    """Groups attacked."""
-    data_dir: str | None = None
-    """Where the images are now; by default where they were in training."""
-    seed: int = 0
-    """Of the secrets and the attack's starts."""
-
-    def run(self) -> None:
-        """Runs the command."""
-        positive(num_groups=self.num_groups)
-        trained = runs.load(self.workdir, data_dir=self.data_dir)
-        leakage = evaluation.evaluate_leakage(
-            trained.model,
-            trained.defense,
-            trained.variables,
-            trained.source,
-            rng_key=jax.random.key(self.seed),
-            split=self.split,
-            num_groups=self.num_groups,
-        )
-        result = {
-            "attack": "gradient ICA",
-            "groups": len(leakage.truth),
-            "group_size": trained.defense.group_size,
-            "cut": trained.config.model.cut,
-            "split": self.split,
-            "figures": [demo.figure_dict(figure) for figure in leakage.figures],
-        }
-        output.emit(
-            self.json, result, output.figures_table(f"{len(leakage.truth)} groups", leakage.figures)
-        )
-        NOTES.print(f"The attacker {leakage.figures[0].threat_model}.")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class Linearity(_Output):
     """How far unmixing is from exact, end to end: of a work directory, or of a fresh network.
 
@@ -345,5 +300,5 @@ def _utilities(part: Run, split: str) -> dict[str, Any]:
         "split": split,
         "step": part.step,
         **scores,
-        "leakage": [demo.figure_dict(figure) for figure in leakage.figures],
+        "leakage": [output.figure_dict(figure) for figure in leakage.figures],
     }

@@ -14,7 +14,18 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from facemix_jax import costs, data, defenses, evaluation, fitting, linearity, models, report, runs
+from facemix_jax import (
+    costs,
+    data,
+    defenses,
+    evaluation,
+    fitting,
+    linearity,
+    models,
+    output,
+    report,
+    runs,
+)
 from facemix_jax._files import write_atomically
 from facemix_jax.data import DataConfig, Source
 from facemix_jax.defenses import DefenseConfig
@@ -260,14 +271,9 @@ def summary(result: Result) -> dict[str, Any]:
     return {
         "utility": {name: score._asdict() for name, score in result.utility.items()},
         "leakage": {
-            "cut 0": [figure_dict(f) for f in result.leakage_images.figures],
-            "cut 1": [figure_dict(f) for f in result.leakage_activations.figures],
+            "cut 0": [output.figure_dict(f) for f in result.leakage_images.figures],
+            "cut 1": [output.figure_dict(f) for f in result.leakage_activations.figures],
         },
         "unmix_error": result.unmix_error,
         "seconds": result.seconds,
     }
-
-
-def figure_dict(figure: evaluation.Figure) -> dict[str, Any]:
-    """A privacy figure with its key advantage, ready for JSON."""
-    return {**figure._asdict(), "key_advantage": figure.key_advantage}

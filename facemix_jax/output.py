@@ -47,6 +47,11 @@ def figures_table(title: str, figures: Sequence[Figure]) -> Table:
     )
 
 
+def figure_dict(figure: Figure) -> dict[str, Any]:
+    """A privacy figure with its key advantage, ready for JSON."""
+    return {**figure._asdict(), "key_advantage": figure.key_advantage}
+
+
 def table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     """A table whose first column is named ``title`` and left-aligned."""
     made = Table(title, *header)

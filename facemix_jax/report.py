@@ -3,9 +3,10 @@
 import base64
 import html
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+import matplotlib.figure
 import matplotlib.image
 import numpy as np
 
@@ -115,6 +116,39 @@ def image_rows(rows: Sequence[HostArray], *, gap: int = 2, zoom: int = 1) -> byt
         lines.append(np.concatenate(list(framed), axis=1))
     file = io.BytesIO()
     matplotlib.image.imsave(file, np.concatenate(lines, axis=0), format="png")
+    return file.getvalue()
+
+
+def labelled_rows(rows: Mapping[str, HostArray], *, height: float = 0.9) -> bytes:
+    """A PNG with one row of images per entry and its name at the left.
+
+    Args:
+        rows: name to float ``[N, H, W, 3]`` in [0, 1]; sizes may differ between rows.
+        height: of a row, inches.
+    """
+    columns = max(len(images) for images in rows.values())
+    figure = matplotlib.figure.Figure(figsize=(height * (columns + 2), height * len(rows)), dpi=150)
+    grid = figure.add_gridspec(
+        len(rows),
+        columns + 1,
+        width_ratios=[2.2, *[1] * columns],
+        left=0,
+        right=1,
+        bottom=0,
+        top=1,
+        wspace=0.03,
+        hspace=0.03,
+    )
+    for row, (name, images) in enumerate(rows.items()):
+        label = figure.add_subplot(grid[row, 0])
+        label.axis("off")
+        label.text(0.97, 0.5, name.replace("_", " "), ha="right", va="center", fontsize=9)
+        for column, image in enumerate(images):
+            axes = figure.add_subplot(grid[row, column + 1])
+            axes.axis("off")
+            axes.imshow(np.clip(image, 0, 1), interpolation="nearest", aspect="auto")
+    file = io.BytesIO()
+    figure.savefig(file, format="png")
     return file.getvalue()
 
 

@@ -219,5 +219,5 @@ def _attack(
 
 ATTRIBUTES = _attack("attributes", ATTRIBUTES_THREAT, _run_attributes, False)
 IDENTITY = _attack("identity", IDENTITY_THREAT, _run_identity, False, _no_people)
-SET_ATTRIBUTES = _attack("set-attributes", SET_ATTRIBUTES_THREAT, _run_attributes, True)
-SET_IDENTITY = _attack("set-identity", SET_IDENTITY_THREAT, _run_identity, True, _no_people)
+SET_ATTRIBUTES = _attack("set_attributes", SET_ATTRIBUTES_THREAT, _run_attributes, True)
+SET_IDENTITY = _attack("set_identity", SET_IDENTITY_THREAT, _run_identity, True, _no_people)

@@ -1,0 +1,127 @@
+"""All attacks on one target, in one order: the paper's attackers first, the strongest last."""
+
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+import jax
+
+from facemix_jax import _validate
+from facemix_jax._types import RngKey
+from facemix_jax.attacks import (
+    adversarial,
+    algebraic,
+    collusion,
+    grouping,
+    inversion,
+    judge,
+    nonnegative,
+    output,
+    picard,
+    recognition,
+    reconstruction,
+    robust,
+    separation,
+    vectors,
+    weak_keys,
+)
+from facemix_jax.attacks.base import (
+    Attack,
+    AttackConfig,
+    Recording,
+    Result,
+    Target,
+    record,
+    recorded_rows,
+)
+
+ATTACKS: dict[str, Attack] = {
+    attack.name: attack
+    for attack in (
+        # Blind to the structure of mixing: the paper's, and the fair versions of them.
+        recognition.ATTRIBUTES,
+        recognition.IDENTITY,
+        reconstruction.PIX2PIX,
+        recognition.SET_ATTRIBUTES,
+        recognition.SET_IDENTITY,
+        # Need more than one request's mixtures.
+        algebraic.SPAN,
+        algebraic.KNOWN_PLAINTEXT,
+        algebraic.REUSED_KEY,
+        algebraic.INTERSECTION,
+        weak_keys.WEAK_RANDOMNESS,
+        collusion.COLLUSION,
+        # Blind separation.
+        nonnegative.NONNEGATIVE,
+        adversarial.ADVERSARIAL,
+        vectors.IVA,
+        picard.PICARD,
+        grouping.SHUFFLED_CHAIN,
+        separation.GRADIENT_ICA,
+        # What separation opens.
+        output.OUTPUT,
+        inversion.INVERSION,
+        judge.JUDGE,
+        robust.ROBUST,
+    )
+}
+"""By name, strongest last."""
+
+_DEFAULT = AttackConfig()
+
+STRONGEST = robust.ROBUST.name
+"""Runs whatever else is asked for: no weak attacker's figure stands alone."""
+
+
+class Suite(NamedTuple):
+    """What every attack reached.
+
+    Attributes:
+        recording: the request that was attacked.
+        results: by the attack's name, in the order of ``ATTACKS``.
+        skipped: name to the reason why an attack had nothing to work with.
+    """
+
+    recording: Recording
+    results: dict[str, Result]
+    skipped: dict[str, str]
+
+
+def run_suite(
+    target: Target,
+    names: Iterable[str] = tuple(ATTACKS),
+    *,
+    rng_key: RngKey,
+    config: AttackConfig = _DEFAULT,
+    say: Callable[[str], None] = lambda text: None,
+) -> Suite:
+    """Attacks one recorded request, and the system behind it, in every way that is asked for.
+
+    An attack's figures do not depend on which others run.
+
+    Args:
+        target: the system.
+        names: of attacks; the strongest is added where it is missing.
+        rng_key: draws the recording's secret and the attacks' randomness; consumed.
+        config: effort.
+        say: told the name of each attack before it starts.
+
+    Raises:
+        UsageError: an unknown name, or a split smaller than one group.
+    """
+    wanted = {*names, STRONGEST}
+    for name in sorted(wanted):
+        _validate.one_of(ATTACKS, attack=name)
+    rows = recorded_rows(target, config.num_groups)
+    recording = record(target, rows, rng_key=jax.random.fold_in(rng_key, 0))
+    results: dict[str, Result] = {}
+    skipped: dict[str, str] = {}
+    for index, (name, attack) in enumerate(ATTACKS.items(), 1):
+        if name not in wanted:
+            continue
+        reason = attack.unsuitable(target)
+        if reason is not None:
+            skipped[name] = reason
+            continue
+        say(name)
+        results[name] = attack.run(target, recording, jax.random.fold_in(rng_key, index), config)
+    return Suite(recording, results, skipped)

@@ -1,0 +1,144 @@
+"""``facemix attack``: what the cloud learns from a work directory's mixtures."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import tyro
+
+from facemix_jax import output, report, runs
+from facemix_jax._files import write_atomically
+from facemix_jax._types import HostArray
+from facemix_jax._validate import FacemixError
+from facemix_jax.attacks import AttackConfig, Figure, Target
+from facemix_jax.output import NOTES
+
+_PICTURED = 8
+"""Images shown: those of the first groups, whatever they look like."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Attack:
+    """What the cloud learns from a work directory's mixtures: every attack, the strongest last.
+
+    Example: facemix attack --workdir runs/m8 --json attacks.json --pictures attacks.png
+    Example: facemix attack --workdir runs/m8 --attack gradient_ica
+    """
+
+    workdir: Path
+    """Of a training run."""
+    attack: tuple[str, ...] = ()
+    """Only these; the strongest runs beside them. Without it, all that apply."""
+    config: tyro.conf.OmitArgPrefixes[AttackConfig] = AttackConfig()
+    split: str = "test"
+    """Split whose images are attacked; images of the train split are the attacker's own."""
+    data_dir: str | None = None
+    """Where the images are now; by default where they were in training."""
+    seed: int = 0
+    """Of the secrets and of the attacks."""
+    pictures: Path | None = None
+    """Write a PNG: the first images, what the cloud sees of them, what each attack recovers."""
+    json: str | None = None
+    """Write the result as JSON to this path; - for standard output."""
+
+    def run(self) -> None:
+        """Runs the command."""
+        # Imported here: the attacks' own networks and optimisers take a while.
+        from facemix_jax.attacks import suite
+
+        names = self.attack or tuple(suite.ATTACKS)
+        trained = runs.load(self.workdir, data_dir=self.data_dir)
+        target = Target(
+            model=trained.model,
+            defense=trained.defense,
+            variables=trained.variables,
+            source=trained.source,
+            split=self.split,
+        )
+        found = suite.run_suite(
+            target,
+            names,
+            rng_key=jax.random.key(self.seed),
+            config=self.config,
+            say=lambda name: NOTES.print(f"{name} ..."),
+        )
+        for name, reason in found.skipped.items():
+            NOTES.print(f"{name} was left out: {reason}")
+        result = {
+            "groups": len(found.recording.images) // trained.defense.group_size,
+            "group_size": trained.defense.group_size,
+            "defense": trained.defense.name,
+            "cut": trained.config.model.cut,
+            "split": self.split,
+            "seed": self.seed,
+            "effort": dataclasses.asdict(self.config),
+            "attacks": {
+                name: {
+                    "threat_model": suite.ATTACKS[name].threat_model,
+                    "figures": [output.figure_dict(figure) for figure in attack.figures],
+                }
+                for name, attack in found.results.items()
+            },
+            "skipped": found.skipped,
+        }
+        if self.pictures is not None:
+            _write(self.pictures, picture(found))
+        rows = [
+            (name, figure) for name, attack in found.results.items() for figure in attack.figures
+        ]
+        title = f"{trained.defense.name}, cut {trained.config.model.cut}"
+        output.emit(self.json, result, _table(title, rows))
+
+
+def picture(found: Any) -> bytes:
+    """A PNG: originals, what was sent, and what each attack recovered of the first images."""
+    recording = found.recording
+    rows = {
+        "original": recording.images[:_PICTURED] / np.float32(255),
+        "sent": report.as_pictures(np.asarray(recording.view.mixtures[:_PICTURED])),
+    }
+    for name, result in found.results.items():
+        if result.recovered is not None:
+            recovered: HostArray = np.asarray(result.recovered[:_PICTURED])
+            is_image = recovered.shape[-1] == 3 and 0 <= recovered.min() <= recovered.max() <= 1
+            rows[name] = recovered if is_image else report.as_pictures(recovered)
+    return report.labelled_rows(rows)
+
+
+def _table(title: str, rows: list[tuple[str, Figure]]) -> Any:
+    def shown(value: float | None) -> str:
+        return "" if value is None else f"{value:.3f}"
+
+    return output.table(
+        title,
+        ("figure", "chance", "no attack", "attacker", "ceiling", "owner", "key advantage"),
+        [
+            (
+                name,
+                figure.name,
+                *map(
+                    shown,
+                    (
+                        figure.chance,
+                        figure.floor,
+                        figure.value,
+                        figure.ceiling,
+                        figure.owner,
+                        figure.key_advantage,
+                    ),
+                ),
+            )
+            for name, figure in rows
+        ],
+    )
+
+
+def _write(path: Path, png: bytes) -> None:
+    try:
+        write_atomically(path, png)
+    except OSError as error:
+        raise FacemixError(
+            f"The pictures cannot be written to {path}: {error}. Choose another --pictures path."
+        ) from error
