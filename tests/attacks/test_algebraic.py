@@ -120,6 +120,7 @@ def test_span_works_where_every_example_stands_alone():
     assert all(figure.value == figure.owner == 1 for figure in figures.values())
 
 
+@pytest.mark.slow
 def test_known_plaintext_reports_every_number_known():
     figures, _ = run(algebraic.KNOWN_PLAINTEXT)
     assert len(figures) == 3

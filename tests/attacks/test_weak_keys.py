@@ -50,6 +50,7 @@ def test_a_secret_of_the_operating_system_is_not_found(requests):
     assert not weak_keys.search_seeds(DEFENSE, sent, num_seeds=512).found.any()
 
 
+@pytest.mark.slow
 def test_the_attack_opens_requests_of_small_seeds(monkeypatch):
     monkeypatch.setattr(weak_keys, "SEED_BITS", 9)
     figures, recovered = run(weak_keys.WEAK_RANDOMNESS, cut=0)
