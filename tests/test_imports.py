@@ -22,7 +22,14 @@ LAYERS = (
     ("export",),
     ("fitting", "evaluation", "report"),
     ("demo", "output"),
-    ("commands", "commands_attack", "commands_data", "commands_export", "commands_infer", "commands_key"),
+    (
+        "commands",
+        "commands_attack",
+        "commands_data",
+        "commands_export",
+        "commands_infer",
+        "commands_key",
+    ),
     ("cli", "__init__"),
     ("__main__",),
 )
