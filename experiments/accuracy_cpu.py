@@ -11,8 +11,8 @@ import tyro
 from facemix_jax import _runtime, defenses, evaluation, fitting, runs
 from facemix_jax.data import DataConfig
 from facemix_jax.defenses import DefenseConfig
-from facemix_jax.output import figure_dict
 from facemix_jax.models import ModelConfig
+from facemix_jax.output import figure_dict
 from facemix_jax.provenance import provenance
 from facemix_jax.runs import RunConfig
 from facemix_jax.training import TrainConfig

@@ -13,8 +13,8 @@ from facemix_jax import _runtime, data, defenses, evaluation, fitting, inference
 from facemix_jax._types import Array, HostArray
 from facemix_jax.data import face_model, synthetic
 from facemix_jax.defenses import DefenseConfig
-from facemix_jax.output import figure_dict
 from facemix_jax.models import ModelConfig, resnet18
+from facemix_jax.output import figure_dict
 from facemix_jax.provenance import provenance
 from facemix_jax.runs import RunConfig
 from facemix_jax.training import TrainConfig

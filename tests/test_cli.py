@@ -53,10 +53,17 @@ def test_tables_never_show_accuracy_without_leakage(capsys, workdir):
 
 def test_attack_writes_its_figures_to_a_file(capsys, workdir, tmp_path):
     path = tmp_path / "attack.json"
-    code, out, _ = run(capsys, "attack", "--workdir", workdir, "--num-groups", 2, "--json", path)
+    pictures = tmp_path / "attack.png"
+    options = ("--attack", "gradient_ica", "--num-groups", 2)
+    files = ("--json", path, "--pictures", pictures)
+    code, out, _ = run(capsys, "attack", "--workdir", workdir, *options, *files)
     assert code == 0
-    assert "gradient ICA" in out
-    assert json.loads(path.read_text())["groups"] == 2
+    for word in ("gradient_ica", "no attack", "owner", "key advantage"):
+        assert word in out
+    result = json.loads(path.read_text())
+    assert result["groups"] == 2
+    assert set(result["attacks"]) == {"gradient_ica", "robust"}, "the strongest runs beside it"
+    assert pictures.read_bytes().startswith(b"\x89PNG")
 
 
 def test_linearity_of_a_run_and_of_a_fresh_network(capsys, workdir):
