@@ -14,12 +14,13 @@ from typing import Annotated, Union
 import tyro
 
 from facemix_jax._validate import FacemixError, UsageError
-from facemix_jax.commands import Cost, Demo, Evaluate, Linearity, Train
+from facemix_jax.commands import Cost, Demo, Evaluate, Train
 from facemix_jax.commands_attack import Attack
 from facemix_jax.commands_data import Data
 from facemix_jax.commands_export import Export
 from facemix_jax.commands_infer import Infer
 from facemix_jax.commands_key import Key
+from facemix_jax.commands_linearity import Linearity
 from facemix_jax.output import NOTES
 
 

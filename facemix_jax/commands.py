@@ -18,26 +18,26 @@ from facemix_jax import (
     demo,
     evaluation,
     fitting,
-    linearity,
-    mixing,
     output,
     runs,
 )
-from facemix_jax._types import HostArray, RngKey
-from facemix_jax._validate import DataError, UsageError, positive
+from facemix_jax._types import HostArray
+from facemix_jax._validate import DataError, positive
 from facemix_jax.models import ModelConfig, from_torch
 from facemix_jax.output import NOTES
 from facemix_jax.runs import Run, RunConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Output:
+class Output:
+    """What every command of this kind takes."""
+
     json: str | None = None
     """Write the result as JSON to this path; - for standard output."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Demo(_Output):
+class Demo(Output):
     """Train, infer and attack on drawn faces; writes one HTML report. Under 5 minutes on 2 cores.
 
     Example: facemix demo --out demo-report
@@ -67,7 +67,7 @@ class Demo(_Output):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Train(_Output):
+class Train(Output):
     """Encryption-aware training, or plain with --defense none; resumes by itself.
 
     Example: facemix train --workdir runs/m8 --dataset celeba --data-dir ~/celeba --cut 1
@@ -87,7 +87,9 @@ class Train(_Output):
         runs.check_claim(self.workdir, config)
         initial = None
         if self.initial_weights is not None:
-            initial = functools.partial(from_torch, _read_npz(self.initial_weights), keep_head=True)
+            initial = functools.partial(
+                from_torch, read_weights(self.initial_weights), keep_head=True
+            )
         source = data.load_source(config.data)
         state = fitting.fit(config, self.workdir, source=source, initial_variables=initial)
         trained = runs.from_state(config, source, state)
@@ -97,7 +99,7 @@ class Train(_Output):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Evaluate(_Output):
+class Evaluate(Output):
     """Accuracy and balanced accuracy of a work directory, clean and protected.
 
     Example: facemix evaluate --workdir runs/m8 --split test --json -
@@ -117,107 +119,7 @@ class Evaluate(_Output):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Linearity(_Output):
-    """How far unmixing is from exact, end to end: of a work directory, or of a fresh network.
-
-    Example: facemix linearity --workdir runs/m8 --num-keys 16
-    """
-
-    workdir: Path | None = None
-    """Of a training run; without it, a freshly drawn network is measured on drawn faces."""
-    model: tyro.conf.OmitArgPrefixes[ModelConfig] = ModelConfig(width=16)
-    group_size: int | None = None
-    """Images mixed together; the run's own, or 8."""
-    family: str = "haar"
-    """Of mixing matrices."""
-    num_keys: int = 8
-    """Keys measured."""
-    num_images: int = 64
-    """Test images, rounded down to whole groups."""
-    data_dir: str | None = None
-    """Where the images are now; by default where they were in training."""
-    seed: int = 0
-    """Of the keys, and of a fresh network."""
-
-    def run(self) -> None:
-        """Runs the command."""
-        positive(num_keys=self.num_keys, num_images=self.num_images)
-        if self.family not in mixing.FAMILIES:
-            raise UsageError(
-                f"family {self.family!r} is unknown; there is {', '.join(mixing.FAMILIES)}."
-            )
-        rng_key = jax.random.key(self.seed)
-        part = self._part(rng_key)
-        group_size = self.group_size or max(part.defense.group_size, 2)
-        num_images = min(self.num_images, len(part.source.splits["test"]))
-        num_images -= num_images % group_size
-        if not num_images:
-            raise UsageError(
-                f"num_images is {self.num_images}, fewer than one group of {group_size}. Use more "
-                f"images or a smaller --group-size."
-            )
-        batch = next(iter(data.eval_batches(part.source, split="test", batch_size=num_images)))
-        activations = part.model.pre(part.variables["pre"], data.normalize(batch.images))
-        measure = functools.partial(
-            linearity.measure,
-            functools.partial(part.model.main.apply, part.variables["main"]),
-            activations,
-            rng_key=rng_key,
-            group_size=group_size,
-            num_keys=self.num_keys,
-            family=mixing.FAMILIES[self.family],
-        )
-        errors = {
-            "features": measure(),
-            "logits": measure(
-                read=functools.partial(part.model.post.apply, part.variables["post"])
-            ),
-        }
-        result = {
-            "relative_unmix_error": {
-                name: {
-                    "mean": error.mean,
-                    "standard_deviation": error.standard_deviation,
-                    "per_key": [float(e) for e in error.per_key],
-                }
-                for name, error in errors.items()
-            },
-            "group_size": group_size,
-            "family": self.family,
-            "images": num_images,
-            "network": part.model.spec.name,
-            "cut": part.model.spec.cut,
-            "trained_steps": part.step,
-        }
-        rows = [
-            (f"of the {name}", f"{error.mean:.4f}", f"{error.standard_deviation:.4f}")
-            for name, error in errors.items()
-        ]
-        title = f"relative unmix error, M = {group_size}, {num_images} images"
-        header = (f"mean of {self.num_keys} keys", "standard deviation")
-        output.emit(self.json, result, output.table(title, header, rows))
-
-    def _part(self, rng_key: RngKey) -> Run:
-        if self.workdir is not None:
-            part = runs.load(self.workdir, data_dir=self.data_dir)
-            variables = {
-                **part.variables,
-                "main": {k: v for k, v in part.variables["main"].items() if k != "clean_stats"},
-            }
-            return part._replace(variables=variables)
-        config = RunConfig(
-            model=self.model,
-            data=data.DataConfig(train_examples=64, test_examples=self.num_images),
-        )
-        source = data.load_source(config.data)
-        model = runs.build_model(config, source)
-        return Run(
-            config, source, model, defenses.build(config.defense), model.init(rng_key), step=0
-        )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Cost(_Output):
+class Cost(Output):
     """Parameters, multiply-accumulates, bytes and seconds of a model, cut and link.
 
     Example: facemix cost --network resnet18 --cut 2 --group-size 8
@@ -262,7 +164,12 @@ class Cost(_Output):
         output.emit(self.json, report, output.table(rows[0][0], rows[0][1:], rows[1:]))
 
 
-def _read_npz(path: Path) -> dict[str, HostArray]:
+def read_weights(path: Path) -> dict[str, HostArray]:
+    """An .npz of torchvision's state_dict.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
     try:
         with np.load(path) as arrays:
             return dict(arrays)

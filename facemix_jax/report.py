@@ -4,7 +4,7 @@ import base64
 import html
 import io
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import matplotlib.figure
 import matplotlib.image
@@ -170,3 +170,92 @@ def as_pictures(maps: HostArray) -> HostArray:
         maps = maps.mean(-1, keepdims=True).repeat(3, axis=-1)
     low, high = np.percentile(maps, (1, 99), axis=(1, 2, 3), keepdims=True)
     return np.clip((maps - low) / np.maximum(high - low, 1e-12), 0, 1)
+
+
+def heat_map(values: HostArray, names: Sequence[str], *, title: str) -> bytes:
+    """A PNG of an upper triangle of errors, from the row's layer on and up to the column's.
+
+    Args:
+        values: float ``[L, L]``; NaN is left blank.
+        names: of the layers.
+        title: above the picture.
+    """
+    figure, axes = _axes(1.2 + 0.75 * len(names), 1.3 + 0.55 * len(names))
+    image = axes.imshow(values, cmap="viridis", vmin=0, aspect="auto")
+    axes.set_xticks(range(len(names)), names, rotation=45, ha="right")
+    axes.set_yticks(range(len(names)), names)
+    axes.set_xlabel("unmixed after")
+    axes.set_ylabel("mixed before")
+    axes.set_title(title)
+    middle = 0.7 * np.nanmax(values)
+    for i, j in zip(*np.nonzero(np.isfinite(values)), strict=True):
+        colour = "black" if values[i, j] > middle else "white"
+        axes.text(j, i, f"{values[i, j]:.2f}", ha="center", va="center", color=colour, fontsize=8)
+    figure.colorbar(image, ax=axes, label="relative unmix error")
+    return _png(figure)
+
+
+def bars(
+    names: Sequence[str], series: Mapping[str, tuple[HostArray, HostArray]], *, title: str
+) -> bytes:
+    """A PNG of grouped bars with error bars.
+
+    Args:
+        names: of the groups.
+        series: label to heights and standard deviations, float ``[len(names)]`` each; NaN leaves
+            a bar out.
+        title: above the picture.
+    """
+    figure, axes = _axes(2.5 + 1.1 * len(names), 4)
+    width = 0.8 / len(series)
+    shown = np.isfinite([heights for heights, _ in series.values()])
+    # The bars that a group has stand in its middle.
+    offsets = np.cumsum(shown, axis=0) - 1 - (shown.sum(0, keepdims=True) - 1) / 2
+    for offset, (label, (heights, deviations)) in zip(offsets, series.items(), strict=True):
+        places = np.arange(len(names)) + offset * width
+        axes.bar(places, heights, width, yerr=deviations, capsize=3, label=label)
+    axes.set_xticks(range(len(names)), names)
+    axes.set_ylabel("relative unmix error")
+    axes.set_title(title)
+    if len(series) > 1:
+        axes.legend()
+    return _png(figure)
+
+
+class Line(NamedTuple):
+    """Points of one curve and a matplotlib line style; curves of one ``colour`` belong together."""
+
+    label: str
+    x: Sequence[float]
+    y: Sequence[float]
+    style: str
+    colour: int
+
+
+def lines(curves: Sequence[Line], *, title: str, x_label: str) -> bytes:
+    """A PNG of curves on logarithmic axes, base 2 across."""
+    figure, axes = _axes(8, 5)
+    for curve in curves:
+        axes.plot(curve.x, curve.y, curve.style, color=f"C{curve.colour}", label=curve.label)
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    axes.set_xlabel(x_label)
+    axes.set_ylabel("relative unmix error")
+    axes.set_title(title)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    return _png(figure)
+
+
+def _axes(width: float, height: float) -> tuple[Any, Any]:
+    # Imported here: only figures need it, and it takes time.
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
+    return figure, figure.add_subplot()
+
+
+def _png(figure: Any) -> bytes:
+    file = io.BytesIO()
+    figure.savefig(file, format="png")
+    return file.getvalue()

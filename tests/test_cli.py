@@ -66,16 +66,6 @@ def test_attack_writes_its_figures_to_a_file(capsys, workdir, tmp_path):
     assert pictures.read_bytes().startswith(b"\x89PNG")
 
 
-def test_linearity_of_a_run_and_of_a_fresh_network(capsys, workdir):
-    common = ("--num-keys", 2, "--num-images", 16, "--json", "-")
-    code, out, _ = run(capsys, "linearity", "--workdir", workdir, *common)
-    assert code == 0
-    assert json.loads(out)["trained_steps"] == 4
-    code, out, _ = run(capsys, "linearity", "--width", 4, *common)
-    assert code == 0
-    assert json.loads(out)["relative_unmix_error"]["logits"]["mean"] > 0
-
-
 def test_train_goes_on_and_refuses_another_configuration(capsys, workdir):
     assert run(capsys, "train", "--workdir", workdir, *TRAIN)[0] == 0
     code, _, err = run(capsys, "train", "--workdir", workdir, *TRAIN, "--cut", 2)

@@ -29,6 +29,7 @@ LAYERS = (
         "commands_export",
         "commands_infer",
         "commands_key",
+        "commands_linearity",
     ),
     ("cli", "__init__"),
     ("__main__",),

@@ -68,8 +68,16 @@ def build(
     image_size: ImageSize,
     num_attributes: int = 40,
     num_classes: int = 2,
+    dtype: jnp.dtype | None = None,
 ) -> SplitModel:
     """Builds the split network for images of one size.
+
+    Args:
+        config: the network and its cut.
+        image_size: height, width.
+        num_attributes: ``K``.
+        num_classes: classes of each attribute.
+        dtype: computes in this dtype instead of the configuration's; for studies of rounding.
 
     Raises:
         UsageError: the cut does not exist, or the image is too small for the network.
@@ -88,5 +96,5 @@ def build(
         num_classes=num_classes,
         norm=config.norm,
         centre=config.centre,
-        dtype=_DTYPES[config.compute_dtype],
+        dtype=_DTYPES[config.compute_dtype] if dtype is None else dtype,
     )

@@ -7,6 +7,7 @@ from flax import linen as nn
 
 from facemix_jax._types import Array, ImageSize
 from facemix_jax.models.initialization import scaled_normal
+from facemix_jax.models.operations import MaxPool, Relu
 from facemix_jax.models.split import Head, SplitModel, split
 
 _STAGES = (1, 1, 2, 2, 4, 4, 8, 8)
@@ -52,8 +53,8 @@ class Stem(nn.Module):
     def __call__(self, x: Array, train: bool) -> Array:
         """``[B, H, W, 3]`` to ``[B, H/4, W/4, features]``, rounded up twice."""
         x = _conv(self.features, 7, 2, self.norm, self.dtype, "conv1")(x)
-        x = nn.relu(_Norm(self.norm, self.dtype, name="bn1")(x, train))
-        return nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
+        x = Relu()(_Norm(self.norm, self.dtype, name="bn1")(x, train))
+        return MaxPool((3, 3), (2, 2), ((1, 1), (1, 1)))(x)
 
 
 class BasicBlock(nn.Module):
@@ -72,7 +73,7 @@ class BasicBlock(nn.Module):
     def __call__(self, x: Array, train: bool) -> Array:
         """``[B, H, W, C]`` to ``[B, H/stride, W/stride, features]``."""
         branch = _conv(self.features, 3, self.stride, self.norm, self.dtype, "conv1")(x)
-        branch = nn.relu(_Norm(self.norm, self.dtype, name="bn1")(branch, train))
+        branch = Relu()(_Norm(self.norm, self.dtype, name="bn1")(branch, train))
         branch = _conv(self.features, 3, 1, self.norm, self.dtype, "conv2")(branch)
         branch = _Norm(self.norm, self.dtype, name="bn2")(branch, train)
         if self.norm == "none":
@@ -81,16 +82,17 @@ class BasicBlock(nn.Module):
         if self.stride != 1 or x.shape[-1] != self.features:
             x = _conv(self.features, 1, self.stride, self.norm, self.dtype, "downsample_conv")(x)
             x = _Norm(self.norm, self.dtype, name="downsample_bn")(x, train)
-        return nn.relu(x.astype(branch.dtype) + branch)
+        return Relu()(x.astype(branch.dtype) + branch)
 
 
 class GlobalAveragePool(nn.Module):
-    """``[B, H, W, C]`` to float32 ``[B, C]``: the end of main."""
+    """``[B, H, W, C]`` to ``[B, C]`` in float32 or, from float64, float64: the end of main."""
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
         """The mean over positions."""
-        return jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
+        wide = x.dtype if x.dtype == jnp.float64 else jnp.float32
+        return jnp.mean(x, axis=(1, 2), dtype=wide)
 
 
 def resnet18(

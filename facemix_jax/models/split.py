@@ -27,11 +27,14 @@ class Segment(NamedTuple):
         apply: ``(variables, x) -> y``, with running BatchNorm statistics.
         train: ``(variables, x) -> (y, variables)``, with the batch's BatchNorm statistics; what
             comes back carries the updated running ones.
+        layers: name and ``apply`` of each unit, in order; every one takes the variables of the
+            whole segment, and one after another they are ``apply``.
     """
 
     init: Callable[[RngKey, Any], dict[str, Any]]
     apply: Callable[[Variables, Array], Array]
     train: Callable[[Variables, Array], tuple[Array, dict[str, Any]]]
+    layers: tuple[tuple[str, Callable[[Variables, Array], Array]], ...] = ()
 
     def __call__(self, variables: Variables, x: Array) -> Array:
         """Inference: ``apply``."""
@@ -169,7 +172,11 @@ def _segment(units: Sequence[tuple[str, Unit]]) -> Segment:
         y, updates = chain.apply(variables, x, True, mutable=["batch_stats"])
         return y, {**variables, **updates}
 
-    return Segment(init, apply, train)
+    def layer(unit: tuple[str, Unit]) -> Callable[[Variables, Array], Array]:
+        alone = _Chain((unit,))
+        return lambda variables, x: alone.apply(variables, x, False)  # type: ignore[return-value]
+
+    return Segment(init, apply, train, tuple((unit[0], layer(unit)) for unit in units))
 
 
 def split(

@@ -7,6 +7,7 @@ from flax import linen as nn
 
 from facemix_jax._types import Array, ImageSize
 from facemix_jax.models.initialization import scaled_normal
+from facemix_jax.models.operations import MaxPool, Relu
 from facemix_jax.models.split import Head, SplitModel, Unit, split
 
 STAGES = ((1, 2), (2, 2), (4, 3), (8, 3), (8, 3))
@@ -28,16 +29,16 @@ class ConvRelu(nn.Module):
         conv = nn.Conv(
             self.features, (3, 3), padding=1, dtype=self.dtype, kernel_init=_HE_NORMAL, name="conv"
         )
-        return nn.relu(conv(x))
+        return Relu()(conv(x))
 
 
-class MaxPool(nn.Module):
+class Pool(nn.Module):
     """2x2 max-pool."""
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
         """``[B, H, W, C]`` to ``[B, H/2, W/2, C]``, rounded down."""
-        return nn.max_pool(x, (2, 2), (2, 2))
+        return MaxPool((2, 2), (2, 2))(x)
 
 
 def adaptive_average_pool(x: Array, size: int) -> Array:
@@ -70,7 +71,7 @@ class DenseRelu(nn.Module):
         if x.ndim == 4:
             x = adaptive_average_pool(x, POOLED_SIZE).reshape(x.shape[0], -1)
         dense = nn.Dense(self.features, dtype=self.dtype, kernel_init=_HE_NORMAL, name="fc")
-        return nn.relu(dense(x))
+        return Relu()(dense(x))
 
 
 def vgg16(
@@ -108,7 +109,7 @@ def vgg16(
             units.append(
                 (f"conv{stage}_{index}", functools.partial(ConvRelu, width * factor, dtype))
             )
-        units.append((f"pool{stage}", MaxPool))
+        units.append((f"pool{stage}", Pool))
     return split(
         [
             *units,

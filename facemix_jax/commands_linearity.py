@@ -1,0 +1,273 @@
+"""``facemix linearity``: where, why and by how much unmixing is not exact."""
+
+import csv
+import dataclasses
+import functools
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import tyro
+
+from facemix_jax import data, defenses, mixing, models, output, report, runs
+from facemix_jax._files import write_atomically
+from facemix_jax._types import RngKey
+from facemix_jax._validate import FacemixError, UsageError, one_of, positive
+from facemix_jax.commands import Output, read_weights
+from facemix_jax.linearity import study
+from facemix_jax.models import ModelConfig, from_torch
+from facemix_jax.output import NOTES
+from facemix_jax.runs import Run, RunConfig
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Linearity(Output):
+    """How far unmixing is from exact: end to end, layer by layer, by cause, and from rounding.
+
+    Of a work directory, of imported weights, or of a fresh network.
+
+    Example: facemix linearity --workdir runs/m8 --num-keys 16 --out linearity
+    Example: facemix linearity --weights resnet18.npz --width 64 --cut 2
+    """
+
+    workdir: Path | None = None
+    """Of a training run; without it, a network is measured on drawn faces."""
+    weights: Path | None = None
+    """An .npz of torchvision's state_dict; without it and --workdir, weights are freshly drawn."""
+    model: tyro.conf.OmitArgPrefixes[ModelConfig] = ModelConfig(width=16)
+    group_size: int | None = None
+    """Images mixed together; the run's own, or 8."""
+    family: str = "haar"
+    """Of mixing matrices."""
+    num_keys: int = 8
+    """Keys measured."""
+    num_images: int = 64
+    """Test images, rounded down to whole groups."""
+    out: Path | None = None
+    """Folder for tables (CSV) and figures (PNG); also measures error against M and dtype."""
+    data_dir: str | None = None
+    """Where the images are now; by default where they were in training."""
+    seed: int = 0
+    """Of the keys, and of a fresh network."""
+
+    def run(self) -> None:
+        """Runs the command."""
+        positive(num_keys=self.num_keys, num_images=self.num_images)
+        one_of(mixing.FAMILIES, family=self.family)
+        if self.workdir is not None and self.weights is not None:
+            raise UsageError(
+                "--workdir and --weights are both given, but one network is measured. "
+                "Leave one of them out."
+            )
+        rng_key = jax.random.key(self.seed)
+        part = self._part(rng_key)
+        group_size = self.group_size or max(part.defense.group_size, 2)
+        num_images = min(self.num_images, len(part.source.splits["test"]))
+        num_images -= num_images % group_size
+        if not num_images:
+            raise UsageError(
+                f"num_images is {self.num_images}, fewer than one group of {group_size}. Use more "
+                f"images or a smaller --group-size."
+            )
+        batch = next(iter(data.eval_batches(part.source, split="test", batch_size=num_images)))
+        activations = part.model.pre(part.variables["pre"], data.normalize(batch.images))
+        NOTES.print("End to end, layer by layer, by cause ...")
+        result = {
+            "network": part.model.spec.name,
+            "cut": part.model.spec.cut,
+            "trained_steps": part.step,
+            "group_size": group_size,
+            "family": self.family,
+            "images": num_images,
+            "keys": self.num_keys,
+            **study.examine(
+                part.model,
+                part.variables,
+                activations,
+                rng_key=rng_key,
+                group_size=group_size,
+                num_keys=self.num_keys,
+                family=mixing.FAMILIES[self.family],
+            ),
+        }
+        if self.out is not None:
+            NOTES.print("Against M and dtype ...")
+            result["sweep"] = study.sweep(
+                functools.partial(_in_dtype, part),
+                part.variables["main"],
+                activations,
+                rng_key=rng_key,
+                group_sizes=[2**k for k in range(1, 8) if num_images % 2**k == 0],
+            )
+            write_files(self.out, result)
+        output.emit(self.json, result, *_tables(result))
+
+    def _part(self, rng_key: RngKey) -> Run:
+        if self.workdir is not None:
+            part = runs.load(self.workdir, data_dir=self.data_dir)
+            # Statistics of clean inference are none of the protected network's.
+            main = {k: v for k, v in part.variables["main"].items() if k != "clean_stats"}
+            return part._replace(variables={**part.variables, "main": main})
+        config = RunConfig(
+            model=self.model,
+            data=data.DataConfig(train_examples=64, test_examples=self.num_images),
+        )
+        source = data.load_source(config.data)
+        model = runs.build_model(config, source)
+        variables = model.init(rng_key)
+        if self.weights is not None:
+            variables = from_torch(read_weights(self.weights), variables, keep_head=True)
+        return Run(config, source, model, defenses.build(config.defense), variables, step=0)
+
+
+def _in_dtype(part: Run, dtype: Any) -> models.SplitModel:
+    return models.build(
+        part.config.model,
+        image_size=part.source.image_size,
+        num_attributes=len(part.source.attribute_names),
+        dtype=dtype,
+    )
+
+
+def _tables(result: dict[str, Any]) -> list[Any]:
+    title = f"relative unmix error, M = {result['group_size']}, {result['images']} images"
+    header = (f"mean of {result['keys']} keys", "over keys", "over inputs")
+    ends = [
+        (f"of the {name}", *(f"{error[k]:.4f}" for k in _END_TO_END))
+        for name, error in result["relative_unmix_error"].items()
+    ]
+    if result["nonnegative_floor"] is not None:
+        floor = f"{result['nonnegative_floor']:.4f}"
+        ends.append(("of the features, at least (orthogonal families)", floor, "", ""))
+    causes = result["causes"]
+    rows = [
+        (name, *(f"{causes[k]['mean'][i]:.4f}" for k in ("alone", "without", "shares")))
+        for i, name in enumerate(causes["names"])
+    ]
+    rows.append(("interaction", f"{causes['interaction']['mean']:.4f}", "", _share(causes)))
+    rows.append(("rounding", f"{causes['rounding']['mean']:.1e}", "", ""))
+    layers = result["layers"]
+    parts = [
+        (
+            name,
+            *(f"{layers['pairs']['mean'][start][i]:.4f}" for start in (i, 0)),
+            *(f"{layers[k]['mean'][i]:.4f}" for k in ("made", "shares")),
+        )
+        for i, name in enumerate(layers["names"])
+    ]
+    return [
+        output.table(title, header, ends),
+        output.table("cause", ("alone", "without it", "share of the error"), rows),
+        output.table("layer", ("by itself", "up to here", "adds at the end", "share"), parts),
+    ]
+
+
+_END_TO_END = ("mean", "standard_deviation", "standard_deviation_over_inputs")
+
+
+def _share(causes: dict[str, Any]) -> str:
+    return f"{causes['interaction_share']['mean']:.4f}"
+
+
+def write_files(folder: Path, result: dict[str, Any]) -> None:
+    """Writes ``end_to_end``, ``layers``, ``causes`` and ``sweep`` as CSV, the last three as PNG.
+
+    Args:
+        folder: made where it is missing.
+        result: of ``study.examine`` and, under ``"sweep"``, of ``study.sweep``.
+
+    Raises:
+        FacemixError: the folder cannot be written.
+    """
+    layers, causes = result["layers"], result["causes"]
+    names = layers["names"]
+    title = f"{result['network']}, cut {result['cut']}, {result['trained_steps']} training steps"
+    with_size = f"{title}, M = {result['group_size']}"
+    files: dict[str, str | bytes] = {
+        "end_to_end.csv": _csv(
+            ("read", "key", "relative_unmix_error"),
+            [
+                (name, index, value)
+                for name, error in result["relative_unmix_error"].items()
+                for index, value in enumerate(error["per_key"])
+            ],
+        ),
+        "layers.csv": _csv(
+            ("mixed_before", "unmixed_after", "mean", "standard_deviation"),
+            [
+                (names[i], names[j], *(layers["pairs"][k][i][j] for k in _END_TO_END[:2]))
+                for i in range(len(names))
+                for j in range(i, len(names))
+            ],
+        ),
+        "causes.csv": _csv(
+            ("cause", "alone", "without", "share"),
+            [
+                (name, *(causes[k]["mean"][i] for k in ("alone", "without", "shares")))
+                for i, name in enumerate(causes["names"])
+            ],
+        ),
+        "sweep.csv": _csv(
+            _SWEEP_COLUMNS, [[row.get(c, "") for c in _SWEEP_COLUMNS] for row in result["sweep"]]
+        ),
+        "layers.png": report.heat_map(
+            np.array(layers["pairs"]["mean"], float), names, title=with_size
+        ),
+        "causes.png": cause_bars(causes, title=with_size),
+        "sweep.png": sweep_lines(result["sweep"], title=title),
+    }
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, content in files.items():
+            write_atomically(folder / name, content)
+    except OSError as error:
+        raise FacemixError(
+            f"{folder} cannot be written: {error}. Free space, or choose another --out."
+        ) from error
+
+
+_SWEEP_COLUMNS = (
+    *("main", "dtype", "precision", "group_size"),
+    *("mean", "standard_deviation", "bound", "unavailable"),
+)
+
+
+def cause_bars(causes: dict[str, Any], *, title: str) -> bytes:
+    """A PNG: each cause alone and the rest without it, between the total and what is left."""
+    count = len(causes["names"])
+    names = [*causes["names"], "total", "interaction", "rounding"]
+    series = {}
+    for label, key in (("only this", "alone"), ("all but this", "without")):
+        heights, deviations = (
+            [*causes[key][k], *[causes[n][k] if key == "alone" else np.nan for n in names[count:]]]
+            for k in ("mean", "standard_deviation")
+        )
+        series[label] = (np.array(heights), np.array(deviations))
+    return report.bars(names, series, title=title)
+
+
+def sweep_lines(rows: Sequence[dict[str, Any]], *, title: str) -> bytes:
+    """A PNG: error against M, a colour per dtype, with the bound of the linear twin."""
+    curves = []
+    dtypes = list(dict.fromkeys(row["dtype"] for row in rows))
+    for main, style, value in (
+        ("network", "--", "mean"),
+        ("linear twin", "o-", "mean"),
+        ("linear twin", ":", "bound"),
+    ):
+        for colour, dtype in enumerate(dtypes):
+            chosen = [r for r in rows if r["main"] == main and r["dtype"] == dtype and r["mean"]]
+            if chosen:
+                label = f"{dtype}, {'bound' if value == 'bound' else main}"
+                sizes = [r["group_size"] for r in chosen]
+                curves.append(report.Line(label, sizes, [r[value] for r in chosen], style, colour))
+    return report.lines(curves, title=title, x_label="group size M")
+
+
+def _csv(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    file = io.StringIO()
+    csv.writer(file, lineterminator="\n").writerows([header, *rows])
+    return file.getvalue()

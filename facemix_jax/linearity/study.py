@@ -1,0 +1,171 @@
+"""Everything the laboratory says about one network, as numbers ready for JSON."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from facemix_jax import mixing
+from facemix_jax._types import Array, HostArray, RngKey, Variables
+from facemix_jax.linearity import local, precision, theory
+from facemix_jax.linearity.causes import cause_errors
+from facemix_jax.linearity.end_to_end import UnmixError, draw_keys, measure
+from facemix_jax.linearity.layers import layer_errors
+from facemix_jax.models import SplitModel, operations
+
+SWEEP_DTYPES = ("float64", "float32", "bfloat16", "float16")
+FRACTIONS = (0.01, 0.1, 1.0)
+"""Of the way from an activation to a mixture, where the Jacobian is compared."""
+
+
+def examine(
+    model: SplitModel,
+    variables: Variables,
+    x: Array,
+    *,
+    rng_key: RngKey,
+    group_size: int,
+    num_keys: int = 8,
+    family: mixing.Family = mixing.haar,
+) -> dict[str, Any]:
+    """End to end, layer by layer, by cause, and linearity without mixing.
+
+    Args:
+        model: the split network.
+        variables: ``{"main", "post"}``.
+        x: activations at the cut, ``[B, ...]``, ``B`` a multiple of ``group_size``.
+        rng_key: draws the keys; consumed.
+        group_size: ``M``.
+        num_keys: how many.
+        family: of matrices.
+
+    Returns:
+        ``{"relative_unmix_error", "nonnegative_floor", "layers", "causes", "local"}``. Means and
+        standard deviations are over keys, in ``"local"`` over examples. The floor is None where
+        it does not apply.
+
+    Raises:
+        UsageError: a size is out of range, or the group size does not divide the batch.
+    """
+    options: dict[str, Any] = {
+        "rng_key": rng_key,
+        "group_size": group_size,
+        "num_keys": num_keys,
+        "family": family,
+    }
+    main = functools.partial(model.main.apply, variables["main"])
+    post = functools.partial(model.post.apply, variables["post"])
+    layers = [(name, functools.partial(f, variables["main"])) for name, f in model.main.layers]
+    errors = {
+        "features": _end_to_end(measure(main, x, **options)),
+        "logits": _end_to_end(measure(main, x, read=post, **options)),
+    }
+    stretches = layer_errors(layers, x, **options)
+    causes = cause_errors(model.main.apply, variables["main"], x, **options)
+    mixed = mixing.mix(draw_keys(rng_key, x, group_size, 1, family)[0], x)
+    centred = any(name == "main_centre" for name, _ in layers)
+    return {
+        "relative_unmix_error": errors,
+        "nonnegative_floor": None if centred else theory.NONNEGATIVE_FLOOR,
+        "layers": {
+            "names": list(stretches.names),
+            "pairs": _mean_and_deviation(stretches.pairs),
+            "made": _mean_and_deviation(stretches.made),
+            "shares": _mean_and_deviation(stretches.shares),
+        },
+        "causes": {
+            "names": list(causes.causes),
+            "total": _mean_and_deviation(causes.total),
+            "alone": _mean_and_deviation(causes.alone),
+            "without": _mean_and_deviation(causes.without),
+            "shares": _mean_and_deviation(causes.shares),
+            "interaction": _mean_and_deviation(causes.interaction),
+            "interaction_share": _mean_and_deviation(causes.interaction_share),
+            "rounding": _mean_and_deviation(causes.rounding),
+        },
+        "local": {
+            "additivity": _mean_and_deviation(local.additivity_error(main, _even(x))),
+            "homogeneity": {
+                str(scale): _mean_and_deviation(local.homogeneity_error(main, x, scale))
+                for scale in (0.5, 2.0, -1.0)
+            },
+            "jacobian": {
+                str(fraction): _mean_and_deviation(local.jacobian_error(main, x, mixed, fraction))
+                for fraction in FRACTIONS
+            },
+        },
+    }
+
+
+def sweep(
+    rebuild: Callable[[jnp.dtype], SplitModel],
+    variables: Variables,
+    x: Array,
+    *,
+    rng_key: RngKey,
+    group_sizes: Sequence[int],
+    num_keys: int = 4,
+) -> list[dict[str, Any]]:
+    """The error against ``M`` and dtype, of the network and of its linear twin, with the bound.
+
+    Args:
+        rebuild: the same network in another dtype.
+        variables: ``variables["main"]``.
+        x: activations at the cut, ``[B, ...]``.
+        rng_key: draws the keys; consumed.
+        group_sizes: ``M``, each dividing ``B``.
+        num_keys: averaged.
+
+    Returns:
+        Rows of ``precision.main_errors`` with ``"main"``: ``network`` or ``linear twin``; only
+        the twin has a bound.
+    """
+
+    def build(linear: bool, dtype: jnp.dtype) -> Callable[[Array], Array]:
+        apply = rebuild(dtype).main.apply
+        own = variables
+        if dtype == jnp.float64:
+            own = jax.tree_util.tree_map(lambda leaf: leaf.astype(dtype), variables)
+        return functools.partial(operations.linear_twin(apply) if linear else apply, own)
+
+    rows = []
+    for linear in (False, True):
+        for row in precision.main_errors(
+            functools.partial(build, linear),
+            x,
+            rng_key=rng_key,
+            group_sizes=group_sizes,
+            fan_ins=theory.fan_ins(variables) if linear else None,
+            dtypes=SWEEP_DTYPES,
+            num_keys=num_keys,
+        ):
+            rows.append({"main": "linear twin" if linear else "network", **row})
+    return rows
+
+
+def _even(x: Array) -> Array:
+    return x[: len(x) - len(x) % 2] if len(x) > 1 else jnp.concatenate([x, x])
+
+
+def _end_to_end(error: UnmixError) -> dict[str, Any]:
+    return {
+        "mean": error.mean,
+        "standard_deviation": error.standard_deviation,
+        "standard_deviation_over_inputs": error.standard_deviation_over_inputs,
+        "per_key": [float(e) for e in error.per_key],
+    }
+
+
+def _mean_and_deviation(values: Array) -> dict[str, Any]:
+    """Over the first axis; nested lists, None for NaN."""
+    host = np.asarray(values, np.float64)
+    return {"mean": _listed(host.mean(0)), "standard_deviation": _listed(host.std(0))}
+
+
+def _listed(values: HostArray) -> Any:
+    if np.ndim(values):
+        return [_listed(value) for value in values]
+    return None if np.isnan(values) else float(f"{values:.6g}")

@@ -1,0 +1,114 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from facemix_jax import linearity, mixing
+from facemix_jax._validate import UsageError
+from facemix_jax.linearity import precision
+
+
+def linear_main(x):
+    """Two convolutions, a strided one among them, average pooling and a product: no bias."""
+    keys = jax.random.split(jax.random.key(7), 3)
+    convolve = functools.partial(
+        jax.lax.conv_general_dilated,
+        padding="SAME",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        precision="highest",
+    )
+    x = convolve(x, jax.random.normal(keys[0], (3, 3, 4, 8), x.dtype), (1, 1))
+    x = convolve(x, jax.random.normal(keys[1], (3, 3, 8, 8), x.dtype), (2, 2))
+    x = x.mean(axis=(1, 2))
+    return jnp.matmul(x, jax.random.normal(keys[2], (8, 16), x.dtype), precision="highest")
+
+
+def error_of(main, group_size, dtype):
+    x = jax.random.normal(jax.random.key(1), (max(group_size, 16), 5, 4, 4), dtype)
+    return linearity.measure(
+        main, x, rng_key=jax.random.key(2), group_size=group_size, num_keys=3
+    ).per_key
+
+
+@pytest.mark.parametrize("group_size", [2, 32, 1024])
+def test_linear_main_unmixes_exactly_in_float32(group_size):
+    assert error_of(linear_main, group_size, jnp.float32).max() <= 1e-5
+
+
+@pytest.mark.parametrize("group_size", [2, 32, 1024])
+def test_linear_main_unmixes_exactly_in_float64(group_size):
+    with jax.enable_x64(True):
+        assert error_of(linear_main, group_size, jnp.float64).max() <= 1e-13
+
+
+@pytest.mark.parametrize(
+    "change", [jax.nn.relu, lambda y: y + jnp.ones((1, 1), y.dtype)], ids=["relu", "bias"]
+)
+def test_one_nonlinearity_is_seen(change):
+    assert error_of(lambda x: change(linear_main(x)), 8, jnp.float32).min() > 1e-3
+
+
+def test_error_is_zero_for_signed_permutations_of_an_odd_function():
+    x = jax.random.normal(jax.random.key(1), (16, 5))
+    measure = functools.partial(
+        linearity.measure, jnp.tanh, x, rng_key=jax.random.key(0), group_size=8
+    )
+    assert measure(family=mixing.signed_permutation).mean < 1e-6
+    assert measure(family=mixing.haar).mean > 0.01
+
+
+@pytest.mark.parametrize("rows_at_once", [1, 16, 32, 1000])
+def test_chunks_change_nothing(rows_at_once):
+    x = jax.random.normal(jax.random.key(1), (16, 5))
+    options = {"rng_key": jax.random.key(0), "group_size": 4, "num_keys": 5}
+    error = linearity.measure(jax.nn.relu, x, **options, rows_at_once=rows_at_once)
+    keys = jax.random.split(jax.random.key(0), 5)
+    for key, measured in zip(keys, error.per_key, strict=True):
+        mix_key = mixing.sample_mix_key(key, 4, 4, shuffle=False)
+        assert measured == pytest.approx(linearity.unmix_error(jax.nn.relu, mix_key, x), rel=1e-5)
+    assert error.per_group.shape == (5, 4)
+    sizes = jnp.square(jax.nn.relu(x)).reshape(4, -1).sum(1)
+    joined = jnp.sqrt((jnp.square(error.per_group) * sizes[None]).sum(1) / sizes.sum())
+    assert joined == pytest.approx(error.per_key, rel=1e-5)
+
+
+def test_main_is_compiled_once_for_all_group_sizes_and_families():
+    traced = []
+
+    def main(x):
+        traced.append(x.shape)
+        return x * 2
+
+    x = jax.random.normal(jax.random.key(1), (16, 5))
+    for group_size in (2, 4):
+        for family in (mixing.haar, mixing.gaussian):
+            linearity.measure(
+                main, x, rng_key=jax.random.key(0), group_size=group_size, family=family
+            )
+    assert traced == [(64, 5)]
+
+
+def test_ill_conditioned_matrices_enlarge_rounding():
+    x = jax.random.normal(jax.random.key(1), (16, 9))
+    errors = {
+        number: linearity.measure(
+            lambda y: y * jnp.float32(1.1),
+            x,
+            rng_key=jax.random.key(0),
+            group_size=8,
+            family=precision.conditioned(number),
+        )
+        for number in (1.0, 1e2, 1e4)
+    }
+    assert errors[1.0].condition == pytest.approx(1, rel=1e-4)
+    assert errors[1e2].mean > 3 * errors[1.0].mean
+    assert errors[1e4].mean > 30 * errors[1e2].mean
+    assert (errors[1e4].condition > 100).all()
+
+
+def test_group_size_must_divide():
+    with pytest.raises(UsageError, match="8 does not divide"):
+        linearity.measure(
+            linear_main, jnp.ones((12, 5, 4, 4)), rng_key=jax.random.key(0), group_size=8
+        )

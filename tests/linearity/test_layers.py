@@ -1,0 +1,131 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from facemix_jax import linearity, models
+from facemix_jax.models import operations
+
+OPTIONS = {"rng_key": jax.random.key(3), "group_size": 4, "num_keys": 2}
+
+
+def weights(seed, inputs, outputs):
+    return jax.random.normal(jax.random.key(seed), (inputs, outputs)) / inputs**0.5
+
+
+def dense(seed, inputs=6, outputs=6):
+    return lambda x: jnp.matmul(x, weights(seed, inputs, outputs), precision="highest")
+
+
+@pytest.fixture(scope="module")
+def x():
+    return jax.random.normal(jax.random.key(0), (8, 6))
+
+
+def test_linear_layers_make_no_error(x):
+    errors = linearity.layer_errors([("a", dense(1)), ("b", dense(2))], x, **OPTIONS)
+    upper = np.asarray(errors.pairs)[:, *np.triu_indices(2)]
+    assert upper.max() < 1e-5
+    assert np.isnan(errors.pairs[:, 1, 0]).all()
+
+
+def test_the_layer_that_makes_the_error_is_found(x):
+    layers = [("a", dense(1)), ("relu", jax.nn.relu), ("b", dense(2))]
+    errors = linearity.layer_errors(layers, x, **OPTIONS)
+    assert errors.shares == pytest.approx(np.array([[0, 1, 0]] * 2), abs=1e-4)
+    assert errors.pairs[:, 2, 2].max() < 1e-5
+    assert errors.pairs[:, 1, 1].min() > 0.1
+
+
+def test_shares_add_up_and_the_whole_is_the_end_to_end_error(x):
+    layers = [(str(i), lambda x, i=i: jnp.tanh(dense(i)(x))) for i in range(4)]
+    errors = linearity.layer_errors(layers, x, **OPTIONS)
+
+    def main(x):
+        for _, layer in layers:
+            x = layer(x)
+        return x
+
+    whole = linearity.measure(main, x, **OPTIONS)
+    assert errors.pairs[:, 0, -1] == pytest.approx(whole.per_key, rel=1e-5)
+    assert errors.shares.sum(1) == pytest.approx(1, abs=1e-5)
+    assert (errors.made.sum(1) >= whole.per_key).all()
+
+
+@pytest.mark.parametrize("network", ["resnet18", "vgg16"])
+def test_a_segments_layers_are_the_segment(network):
+    config = models.ModelConfig(network=network, width=2, cut=3, centre=True)
+    model = models.build(config, image_size=(33, 33))
+    variables = model.init(jax.random.key(0))["main"]
+    x = jax.random.normal(jax.random.key(1), (2, *model.spec.activation_shape))
+    y = x
+    for _, layer in model.main.layers:
+        y = layer(variables, y)
+    np.testing.assert_array_equal(y, model.main(variables, x))
+    names = [name for name, _ in model.main.layers]
+    assert names == [*model.spec.unit_names[3:], "main_centre"]
+
+
+def test_causes_of_a_network_and_their_sum():
+    model = models.vgg16(width=2, cut=12, image_size=(33, 33))
+    variables = model.init(jax.random.key(0))["main"]
+    variables = jax.tree_util.tree_map(
+        lambda leaf: leaf + 0.1 * jax.random.normal(jax.random.key(leaf.size), leaf.shape),
+        variables,
+    )
+    x = jax.random.normal(jax.random.key(1), (8, *model.spec.activation_shape))
+    errors = linearity.cause_errors(model.main.apply, variables, x, **OPTIONS)
+    assert errors.causes == ("bias", "relu", "max_pool")
+    main = functools.partial(model.main.apply, variables)
+    assert errors.total == pytest.approx(linearity.measure(main, x, **OPTIONS).per_key, rel=1e-4)
+    assert errors.rounding.max() < 1e-5
+    assert errors.alone.min() > 1e-3
+    assert errors.shares.sum(1) + errors.interaction_share == pytest.approx(1, abs=1e-6)
+
+
+def test_the_linear_twin_is_linear_and_the_network_is_not():
+    model = models.vgg16(width=2, cut=12, image_size=(33, 33))
+    variables = model.init(jax.random.key(0))["main"]
+    variables = jax.tree_util.tree_map(lambda leaf: leaf + 0.1, variables)
+    x = jax.random.normal(jax.random.key(1), (4, *model.spec.activation_shape))
+    for apply, low, high in (
+        (operations.linear_twin(model.main.apply), 0, 1e-5),
+        (model.main.apply, 0.1, np.inf),
+    ):
+        main = functools.partial(apply, variables)
+        for errors in (
+            linearity.additivity_error(main, x),
+            linearity.homogeneity_error(main, x, -1.0),
+        ):
+            assert low <= errors.max() < high
+
+
+def test_additivity_homogeneity_and_jacobian_tell_functions_apart(x):
+    def affine(x):
+        return dense(1)(x) + 1.0
+
+    def line(x):
+        return dense(1)(x)
+
+    def bent(x):
+        return jax.nn.relu(dense(1)(x))
+
+    additive, twice, opposite, step = range(4)
+    measured = {
+        f: (
+            linearity.additivity_error(f, x).mean(),
+            linearity.homogeneity_error(f, x, 2.0).mean(),
+            linearity.homogeneity_error(f, x, -1.0).mean(),
+            linearity.jacobian_error(f, x, x[::-1], 1.0).mean(),
+        )
+        for f in (line, affine, bent)
+    }
+    assert max(measured[line]) < 1e-5
+    assert min(measured[affine][:step]) > 0.1
+    assert measured[affine][step] < 1e-5
+    assert measured[bent][twice] < 1e-5
+    assert min(measured[bent][additive], measured[bent][opposite], measured[bent][step]) > 0.1
+    near = linearity.jacobian_error(bent, x, x[::-1], 1e-3).mean()
+    assert near < 0.1 * measured[bent][step]

@@ -1,0 +1,81 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from facemix_jax import linearity, mixing
+from facemix_jax.linearity import precision
+
+X = jax.random.normal(jax.random.key(0), (16, 30))
+
+
+def test_tf32_would_be_seen_and_ours_asks_for_more():
+    (row,) = precision.mixing_errors(
+        X, rng_key=jax.random.key(1), group_sizes=(8,), dtypes=("float32",), precisions=("default",)
+    )
+    assert row["ours"] < 1e-6
+    assert row["plain_tf32_emulated"] > 1e-4
+    # A CPU computes float32 as float32; what an accelerator is asked for stands in the program.
+    key = mixing.sample_mix_key(jax.random.key(1), 2, 8)
+    with jax.default_matmul_precision("default"):
+        assert "HIGHEST" in str(jax.make_jaxpr(mixing.mix)(key, X))
+
+
+def test_errors_follow_the_dtype_and_a_refusal_is_reported():
+    rows = precision.mixing_errors(
+        X,
+        rng_key=jax.random.key(1),
+        group_sizes=(8,),
+        dtypes=("float64", "float32", "float16", "bfloat16"),
+        precisions=("highest",),
+    )
+    assert [r["ours"] for r in rows] == sorted(r["ours"] for r in rows)
+    assert rows[0]["ours"] < 1e-14
+
+    def build(dtype):
+        if dtype == jnp.bfloat16:
+            raise NotImplementedError("no bfloat16 here")
+        return lambda x: x * jnp.asarray(1.1, dtype)
+
+    rows = precision.main_errors(
+        build,
+        X,
+        rng_key=jax.random.key(1),
+        group_sizes=(2, 4),
+        fan_ins=(1,),
+        dtypes=("float64", "float32", "bfloat16"),
+    )
+    assert [r["group_size"] for r in rows] == [2, 4] * 3
+    for row in rows[:4]:
+        assert row["bound"] / 10 < row["mean"] < row["bound"]
+    for row in rows[4:]:
+        assert row["mean"] is None
+        assert row["unavailable"] == "no bfloat16 here"
+
+
+def test_every_order_of_summation_gives_the_sum():
+    for row in precision.order_errors(X, rng_key=jax.random.key(1), group_sizes=(2, 16)):
+        for name in ("product", "one_after_another", "pairwise"):
+            assert 1e-9 < row[name] < 1e-6
+
+
+@pytest.mark.parametrize("number", [1.0, 30.0])
+def test_conditioned_family_has_its_condition_number(number):
+    matrix, inverse = precision.conditioned(number)(jax.random.key(0), 3, 6)
+    np.testing.assert_allclose(jnp.linalg.cond(matrix), number, rtol=1e-3)
+    product = jnp.matmul(matrix, inverse, precision="highest")
+    np.testing.assert_allclose(product, jnp.broadcast_to(jnp.eye(6), (3, 6, 6)), atol=1e-5)
+
+
+def test_rows_are_measured_with_the_keys_that_were_given():
+    rows = precision.main_errors(
+        lambda dtype: jnp.tanh,
+        X,
+        rng_key=jax.random.key(1),
+        group_sizes=(4,),
+        dtypes=("float32",),
+        num_keys=3,
+    )
+    error = linearity.measure(jnp.tanh, X, rng_key=jax.random.key(1), group_size=4, num_keys=3)
+    assert rows[0]["mean"] == pytest.approx(error.mean)
+    assert "bound" not in rows[0]
