@@ -89,7 +89,8 @@ def max_pool(x):
 @pytest.fixture(scope="module")
 def network():
     """Main, its variables, an input, and both libraries' keys, all float64."""
-    with jax.enable_x64(True):
+    # Building traces the network with float32 variables, which BatchNorm promotes.
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
         model = split.split(
             [
                 ("stem", functools.partial(resnet.Stem, 4, "batch", jnp.float64)),
