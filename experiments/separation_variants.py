@@ -16,7 +16,6 @@ from facemix_jax._types import Array, RngKey
 from facemix_jax.attacks import (
     adversarial,
     nonnegative,
-    picard,
     robust,
     separation,
     vectors,
@@ -26,7 +25,6 @@ from facemix_jax.provenance import provenance
 
 PLAIN = (
     separation.GRADIENT_ICA,
-    picard.PICARD,
     vectors.IVA,
     nonnegative.NONNEGATIVE,
     adversarial.ADVERSARIAL,

@@ -4,7 +4,7 @@ Both separate every group to the same tolerance, in turns; the ratio is the medi
 scikit-learn's time over ours in that turn. scikit-learn runs once from one start, with its
 defaults in double precision and one BLAS thread, which is faster for products this small; ours
 runs three starts. The two unmixings of every group are compared by Amari distance (wanted: at most
-0.02, and at least 10 times the speed). Picard, vector analysis and nonnegative separation are timed
+0.02, and at least 10 times the speed). Vector analysis and nonnegative separation are timed
 beside them. A minute or two on two cores; everything else on the machine should rest.
 
     python experiments/benchmarks/separation_speed.py --data-dir PATH_TO_CELEBA
@@ -30,7 +30,7 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from facemix_jax import _runtime, attacks, data, metrics, mixing
 from facemix_jax._types import Array, HostArray
-from facemix_jax.attacks import nonnegative, picard, vectors
+from facemix_jax.attacks import nonnegative, vectors
 from facemix_jax.provenance import provenance
 
 RESULT = Path(__file__).parents[1] / "results" / "separation_speed.json"
@@ -100,7 +100,6 @@ def main(options: argparse.Namespace) -> None:
         ]
     )
     others = {
-        "picard": lambda: attacks.separate(mixtures, rng_key=key, solver=picard.picard),
         "iva": lambda: vectors.separate_groups(mixtures, rng_key=key),
         # Speed only: pixels are not nonnegative.
         "nonnegative": lambda: nonnegative.separate_nonnegative(mixtures, rng_key=key),

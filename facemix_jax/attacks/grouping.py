@@ -67,7 +67,7 @@ def similarity(mixtures: Array, *, max_positions: int = 2500) -> HostArray:
         )
     _validate.positive(max_positions=max_positions)
     stride = -(-((mixtures.shape[1] - 1) * (mixtures.shape[2] - 1)) // max_positions)
-    axes = _axes(mixtures[:_ROWS])
+    axes = _gradient_axes(mixtures[:_ROWS])
     parts = [
         _directions(mixtures[start : start + _ROWS], axes, stride)
         for start in range(0, len(mixtures), _ROWS)
@@ -81,7 +81,7 @@ def similarity(mixtures: Array, *, max_positions: int = 2500) -> HostArray:
 
 
 @jax.jit
-def _axes(x: Array) -> Array:
+def _gradient_axes(x: Array) -> Array:
     """Orthonormal axes ``[D, d]`` of gradients, at most six."""
     vectors = gradient_vectors(x.astype(jnp.float32))
     return principal_axes(vectors, min(_AXES, vectors.shape[2]))

@@ -19,7 +19,6 @@ from facemix_jax._types import Array, RngKey
 from facemix_jax.attacks import blind, nonnegative
 from facemix_jax.attacks.base import AttackConfig, Recording, Target, record
 from facemix_jax.attacks.nonnegative import separate_nonnegative
-from facemix_jax.attacks.picard import picard
 from facemix_jax.attacks.separation import separate
 from facemix_jax.attacks.unmixing import Separation, matmul, principal_axes
 
@@ -95,14 +94,11 @@ def _candidates(target: Target) -> dict[str, blind.Separate]:
     kinds: dict[str, Callable[..., Separation]] = {"gradient ICA": separate}
     if nonnegative.are_nonnegative(target) is None:
         kinds["nonnegative"] = separate_nonnegative
-    else:
-        kinds["Picard"] = functools.partial(separate, solver=picard)
     candidates: dict[str, blind.Separate] = {}
-    for positions, channel_axes in _FILTERS:
-        if min(height, width) <= positions or (channel_axes or 0) >= channels > 3:
+    for positions, wanted in _FILTERS:
+        if positions >= min(height, width):
             continue
-        # Three colours are kept; the axes are for wider maps.
-        axes = None if channel_axes is None or channel_axes >= channels else channel_axes
+        axes = wanted if wanted is not None and wanted < channels else None
         for kind, function in kinds.items():
             name = f"{kind}, {positions} x {positions} positions, {axes or channels} channel axes"
             candidates[name] = functools.partial(_filter_first, function, positions, axes)

@@ -16,7 +16,6 @@ from facemix_jax.attacks import (
     judge,
     nonnegative,
     output,
-    picard,
     recognition,
     reconstruction,
     robust,
@@ -54,7 +53,6 @@ ATTACKS: dict[str, Attack] = {
         nonnegative.NONNEGATIVE,
         adversarial.ADVERSARIAL,
         vectors.IVA,
-        picard.PICARD,
         grouping.SHUFFLED_CHAIN,
         separation.GRADIENT_ICA,
         # What separation opens.

@@ -7,7 +7,6 @@ from facemix_jax.attacks import (
     adversarial,
     grouping,
     nonnegative,
-    picard,
     robust,
     separation,
     vectors,
@@ -16,7 +15,6 @@ from facemix_jax.attacks import (
 RNG_KEY = jax.random.key(0)
 ATTACKS = [
     separation.GRADIENT_ICA,
-    picard.PICARD,
     nonnegative.NONNEGATIVE,
     adversarial.ADVERSARIAL,
     vectors.IVA,
@@ -41,6 +39,7 @@ def recorded(target, shuffled=False):
     return attacks.record(target, rows, rng_key=RNG_KEY, shuffled=shuffled)
 
 
+@pytest.mark.library_promotes
 @pytest.mark.parametrize("attack", ATTACKS, ids=lambda a: a.name)
 def test_contract(attack, make_target):
     target = make_target(defenses.facemix(group_size=4))
