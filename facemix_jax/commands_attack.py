@@ -108,31 +108,23 @@ def picture(found: Any) -> bytes:
 
 
 def _table(title: str, rows: list[tuple[str, Figure]]) -> Any:
-    def shown(value: float | None) -> str:
-        return "" if value is None else f"{value:.3f}"
-
-    return output.table(
-        title,
-        ("figure", "chance", "no attack", "attacker", "ceiling", "owner", "key advantage"),
-        [
-            (
-                name,
-                figure.name,
-                *map(
-                    shown,
-                    (
-                        figure.chance,
-                        figure.floor,
-                        figure.value,
-                        figure.ceiling,
-                        figure.owner,
-                        figure.key_advantage,
-                    ),
-                ),
-            )
-            for name, figure in rows
-        ],
-    )
+    """Guess and ceiling have no column where no figure has them: terminals are narrow."""
+    values = {
+        "chance": [figure.chance for _, figure in rows],
+        "no attack": [figure.floor for _, figure in rows],
+        "attacker": [figure.value for _, figure in rows],
+        "ceiling": [figure.ceiling for _, figure in rows],
+        "owner": [figure.owner for _, figure in rows],
+        "key advantage": [figure.key_advantage for _, figure in rows],
+    }
+    shown = {name: column for name, column in values.items() if any(v is not None for v in column)}
+    cells = [
+        ["" if value is None else f"{value:.3f}" for value in line]
+        for line in zip(*shown.values(), strict=True)
+    ]
+    names = [f"{name}: {figure.name}" for name, figure in rows]
+    lines = [(name, *line) for name, line in zip(names, cells, strict=True)]
+    return output.table(title, tuple(shown), lines)
 
 
 def _write(path: Path, png: bytes) -> None:

@@ -101,7 +101,8 @@ def _add_agreement(gram: Array, gradients: Array, energy: Array) -> Array:
     # Off-diagonal entries occur twice in the full matrix.
     weight = np.where(rows == columns, 1.0, np.sqrt(2.0)).astype(np.float32)
     squared = jnp.sum(gradients**2, axis=2, keepdims=True)
-    floor = _FLAT * energy[:, None, None]
+    # A blank row has neither gradients nor energy.
+    floor = jnp.maximum(_FLAT * energy[:, None, None], jnp.finfo(energy.dtype).tiny)
     outer = gradients[..., rows] * gradients[..., columns] * weight[None, None] / (squared + floor)
     outer = outer.reshape(len(gram), -1)
     outer = outer - outer.mean(0, keepdims=True)

@@ -86,6 +86,7 @@ def test_causes_of_a_network_and_their_sum():
     np.testing.assert_allclose(errors.shares.sum(1) + errors.interaction_share, 1, atol=1e-6)
 
 
+@pytest.mark.library_promotes
 def test_the_linear_twin_is_linear_and_the_network_is_not():
     model = models.vgg16(width=2, cut=12, image_size=(33, 33))
     variables = model.init(jax.random.key(0))["main"]
