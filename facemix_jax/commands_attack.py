@@ -109,7 +109,7 @@ def picture(found: Any) -> bytes:
 
 def _table(title: str, rows: list[tuple[str, Figure]]) -> Any:
     """Guess and ceiling have no column where no figure has them: terminals are narrow."""
-    values = {
+    values: dict[str, list[float | None]] = {
         "chance": [figure.chance for _, figure in rows],
         "no attack": [figure.floor for _, figure in rows],
         "attacker": [figure.value for _, figure in rows],
