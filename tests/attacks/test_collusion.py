@@ -7,6 +7,8 @@ from facemix_jax._validate import UsageError
 from facemix_jax.attacks import collusion
 from facemix_jax.attacks.groups import by_group, truth_by_group
 
+pytestmark = pytest.mark.slow
+
 
 def test_more_rows_recover_more_and_a_single_one_is_the_floor():
     figures, _ = run(collusion.COLLUSION)

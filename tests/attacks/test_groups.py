@@ -8,6 +8,8 @@ from attack_support import make_recording, make_target
 from facemix_jax import attacks, data
 from facemix_jax.attacks import algebraic, groups
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("shuffled", [False, True])
 def test_rows_of_a_group_lie_side_by_side(shuffled):

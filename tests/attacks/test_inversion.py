@@ -9,6 +9,8 @@ from facemix_jax.attacks import groups, inversion
 from facemix_jax.attacks.decoder_network import decoder
 from facemix_jax.attacks.groups import correlation
 
+pytestmark = pytest.mark.slow
+
 pytestmark = pytest.mark.library_promotes
 
 

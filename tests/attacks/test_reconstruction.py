@@ -9,6 +9,8 @@ from tile_faces import Faces
 from facemix_jax import attacks, defenses, models
 from facemix_jax.attacks import reconstruction
 
+pytestmark = pytest.mark.slow
+
 RNG_KEY = jax.random.key(0)
 
 

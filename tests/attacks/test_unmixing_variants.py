@@ -9,6 +9,8 @@ from facemix_jax._validate import UsageError
 from facemix_jax.attacks import adversarial, robust, vectors
 from facemix_jax.attacks.nonnegative import separate_nonnegative
 
+pytestmark = pytest.mark.slow
+
 RNG_KEY = jax.random.key(7)
 SEPARATIONS = {
     "iva": vectors.separate_groups,

@@ -11,6 +11,8 @@ from facemix_jax import linearity
 from facemix_jax.linearity.end_to_end import draw_keys
 from facemix_jax.models import resnet, split
 
+pytestmark = pytest.mark.slow
+
 GROUP_SIZE, NUM_KEYS = 4, 2
 TOLERANCE = 1e-12
 

@@ -8,6 +8,8 @@ import pytest
 from facemix_jax import linearity, mixing, models
 from facemix_jax.linearity import precision, theory
 
+pytestmark = pytest.mark.slow
+
 CONVOLVE = functools.partial(
     jax.lax.conv_general_dilated,
     window_strides=(1, 1),

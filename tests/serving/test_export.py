@@ -19,7 +19,7 @@ from cloud_support import _drawn, _network, run_config, save_checkpoint
 from conftest import TinySource
 from edge_support import FakeCloud, Loop
 
-from facemix_jax import cli, export, keys
+from facemix_jax import cli, export, keys, mixing
 from facemix_jax._validate import FacemixError, UsageError
 from facemix_jax.defenses import DefenseConfig
 from facemix_jax.serving import loading, segments, wire
@@ -178,7 +178,7 @@ def test_stablehlo_runs_in_a_fresh_process_without_this_library(place):
     subprocess.run([sys.executable, "-c", program], check=True, cwd=folder)
     edge = segments.load(folder / "run")
     expected = [
-        np.asarray(segments._mix_group(one, edge.pre(group)))
+        np.asarray(jax.jit(mixing.mix_group)(one, edge.pre(group)))
         for one, group in zip(matrix, images, strict=True)
     ]
     close(np.load(folder / "found.npy"), np.stack(expected))
