@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tile_faces import Faces
+from tile_faces import Faces, small_network
 
 from facemix_jax import attacks, defenses, models
 from facemix_jax.attacks import reconstruction
@@ -29,11 +29,10 @@ def run(defense, model, *, steps, batch_size=16):
 def test_the_attack_succeeds_where_groups_are_only_reordered():
     """The negative control, and the check that images come back in the order of the truth."""
     weak = defenses.facemix(group_size=2, family="signed_permutation")
-    model = models.resnet18(cut=0, image_size=(40, 36), num_attributes=1, width=4)
-    figure, recovered, recording = run(weak, model, steps=150)
-    assert figure.floor + 0.05 < figure.value < 0
+    figure, recovered, recording = run(weak, small_network(), steps=100)
+    assert figure.floor + 0.1 < figure.value < 0
     assert figure.chance < figure.floor
-    assert figure.floor + 0.05 < figure.owner < 0
+    assert figure.floor + 0.2 < figure.owner < 0
     truth = recording.images / 255
     assert recovered.shape == truth.shape
     assert recovered.min() >= 0
