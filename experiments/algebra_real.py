@@ -22,6 +22,7 @@ from facemix_jax.attacks import (
     output,
     weak_keys,
 )
+from facemix_jax.attacks.base import by_group, truth_by_group
 from facemix_jax.provenance import provenance
 
 
@@ -126,10 +127,10 @@ def figures(result: attacks.Result) -> list[dict[str, Any]]:
 
 def certificates(target: attacks.Target, recording: attacks.Recording) -> dict[str, Any]:
     """Residuals of members, of altered members, of other pictures; Gram of right and wrong ones."""
-    mixtures = groups.by_group(recording.view.mixtures, recording)
-    members = groups.truth_by_group(groups.activations(target, recording.images), recording)
+    mixtures = by_group(recording.view.mixtures, recording)
+    members = truth_by_group(groups.activations(target, recording.images), recording)
     brighter = np.clip(recording.images.astype(np.int16) + 2, 0, 255).astype(np.uint8)
-    altered = groups.truth_by_group(groups.activations(target, brighter), recording)
+    altered = truth_by_group(groups.activations(target, brighter), recording)
     others = groups.auxiliary_activations(target, 1000)
     wrong = members.copy()
     wrong[:, 0] = others[: len(wrong)]
@@ -154,8 +155,8 @@ def certificates(target: attacks.Target, recording: attacks.Recording) -> dict[s
 
 def known_plaintext(recording: attacks.Recording) -> list[dict[str, Any]]:
     """|Correlation| of the unknown pictures, with and without separation of what is left."""
-    mixtures = groups.by_group(recording.view.mixtures, recording)
-    truth = groups.truth_by_group(recording.activations, recording)
+    mixtures = by_group(recording.view.mixtures, recording)
+    truth = truth_by_group(recording.activations, recording)
     curve = []
     for number in range(1, mixtures.shape[1]):
         pairs = list(zip(mixtures, truth, strict=True))
@@ -178,8 +179,8 @@ def known_plaintext(recording: attacks.Recording) -> list[dict[str, Any]]:
 
 def collusion_curve(recording: attacks.Recording) -> list[dict[str, Any]]:
     """Matched |correlation| for every number of rows held."""
-    mixtures = groups.by_group(recording.view.mixtures, recording)
-    truth = groups.truth_by_group(recording.activations, recording)
+    mixtures = by_group(recording.view.mixtures, recording)
+    truth = truth_by_group(recording.activations, recording)
     curve = []
     for rows in range(1, mixtures.shape[1] + 1):
         found = collusion.separate_rows(mixtures, rows, rng_key=jax.random.key(rows))
@@ -241,7 +242,7 @@ def optimized(
     target: attacks.Target, recording: attacks.Recording, count: int
 ) -> dict[str, dict[str, float]]:
     """Image scores of inversion by optimisation, of the attacker and of the owner."""
-    truth = groups.truth_by_group(recording.activations, recording)
+    truth = truth_by_group(recording.activations, recording)
     sources = groups.unmix(target, recording, rng_key=jax.random.key(0)).sources
     found = groups.in_order(sources, groups.match(sources, truth))
     images = (recording.images[:count] / np.float32(255)).astype(np.float32)

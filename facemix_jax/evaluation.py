@@ -8,15 +8,11 @@ import numpy as np
 
 from facemix_jax import inference, mixing
 from facemix_jax._types import HostArray, RngKey, Variables
-from facemix_jax.attacks import Figure, evaluate_separation
+from facemix_jax.attacks import AttackConfig, Figure, Target, record, recorded_rows
+from facemix_jax.attacks.separation import GRADIENT_ICA
 from facemix_jax.data import Source, eval_batches, normalize
 from facemix_jax.defenses import Defense
-from facemix_jax.metrics import (
-    accuracy,
-    attribute_counts,
-    balanced_accuracy,
-    matched_correlation,
-)
+from facemix_jax.metrics import accuracy, attribute_counts, balanced_accuracy
 from facemix_jax.models import SplitModel
 
 
@@ -130,32 +126,26 @@ def evaluate_leakage(
     Raises:
         UsageError: an unknown split, or one with fewer images than a group.
     """
-    secret_key, attack_key = jax.random.split(rng_key)
-    group_size = defense.group_size
-    available = len(source.splits[split]) if split in source.splits else group_size
-    size = max(1, min(num_groups, available // group_size)) * group_size
-    batch = next(iter(eval_batches(source, split=split, batch_size=size)))
-    activations = model.pre(variables["pre"], normalize(batch.images)).astype(jnp.float32)
-    # A secret as in training: rows stay with their group.
-    secret = defense.init(secret_key, size, True)
-    sent = defense.protect(secret, activations)
-    if group_size == 1:
-        seen = np.asarray(sent)[:, None]
+    target = Target(
+        model=model,
+        defense=defense,
+        variables=variables,
+        source=source,
+        split=split,
+        auxiliary_split=split,
+    )
+    record_key, attack_key = jax.random.split(rng_key)
+    recording = record(target, recorded_rows(target, num_groups), rng_key=record_key)
+    mixtures = recording.view.mixtures
+    if defense.group_size == 1:
+        seen = np.asarray(mixtures)[:, None]
         figure = Figure(
             "mean matched |correlation|", 1.0, 1.0, 1.0, "the cloud sees the activations"
         )
         return Leakage((figure,), seen, seen, seen)
-    truth, mixtures, owner = (
-        mixing.group(x, group_size) for x in (activations, sent, defense.recover(secret, sent))
+    result = GRADIENT_ICA.run(target, recording, attack_key, AttackConfig())
+    groups = (
+        np.asarray(mixing.group(jnp.asarray(rows), defense.group_size))
+        for rows in (recording.activations, mixtures, result.recovered)
     )
-    report = evaluate_separation(mixtures, truth, owner, rng_key=attack_key)
-    pairs = zip(np.asarray(report.separation.sources), np.asarray(truth), strict=True)
-    recovered = np.stack([_matched(sources, originals) for sources, originals in pairs])
-    return Leakage(report.figures, np.asarray(truth), np.asarray(mixtures), recovered)
-
-
-def _matched(sources: HostArray, truth: HostArray) -> HostArray:
-    """Sources ``[M, ...]`` in the order and sign of the truth, for pictures."""
-    match = matched_correlation(sources, truth)
-    signs = match.signs.astype(sources.dtype).reshape(-1, *(1,) * (sources.ndim - 1))
-    return sources[match.permutation] * signs
+    return Leakage(result.figures, *groups)

@@ -130,11 +130,24 @@ def matched_correlation(recovered: ArrayLike, truth: ArrayLike) -> MatchedCorrel
     [1, 2, 0]
     """
     recovered, truth = _pair(recovered, truth)
-    correlation = _standardise(truth) @ _standardise(recovered).T
+    correlation = standardise(truth) @ standardise(recovered).T
     rows, columns = _assign(-np.abs(correlation))
     matched = correlation[rows, columns]
     per_source = np.minimum(np.abs(matched), 1.0)
     return MatchedCorrelation(float(per_source.mean()), per_source, columns, np.sign(matched))
+
+
+def standardise(rows: ArrayLike) -> HostArray:
+    """Rows ``[n, ...]`` with mean 0 and length 1, float64 ``[n, P]``: their products correlate.
+
+    Constant rows become 0, whatever rounding left of them.
+    """
+    rows = np.asarray(rows, np.float64)
+    x = rows.reshape(len(rows), -1)
+    centred = x - x.mean(1, keepdims=True)
+    length = np.linalg.norm(centred, axis=1, keepdims=True)
+    constant = length <= 1e-12 * np.linalg.norm(x, axis=1, keepdims=True)
+    return np.where(constant, 0.0, centred / np.where(constant, 1.0, length))
 
 
 def assignment_mse(recovered: ArrayLike, truth: ArrayLike) -> float:
@@ -286,14 +299,6 @@ def _pair(recovered: ArrayLike, truth: ArrayLike) -> tuple[HostArray, HostArray]
             "network or an empty divisor upstream."
         )
     return recovered.reshape(len(recovered), -1), truth.reshape(len(truth), -1)
-
-
-def _standardise(x: HostArray) -> HostArray:
-    """Rows with mean 0 and length 1; constant rows become 0, whatever rounding left of them."""
-    centred = x - x.mean(1, keepdims=True)
-    length = np.linalg.norm(centred, axis=1, keepdims=True)
-    constant = length <= 1e-12 * np.linalg.norm(x, axis=1, keepdims=True)
-    return np.where(constant, 0.0, centred / np.where(constant, 1.0, length))
 
 
 def _check_binary(name: str, values: HostArray) -> None:

@@ -16,15 +16,17 @@ from numpy.typing import ArrayLike
 
 from facemix_jax import _validate
 from facemix_jax._types import HostArray, RngKey
-from facemix_jax.attacks.base import Attack, AttackConfig, Figure, Recording, Result, Target
-from facemix_jax.attacks.groups import (
-    activations,
+from facemix_jax.attacks.base import (
+    Attack,
+    AttackConfig,
+    Figure,
+    Recording,
+    Result,
+    Target,
     by_group,
-    correlation,
-    correlations,
-    matched,
     truth_by_group,
 )
+from facemix_jax.attacks.groups import activations, correlation, correlations, matched, needs_groups
 from facemix_jax.attacks.separation import separate
 
 _RANK_TOLERANCE = 1e-5
@@ -326,21 +328,15 @@ def _intersection(
     return Result((figure,))
 
 
-def _needs_groups(target: Target) -> str | None:
-    if target.defense.group_size > 1:
-        return None
-    return f"The defence {target.defense.name!r} mixes nothing: there are no groups to solve for."
-
-
 SPAN = Attack("span", _SPAN, _span)
 KNOWN_PLAINTEXT = Attack(
     "known_plaintext",
     _KNOWN.format("some", "M"),
     _known_plaintext,
-    _needs_groups,
+    needs_groups,
 )
-REUSED_KEY = Attack("reused_key", _REUSED, _reused_key, _needs_groups)
-INTERSECTION = Attack("intersection", _TWICE, _intersection, _needs_groups)
+REUSED_KEY = Attack("reused_key", _REUSED, _reused_key, needs_groups)
+INTERSECTION = Attack("intersection", _TWICE, _intersection, needs_groups)
 
 
 def _best_matches(found: ArrayLike, truth: ArrayLike) -> HostArray:

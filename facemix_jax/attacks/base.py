@@ -225,6 +225,21 @@ def _play(
     return activations, mixtures, responses, defense.recover(secret, mixtures), logits
 
 
+def by_group(rows: Array | HostArray, recording: Recording) -> Array:
+    """``[B, ...]`` in the order of sending to ``[G, M, ...]``, the rows of each group together.
+
+    For attacks that are granted the grouping. Which of a group's rows comes first means nothing:
+    rows of a Haar matrix are exchangeable.
+    """
+    order = jnp.asarray(np.argsort(recording.groups, kind="stable"))
+    return mixing.group(jnp.asarray(rows)[order], recording.view.group_size)
+
+
+def truth_by_group(rows: Array | HostArray, recording: Recording) -> Array:
+    """``[B, ...]`` in the order of the examples to ``[G, M, ...]``, as ``by_group`` groups them."""
+    return mixing.group(jnp.asarray(rows), recording.view.group_size)
+
+
 def recorded_rows(target: Target, num_groups: int) -> HostArray:
     """The first rows of the attacked split, ``num_groups`` whole groups or as many as there are.
 

@@ -4,13 +4,21 @@ from collections.abc import Callable
 from typing import Protocol
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
-from facemix_jax import _validate, metrics, mixing
+from facemix_jax import _validate, metrics
 from facemix_jax._types import Array, HostArray, RngKey
-from facemix_jax.attacks.base import Attack, AttackConfig, Figure, Recording, Result, Target
+from facemix_jax.attacks.base import (
+    Attack,
+    AttackConfig,
+    Figure,
+    Recording,
+    Result,
+    Target,
+    by_group,
+    truth_by_group,
+)
 from facemix_jax.attacks.unmixing import Separation
 
 CORRELATION = "mean matched |correlation|"
@@ -82,21 +90,15 @@ def score(recording: Recording, sources: Array, threat_model: str) -> Result:
         sources: float ``[G, M, ...]``, group by group.
         threat_model: of the attack.
     """
-    group_size = recording.view.group_size
     truth, owner = (
-        np.asarray(mixing.group(a, group_size))
-        for a in (recording.activations, recording.owner_activations)
+        np.asarray(truth_by_group(rows, recording))
+        for rows in (recording.activations, recording.owner_activations)
     )
     found = np.asarray(sources)
-    attacker, floor, own = (recovery(a, truth) for a in (found, granted_groups(recording), owner))
+    mixtures = by_group(recording.view.mixtures, recording)
+    attacker, floor, own = (recovery(a, truth) for a in (found, mixtures, owner))
     recovered = matched(found, truth).reshape(recording.activations.shape)
     return Result(figures(attacker, floor, own, threat_model), recovered)
-
-
-def granted_groups(recording: Recording) -> Array:
-    """The recording's mixtures with the rows of each group together, ``[G, M, ...]``."""
-    order = jnp.asarray(np.argsort(recording.groups, kind="stable"))
-    return mixing.group(recording.view.mixtures[order], recording.view.group_size)
 
 
 def attack(
@@ -119,7 +121,7 @@ def attack(
     """
 
     def run(target: Target, recording: Recording, rng_key: RngKey, config: AttackConfig) -> Result:
-        mixtures = granted_groups(recording)
+        mixtures = by_group(recording.view.mixtures, recording)
         if recording.view.group_size == 1:
             return score(recording, mixtures, threat_model)
         prepare_key, separate_key = jax.random.split(rng_key)

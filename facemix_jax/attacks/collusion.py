@@ -11,8 +11,17 @@ from numpy.typing import ArrayLike
 
 from facemix_jax import _validate
 from facemix_jax._types import HostArray, RngKey
-from facemix_jax.attacks.base import Attack, AttackConfig, Figure, Recording, Result, Target
-from facemix_jax.attacks.groups import by_group, correlation, matched, truth_by_group
+from facemix_jax.attacks.base import (
+    Attack,
+    AttackConfig,
+    Figure,
+    Recording,
+    Result,
+    Target,
+    by_group,
+    truth_by_group,
+)
+from facemix_jax.attacks.groups import correlation, matched, needs_groups
 from facemix_jax.attacks.separation import separate
 
 THREAT_MODEL = (
@@ -75,10 +84,4 @@ def mean_matched(found: ArrayLike, truth: ArrayLike) -> float:
     return float(np.mean([matched(first, second) for first, second in pairs]))
 
 
-def _needs_groups(target: Target) -> str | None:
-    if target.defense.group_size > 1:
-        return None
-    return f"The defence {target.defense.name!r} mixes nothing: a group has one row."
-
-
-COLLUSION = Attack("collusion", THREAT_MODEL.format("some", "M"), _collusion, _needs_groups)
+COLLUSION = Attack("collusion", THREAT_MODEL.format("some", "M"), _collusion, needs_groups)

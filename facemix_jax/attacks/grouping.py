@@ -21,7 +21,15 @@ import numpy as np
 from facemix_jax import _validate, mixing
 from facemix_jax._types import Array, HostArray, RngKey
 from facemix_jax.attacks import blind, robust
-from facemix_jax.attacks.base import Attack, AttackConfig, Figure, Recording, Result, Target
+from facemix_jax.attacks.base import (
+    Attack,
+    AttackConfig,
+    Figure,
+    Recording,
+    Result,
+    Target,
+    by_group,
+)
 from facemix_jax.attacks.separation import separate
 from facemix_jax.attacks.unmixing import gradient_vectors, matmul, principal_axes
 
@@ -289,7 +297,7 @@ def _run(target: Target, recording: Recording, rng_key: RngKey, config: AttackCo
     order_key, group_key, choose_key, separate_key, chance_key = jax.random.split(rng_key, 5)
     group_size, count = recording.view.group_size, len(recording.groups)
     if group_size == 1:
-        return blind.score(recording, blind.granted_groups(recording), THREAT_MODEL)
+        return blind.score(recording, by_group(recording.view.mixtures, recording), THREAT_MODEL)
     order = np.asarray(jax.random.permutation(order_key, count))
     sent, true = recording.view.mixtures[order], recording.groups[order]
 

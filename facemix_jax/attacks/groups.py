@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from facemix_jax._types import HostArray, RngKey
-from facemix_jax.attacks.base import Recording, Target
+from facemix_jax.attacks.base import Recording, Target, by_group
 from facemix_jax.attacks.separation import separate
 from facemix_jax.data import normalize
-from facemix_jax.metrics import matched_correlation
+from facemix_jax.metrics import matched_correlation, standardise
 
 _AUXILIARY_IMAGES = 256
 _RIDGE = 0.01
@@ -34,19 +34,6 @@ class Unmixed(NamedTuple):
     sources: HostArray
 
 
-def by_group(rows: ArrayLike, recording: Recording) -> HostArray:
-    """``[B, ...]`` in the order of sending to ``[G, M, ...]``, one group after another."""
-    rows = np.asarray(rows)
-    order = np.argsort(recording.groups, kind="stable")
-    return rows[order].reshape(-1, recording.view.group_size, *rows.shape[1:])
-
-
-def truth_by_group(rows: ArrayLike, recording: Recording) -> HostArray:
-    """``[B, ...]`` in the order of the examples to ``[G, M, ...]``, as ``by_group`` groups them."""
-    rows = np.asarray(rows)
-    return rows.reshape(-1, recording.view.group_size, *rows.shape[1:])
-
-
 def unmix(target: Target, recording: Recording, *, rng_key: RngKey) -> Unmixed:
     """Separates every group and settles the signs.
 
@@ -60,7 +47,7 @@ def unmix(target: Target, recording: Recording, *, rng_key: RngKey) -> Unmixed:
         recording: only the view and the groups are used.
         rng_key: draws the starts of the separation; consumed.
     """
-    mixtures = by_group(recording.view.mixtures, recording)
+    mixtures = np.asarray(by_group(recording.view.mixtures, recording))
     if mixtures.shape[1] == 1:
         return Unmixed(np.ones((len(mixtures), 1, 1), np.float32), mixtures)
     found = separate(jnp.asarray(mixtures), rng_key=rng_key)
@@ -108,12 +95,12 @@ def in_order(rows: ArrayLike, order: HostArray) -> HostArray:
 
 def correlation(recovered: ArrayLike, truth: ArrayLike) -> HostArray:
     """|Pearson correlation| of each row with the true one, float64 ``[B]``; 0 for constants."""
-    return np.abs((_standardise(recovered) * _standardise(truth)).sum(1))
+    return np.abs((standardise(recovered) * standardise(truth)).sum(1))
 
 
 def correlations(first: ArrayLike, second: ArrayLike) -> HostArray:
     """|Pearson correlation| of all pairs of rows, float64 ``[m, n]``; 0 for constants."""
-    return np.abs(_standardise(first) @ _standardise(second).T)
+    return np.abs(standardise(first) @ standardise(second).T)
 
 
 def matched(found: ArrayLike, truth: ArrayLike) -> HostArray:
@@ -132,14 +119,6 @@ def matched(found: ArrayLike, truth: ArrayLike) -> HostArray:
     return pairs[linear_sum_assignment(-pairs)]
 
 
-def _standardise(rows: ArrayLike) -> HostArray:
-    rows = np.asarray(rows, np.float64)
-    flat = rows.reshape(len(rows), -1)
-    flat = flat - flat.mean(1, keepdims=True)
-    length = np.linalg.norm(flat, axis=1, keepdims=True)
-    return flat / np.where(length > 0, length, 1.0)
-
-
 def _sign_filter(auxiliary: HostArray) -> HostArray | None:
     """Weights ``[P]`` whose product is positive for upright rows; None where excursions do."""
     flat = auxiliary.reshape(len(auxiliary), -1)
@@ -149,3 +128,10 @@ def _sign_filter(auxiliary: HostArray) -> HostArray | None:
     weights = fitted.T @ np.linalg.solve(gram + ridge, np.ones(len(gram), gram.dtype))
     by_excursion = np.mean(held_out.max(1) + held_out.min(1) >= 0)
     return weights if np.mean(held_out @ weights >= 0) > by_excursion else None
+
+
+def needs_groups(target: Target) -> str | None:
+    """Why an attack on groups has nothing to work with, or None."""
+    if target.defense.group_size > 1:
+        return None
+    return f"The defence {target.defense.name!r} mixes nothing: a group has one row."

@@ -16,17 +16,18 @@ import optax
 
 from facemix_jax import _validate
 from facemix_jax._types import Array, HostArray, RngKey, Variables
-from facemix_jax.attacks.base import Attack, AttackConfig, Figure, Recording, Result, Target
-from facemix_jax.attacks.decoder_network import decoder
-from facemix_jax.attacks.groups import (
-    activations,
+from facemix_jax.attacks.base import (
+    Attack,
+    AttackConfig,
+    Figure,
+    Recording,
+    Result,
+    Target,
     by_group,
-    correlation,
-    in_order,
-    match,
     truth_by_group,
-    unmix,
 )
+from facemix_jax.attacks.decoder_network import decoder
+from facemix_jax.attacks.groups import activations, correlation, in_order, match, unmix
 from facemix_jax.data import denormalize, normalize
 from facemix_jax.metrics import psnr, ssim
 from facemix_jax.models import SplitModel

@@ -11,7 +11,7 @@ import optax
 
 from facemix_jax import _validate
 from facemix_jax._types import Array, HostArray, RngKey, Variables
-from facemix_jax.attacks.base import AttackConfig, Recording, Target
+from facemix_jax.attacks.base import AttackConfig, Recording, Target, by_group
 from facemix_jax.data import normalize
 from facemix_jax.defenses import none
 
@@ -59,12 +59,9 @@ def protect(target: Target, pre: Variables, rng_key: RngKey, images: Array) -> A
 
 
 def grouped_mixtures(recording: Recording) -> Array:
-    """The recording's mixtures ``[B, ...]`` with the rows of each group together.
-
-    Where they were shuffled, which of a group's mixtures comes first means nothing, as it means
-    nothing in the first place.
-    """
-    return recording.view.mixtures[np.argsort(recording.groups, kind="stable")]
+    """The recording's mixtures ``[B, ...]`` with the rows of each group together."""
+    mixtures = recording.view.mixtures
+    return by_group(mixtures, recording).reshape(mixtures.shape)
 
 
 def train(

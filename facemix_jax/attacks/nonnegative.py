@@ -13,19 +13,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from facemix_jax import _validate
-from facemix_jax._types import Array
+from facemix_jax._types import Array, RngKey
 from facemix_jax.attacks import blind
 from facemix_jax.attacks.base import Target
 from facemix_jax.attacks.unmixing import (
     Separation,
     apply_unmixing,
-    check_evidence,
-    check_groups,
+    check_options,
+    iterate,
     map_groups,
     matmul,
     nearest_orthogonal,
-    turn,
+    prepare,
 )
 from facemix_jax.data import normalize
 
@@ -44,7 +43,7 @@ _BLOCK = 10
 def separate_nonnegative(
     mixtures: Array,
     *,
-    rng_key: Array,
+    rng_key: RngKey,
     evidence: Array | None = None,
     restarts: int = 3,
     max_iterations: int = 500,
@@ -72,21 +71,9 @@ def separate_nonnegative(
         UsageError: mixtures of another rank, fewer than 2 in a group, maps of a single position,
             or an option out of range.
     """
-    check_groups(mixtures)
-    evidence = mixtures if evidence is None else evidence
-    check_evidence(mixtures, evidence)
-    _validate.positive(restarts=restarts, max_iterations=max_iterations)
-    _validate.in_range(1e-7, 1.0, tolerance=tolerance)
-    num_groups, group_size = mixtures.shape[:2]
-    starts = jax.random.orthogonal(rng_key, group_size, (num_groups, restarts))
-    return _separate(
-        mixtures.astype(jnp.float32),
-        evidence.astype(jnp.float32),
-        starts,
-        max_iterations,
-        tolerance,
-        jax.default_backend(),
-    )
+    check_options(restarts=restarts, max_iterations=max_iterations, tolerance=tolerance)
+    arrays = prepare(mixtures, evidence, rng_key, restarts)
+    return _separate(*arrays, max_iterations, tolerance, jax.default_backend())
 
 
 def are_nonnegative(target: Target) -> str | None:
@@ -122,19 +109,12 @@ def _separate(
         flat = shown.reshape(len(shown), -1)
         improve = _procrustes(flat)
 
-        def block(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-            rotation, steps, _ = state
-            turned = jax.lax.fori_loop(0, _BLOCK, lambda _, r: improve(r), rotation)
-            return turned, steps + _BLOCK, turn(turned, rotation)
-
-        def unfinished(state: tuple[Array, Array, Array]) -> Array:
-            return (state[2] > tolerance) & (state[1] < max_iterations)
-
         def try_start(start: Array) -> tuple[Array, Array, Array, Array]:
             # Images have positive means: so have sources, from the start.
             sign = jnp.where(matmul(start, flat.sum(1, keepdims=True)) < 0, -1.0, 1.0)
-            state = sign * start, jnp.int32(0), jnp.float32(jnp.inf)
-            rotation, steps, last = jax.lax.while_loop(unfinished, block, state)
+            rotation, steps, last = iterate(
+                improve, sign * start, max_iterations, tolerance, block=_BLOCK
+            )
             below = jnp.minimum(matmul(rotation, flat), 0.0)
             return rotation, steps, last, (below**2).sum()
 

@@ -8,8 +8,17 @@ import jax
 import numpy as np
 
 from facemix_jax._types import Array, HostArray, RngKey, Variables
-from facemix_jax.attacks.base import Attack, AttackConfig, Figure, Recording, Result, Target
-from facemix_jax.attacks.groups import by_group, in_order, match, truth_by_group, unmix
+from facemix_jax.attacks.base import (
+    Attack,
+    AttackConfig,
+    Figure,
+    Recording,
+    Result,
+    Target,
+    by_group,
+    truth_by_group,
+)
+from facemix_jax.attacks.groups import in_order, match, unmix
 from facemix_jax.metrics import attribute_counts, balanced_accuracy
 
 THREAT_MODEL = (

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from facemix_jax._types import Array, RngKey
 from facemix_jax.attacks import blind, nonnegative
-from facemix_jax.attacks.base import AttackConfig, Recording, Target, record
+from facemix_jax.attacks.base import AttackConfig, Recording, Target, by_group, record
 from facemix_jax.attacks.nonnegative import separate_nonnegative
 from facemix_jax.attacks.separation import separate
 from facemix_jax.attacks.unmixing import Separation, matmul, principal_axes
@@ -83,7 +83,7 @@ def choose(target: Target, rng_key: RngKey) -> Choice:
     candidates = _candidates(target)
     rehearsed = {}
     for name, candidate in candidates.items():
-        found = candidate(blind.granted_groups(own), rng_key=separate_key)
+        found = candidate(by_group(own.view.mixtures, own), rng_key=separate_key)
         rehearsed[name] = blind.score(own, found.sources, THREAT_MODEL).figures[0].value
     best = max(rehearsed, key=lambda name: rehearsed[name])
     return Choice(candidates[best], best, rehearsed)

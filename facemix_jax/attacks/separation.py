@@ -15,13 +15,11 @@ The rows of a group are taken as given. Where mixtures were shuffled across grou
 """
 
 import functools
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from facemix_jax import _validate
 from facemix_jax._types import Array, HostArray, RngKey
 from facemix_jax.attacks import blind
 from facemix_jax.attacks.base import Figure
@@ -29,13 +27,14 @@ from facemix_jax.attacks.blind import no_attack, recovery
 from facemix_jax.attacks.unmixing import (
     Separation,
     apply_unmixing,
-    check_evidence,
-    check_groups,
+    check_options,
+    contrast,
     gradients,
+    iterate,
     map_groups,
     matmul,
     nearest_orthogonal,
-    turn,
+    prepare,
     whiten,
 )
 
@@ -50,35 +49,23 @@ _COARSE_SAMPLES = 500
 _COARSE_STEPS = 20
 """Fixed-point steps of the first pass; the second one finishes."""
 
-_GAUSSIAN_LOGCOSH = 0.37456721
-"""``E[log cosh v]`` of a standard normal ``v``, where the contrast is zero."""
-
-Solver = Callable[[Array, Array, int, float], tuple[Array, Array, Array]]
-"""``(white [M, N], start [M, M], max_iterations, tolerance)`` to ``(unmixing, steps, turn)``:
-``unmixing @ white`` are sources, and ``turn`` is at most the tolerance where it converged."""
-
 
 def fast_ica(
     white: Array, start: Array, max_iterations: int, tolerance: float
 ) -> tuple[Array, Array, Array]:
-    """Symmetric fixed point on whitened ``[M, N]`` from the orthogonal ``[M, M]`` start: a Solver.
+    """Symmetric fixed point on whitened ``[M, N]`` from the orthogonal ``[M, M]`` start.
 
     Returns:
         The rotation ``[M, M]``, the steps taken, and how far the last one turned.
     """
 
-    def step(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-        rotation, steps, _ = state
+    def improve(rotation: Array) -> Array:
         # w <- E[g(w z) z] - E[g'(w z)] w with g = tanh (Hyvarinen 1999, equation 20).
         g = jnp.tanh(matmul(rotation, white))
         slope = (1 - g**2).mean(1, keepdims=True)
-        turned = nearest_orthogonal(matmul(g, white.T) / white.shape[1] - slope * rotation)
-        return turned, steps + 1, turn(turned, rotation)
+        return nearest_orthogonal(matmul(g, white.T) / white.shape[1] - slope * rotation)
 
-    def unfinished(state: tuple[Array, Array, Array]) -> Array:
-        return (state[2] > tolerance) & (state[1] < max_iterations)
-
-    return jax.lax.while_loop(unfinished, step, (start, jnp.int32(0), jnp.float32(jnp.inf)))
+    return iterate(improve, start, max_iterations, tolerance)
 
 
 def separate(
@@ -86,7 +73,6 @@ def separate(
     *,
     rng_key: RngKey,
     evidence: Array | None = None,
-    solver: Solver = fast_ica,
     restarts: int = 3,
     max_iterations: int = 200,
     tolerance: float = 1e-5,
@@ -114,7 +100,6 @@ def separate(
         evidence: float ``[G, M, h, w, c]``, what the unmixing is estimated from: the mixtures
             after a linear filter over positions and channels, with which mixing commutes. None
             for the mixtures.
-        solver: finishes on all differences.
         restarts: starts per group.
         max_iterations: limit of steps on all differences.
         tolerance: converged when every row turned by less: ``1 - |cos angle|``. Float32 resolves
@@ -125,23 +110,9 @@ def separate(
         UsageError: mixtures of another rank, fewer than 2 in a group, maps of a single position,
             or an option out of range.
     """
-    check_groups(mixtures)
-    evidence = mixtures if evidence is None else evidence
-    check_evidence(mixtures, evidence)
-    _validate.positive(restarts=restarts, max_iterations=max_iterations)
-    _validate.in_range(1e-7, 1.0, tolerance=tolerance)
-    num_groups, group_size = mixtures.shape[:2]
-    starts = jax.random.orthogonal(rng_key, group_size, (num_groups, restarts))
-    return _separate(
-        mixtures.astype(jnp.float32),
-        evidence.astype(jnp.float32),
-        starts,
-        max_iterations,
-        tolerance,
-        solver,
-        orthogonal,
-        jax.default_backend(),
-    )
+    check_options(restarts=restarts, max_iterations=max_iterations, tolerance=tolerance)
+    arrays = prepare(mixtures, evidence, rng_key, restarts)
+    return _separate(*arrays, max_iterations, tolerance, orthogonal, jax.default_backend())
 
 
 class SeparationReport(NamedTuple):
@@ -189,14 +160,13 @@ GRADIENT_ICA = blind.attack("gradient_ica", THREAT_MODEL, lambda *_: separate)
 """FastICA on gradients, grouping granted."""
 
 
-@functools.partial(jax.jit, static_argnames=("solver", "orthogonal", "backend"))
+@functools.partial(jax.jit, static_argnames=("orthogonal", "backend"))
 def _separate(
     mixtures: Array,
     evidence: Array,
     starts: Array,
     max_iterations: int,
     tolerance: float,
-    solver: Solver,
     orthogonal: bool,
     backend: str,
 ) -> Separation:
@@ -208,19 +178,12 @@ def _separate(
 
         def try_start(start: Array) -> tuple[Array, Array, Array]:
             rotation, steps, _ = fast_ica(coarse, start, _COARSE_STEPS, 10 * tolerance)
-            return rotation, steps, _contrast(coarse, rotation)
+            return rotation, steps, contrast(matmul(rotation, coarse))
 
         rotations, coarse_steps, contrasts = jax.lax.map(try_start, group_starts)
         best = jnp.argmax(contrasts)
-        rotation, steps, last = solver(white, rotations[best], max_iterations, tolerance)
+        rotation, steps, last = fast_ica(white, rotations[best], max_iterations, tolerance)
         unmixing, sources = apply_unmixing(matmul(rotation, whitening), mixture, orthogonal)
         return Separation(unmixing, sources, coarse_steps[best] + steps, last <= tolerance)
 
     return map_groups(separate_group, mixtures, evidence, starts, backend=backend)
-
-
-def _contrast(white: Array, rotation: Array) -> Array:
-    """Approximate negentropy, summed over sources: how far from Gaussian they are."""
-    y = matmul(rotation, white)
-    logcosh = jnp.logaddexp(y, -y).mean(1) - jnp.log(jnp.float32(2.0))
-    return ((logcosh - _GAUSSIAN_LOGCOSH) ** 2).sum()

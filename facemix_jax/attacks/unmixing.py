@@ -7,9 +7,12 @@ import jax
 import jax.numpy as jnp
 
 from facemix_jax import _validate
-from facemix_jax._types import Array
+from facemix_jax._types import Array, RngKey
 
 Result = TypeVar("Result")
+
+_GAUSSIAN_LOGCOSH = 0.37456721
+"""``E[log cosh v]`` of a standard normal ``v``, where the contrast is zero."""
 
 _EIGENVALUE_FLOOR = 1e-6
 """Relative to the largest: float32 leaves nothing but rounding below."""
@@ -41,14 +44,39 @@ def check_groups(mixtures: Array) -> None:
         )
 
 
-def check_evidence(mixtures: Array, evidence: Array) -> None:
-    """Raises ``UsageError`` unless ``evidence`` has the groups and rows of ``mixtures``."""
+def prepare(
+    mixtures: Array, evidence: Array | None, rng_key: RngKey, restarts: int
+) -> tuple[Array, Array, Array]:
+    """Checks the arguments of a separation and draws its starts.
+
+    Args:
+        mixtures: float ``[G, M, H, W, C]``.
+        evidence: float ``[G, M, h, w, c]``, or None for the mixtures.
+        rng_key: consumed.
+        restarts: starts per group.
+
+    Returns:
+        Mixtures and evidence as float32, and orthogonal starts ``[G, R, M, M]``.
+
+    Raises:
+        UsageError: shapes that cannot be separated or do not belong together.
+    """
+    check_groups(mixtures)
+    evidence = mixtures if evidence is None else evidence
     check_groups(evidence)
     if evidence.shape[:2] != mixtures.shape[:2]:
         raise _validate.UsageError(
             f"evidence has shape {evidence.shape} and mixtures {mixtures.shape}, but both must "
             f"start with the same G and M. Filter positions and channels only."
         )
+    starts = jax.random.orthogonal(rng_key, mixtures.shape[1], (len(mixtures), restarts))
+    return mixtures.astype(jnp.float32), evidence.astype(jnp.float32), starts
+
+
+def check_options(*, restarts: int, max_iterations: int, tolerance: float) -> None:
+    """Raises ``UsageError`` where an option of a separation is out of range."""
+    _validate.positive(restarts=restarts, max_iterations=max_iterations)
+    _validate.in_range(1e-7, 1.0, tolerance=tolerance)
 
 
 def gradients(x: Array) -> Array:
@@ -111,14 +139,52 @@ def apply_unmixing(unmixing: Array, mixture: Array, orthogonal: bool) -> tuple[A
 
 
 def nearest_orthogonal(matrix: Array) -> Array:
-    """The orthogonal matrix closest to ``[M, M]`` (polar factor)."""
+    """The orthogonal matrix closest to each of ``[..., M, M]`` (polar factor)."""
     left, _, right = jnp.linalg.svd(matrix, full_matrices=False)
     return matmul(left, right)
 
 
+def contrast(y: Array) -> Array:
+    """Approximate negentropy of ``[M, N]`` of unit variance, summed over rows: not Gaussian."""
+    logcosh = jnp.logaddexp(y, -y).mean(1) - jnp.log(jnp.float32(2.0))
+    return ((logcosh - _GAUSSIAN_LOGCOSH) ** 2).sum()
+
+
+def iterate(
+    improve: Callable[[Array], Array],
+    start: Array,
+    max_iterations: int,
+    tolerance: float,
+    *,
+    block: int = 1,
+) -> tuple[Array, Array, Array]:
+    """Improves rotations until ``block`` steps turn every row by at most ``tolerance``.
+
+    Args:
+        improve: one step on ``[..., M, M]``.
+        start: float32 ``[..., M, M]``.
+        max_iterations: limit of steps.
+        tolerance: of ``turn``.
+        block: steps between two looks.
+
+    Returns:
+        The rotations, the steps taken, and how far the last block turned them.
+    """
+
+    def run(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        rotation, steps, _ = state
+        turned = jax.lax.fori_loop(0, block, lambda _, r: improve(r), rotation)
+        return turned, steps + block, turn(turned, rotation)
+
+    def unfinished(state: tuple[Array, Array, Array]) -> Array:
+        return (state[2] > tolerance) & (state[1] < max_iterations)
+
+    return jax.lax.while_loop(unfinished, run, (start, jnp.int32(0), jnp.float32(jnp.inf)))
+
+
 def turn(new: Array, old: Array) -> Array:
     """How far the row that turned most did: the largest ``1 - |cos angle|``."""
-    return jnp.abs(1 - jnp.abs((new * old).sum(1))).max()
+    return jnp.abs(1 - jnp.abs((new * old).sum(-1))).max()
 
 
 def matmul(a: Array, b: Array) -> Array:

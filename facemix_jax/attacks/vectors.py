@@ -22,11 +22,12 @@ from facemix_jax.attacks.separation import THREAT_MODEL
 from facemix_jax.attacks.unmixing import (
     Separation,
     apply_unmixing,
+    check_options,
     gradient_vectors,
+    iterate,
     map_groups,
     matmul,
     nearest_orthogonal,
-    turn,
     whiten,
 )
 
@@ -67,8 +68,7 @@ def separate_vectors(
             f"mixtures have shape {mixtures.shape}, but vector analysis needs [G, K, M, H, W, C] "
             f"with at least 2 mixtures and 2 x 2 positions. Put K = 1 where there is one set."
         )
-    _validate.positive(restarts=restarts, max_iterations=max_iterations)
-    _validate.in_range(1e-7, 1.0, tolerance=tolerance)
+    check_options(restarts=restarts, max_iterations=max_iterations, tolerance=tolerance)
     num_groups, num_sets, size = mixtures.shape[:3]
     starts = jax.random.orthogonal(rng_key, size, (num_groups, restarts, num_sets))
     return _separate(
@@ -113,23 +113,17 @@ def _separate(
             y = matmul(rotation, white).reshape(vectors.shape)
             return y, jnp.sqrt((y**2).sum((0, 3)) + smoothing)
 
-        def step(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-            rotation, steps, _ = state
+        def improve(rotation: Array) -> Array:
             y, length = rotate(rotation)
             # Per set: w <- E[y z / r] - E[D / r - |y|^2 / r^3] w, as in FastICA.
             score = (y / length[None, :, :, None]).reshape(white.shape)
             square = (y**2).sum(3)
             slope = (y.shape[3] / length[None] - square / length[None] ** 3).sum(2)
             moved = matmul(score, white.mT) - slope[..., None] * rotation
-            turned = jax.vmap(nearest_orthogonal)(moved)
-            return turned, steps + 1, jax.vmap(turn)(turned, rotation).max()
-
-        def unfinished(state: tuple[Array, Array, Array]) -> Array:
-            return (state[2] > tolerance) & (state[1] < max_iterations)
+            return nearest_orthogonal(moved)
 
         def try_start(start: Array) -> tuple[Array, Array, Array, Array]:
-            state = start, jnp.int32(0), jnp.float32(jnp.inf)
-            rotation, steps, last = jax.lax.while_loop(unfinished, step, state)
+            rotation, steps, last = iterate(improve, start, max_iterations, tolerance)
             return rotation, steps, last, rotate(rotation)[1].mean()
 
         rotations, steps, last, lengths = jax.lax.map(try_start, group_starts)

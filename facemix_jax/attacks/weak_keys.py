@@ -19,8 +19,17 @@ import numpy as np
 
 from facemix_jax import _validate, mixing
 from facemix_jax._types import Array, HostArray, RngKey
-from facemix_jax.attacks.base import Attack, AttackConfig, Figure, Recording, Result, Target
-from facemix_jax.attacks.groups import correlation, matched, truth_by_group
+from facemix_jax.attacks.base import (
+    Attack,
+    AttackConfig,
+    Figure,
+    Recording,
+    Result,
+    Target,
+    truth_by_group,
+)
+from facemix_jax.attacks.groups import correlation, matched
+from facemix_jax.attacks.unmixing import contrast, gradients
 from facemix_jax.defenses import Defense
 
 SEED_BITS = 12
@@ -37,9 +46,6 @@ _OUTSTANDING = 2.0
 1.46 was the largest of 128 windows of 4,096 wrong seeds, and the right seed reached 2.4 or more
 at M = 8 and 7.7 at M = 16. Groups of 2 and 4 have so few rotations that wrong seeds come close to
 the right one: it does not stand out, but whichever is best unmixes."""
-
-_GAUSSIAN_LOGCOSH = 0.37456721
-"""``E[log cosh v]`` of a standard normal ``v``, where the contrast is zero."""
 
 THREAT_MODEL = (
     "knows how the user draws matrices, and that each request's secret comes from a JAX seed below "
@@ -100,9 +106,7 @@ def search_seeds(
 
 def _samples(mixtures: Array) -> Array:
     """Evenly spaced first differences down and across of every row: float32 ``[G, M, N]``."""
-    x = mixtures.astype(jnp.float32)
-    down, across = x[:, :, 1:] - x[:, :, :-1], x[:, :, :, 1:] - x[:, :, :, :-1]
-    flat = jnp.concatenate([d.reshape(*x.shape[:2], -1) for d in (down, across)], axis=2)
+    flat = jax.vmap(gradients)(mixtures.astype(jnp.float32))
     return flat[:, :, :: max(1, flat.shape[2] // _SAMPLES)]
 
 
@@ -116,9 +120,7 @@ def _contrasts(defense: Defense, seeds: Array, samples: Array) -> Array:
         secret = defense.init(jax.random.key(seed), group_size, True)
         unmixed = jax.vmap(lambda rows: defense.recover(secret, rows))(samples)
         scale = jnp.sqrt(jnp.mean(unmixed**2, axis=2, keepdims=True))
-        y = unmixed / jnp.where(scale > 0, scale, 1.0)
-        logcosh = jnp.logaddexp(y, -y).mean(2) - jnp.log(jnp.float32(2.0))
-        return ((logcosh - _GAUSSIAN_LOGCOSH) ** 2).sum(1)
+        return jax.vmap(contrast)(unmixed / jnp.where(scale > 0, scale, 1.0))
 
     return jax.vmap(of_seed)(seeds)
 

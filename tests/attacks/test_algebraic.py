@@ -7,8 +7,6 @@ from facemix_jax import mixing
 from facemix_jax._validate import UsageError
 from facemix_jax.attacks import algebraic
 
-pytestmark = pytest.mark.slow
-
 RNG = np.random.default_rng(0)
 
 

@@ -5,9 +5,7 @@ from attack_support import make_recording, make_target, run
 
 from facemix_jax._validate import UsageError
 from facemix_jax.attacks import collusion
-from facemix_jax.attacks.groups import by_group, truth_by_group
-
-pytestmark = pytest.mark.slow
+from facemix_jax.attacks.base import by_group, truth_by_group
 
 
 def test_more_rows_recover_more_and_a_single_one_is_the_floor():

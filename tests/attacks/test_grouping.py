@@ -7,8 +7,6 @@ from pictures import mixed, patchwork
 from facemix_jax._validate import UsageError
 from facemix_jax.attacks import grouping
 
-pytestmark = pytest.mark.slow
-
 RNG_KEY = jax.random.key(5)
 
 

@@ -7,15 +7,14 @@ from attack_support import make_recording, make_target
 
 from facemix_jax import attacks, data
 from facemix_jax.attacks import algebraic, groups
-
-pytestmark = pytest.mark.slow
+from facemix_jax.attacks.base import by_group, truth_by_group
 
 
 @pytest.mark.parametrize("shuffled", [False, True])
 def test_rows_of_a_group_lie_side_by_side(shuffled):
     recording = make_recording(shuffled=shuffled)
-    sent = groups.by_group(recording.view.mixtures, recording)
-    truth = groups.truth_by_group(recording.activations, recording)
+    sent = by_group(recording.view.mixtures, recording)
+    truth = truth_by_group(recording.activations, recording)
     for mixtures, members in zip(sent, truth, strict=True):
         assert algebraic.gram_residual(mixtures, members) < 1e-4
 
@@ -54,11 +53,11 @@ def test_signs_come_from_the_attackers_own_images():
     target = make_target(cut=0)
     recording = make_recording(cut=0)
     found = groups.unmix(target, recording, rng_key=jax.random.key(0))
-    truth = groups.truth_by_group(recording.activations, recording)
+    truth = truth_by_group(recording.activations, recording)
     in_order = groups.in_order(found.sources, groups.match(found.sources, truth))
     assert ((in_order * np.asarray(recording.activations)).sum((1, 2, 3)) > 0).mean() > 0.8
     again = np.einsum(
-        "gij,gj...->gi...", found.unmixing, groups.by_group(recording.view.mixtures, recording)
+        "gij,gj...->gi...", found.unmixing, by_group(recording.view.mixtures, recording)
     )
     np.testing.assert_allclose(again, found.sources, atol=1e-4)
 
@@ -67,10 +66,10 @@ def test_signs_of_light_pictures_are_right_where_excursions_are_not():
     target = make_target(cut=0)
     target = dataclasses.replace(target, source=LightSource(target.source))
     recording = attacks.record(target, target.source.splits["test"][:16], rng_key=jax.random.key(3))
-    truth = groups.truth_by_group(recording.activations, recording)
+    truth = truth_by_group(recording.activations, recording)
     found = groups.unmix(target, recording, rng_key=jax.random.key(0)).sources
     bare = attacks.separate(
-        groups.by_group(recording.view.mixtures, recording), rng_key=jax.random.key(0)
+        by_group(recording.view.mixtures, recording), rng_key=jax.random.key(0)
     ).sources
     right, without = (
         (

@@ -9,8 +9,6 @@ from facemix_jax.attacks import groups, inversion
 from facemix_jax.attacks.decoder_network import decoder
 from facemix_jax.attacks.groups import correlation
 
-pytestmark = pytest.mark.slow
-
 pytestmark = pytest.mark.library_promotes
 
 

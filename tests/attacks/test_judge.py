@@ -8,8 +8,6 @@ from facemix_jax._validate import UsageError
 from facemix_jax.attacks import judge
 from facemix_jax.data import decode
 
-pytestmark = pytest.mark.slow
-
 ORIGINALS = 3.0 * np.eye(8)
 GALLERY = -ORIGINALS
 

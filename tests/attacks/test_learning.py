@@ -9,8 +9,6 @@ from facemix_jax import attacks, defenses, models
 from facemix_jax._validate import DataError
 from facemix_jax.attacks import learning
 
-pytestmark = pytest.mark.slow
-
 RNG_KEY = jax.random.key(0)
 
 

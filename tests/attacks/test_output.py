@@ -1,12 +1,9 @@
 import jax
 import numpy as np
-import pytest
 from attack_support import make_recording, make_target, run
 
 from facemix_jax import metrics
 from facemix_jax.attacks import output
-
-pytestmark = pytest.mark.slow
 
 
 def test_answers_are_the_owners_without_the_key():

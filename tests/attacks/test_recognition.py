@@ -14,8 +14,6 @@ from facemix_jax._validate import UsageError
 from facemix_jax.attacks import recognition, recognition_training
 from facemix_jax.attacks import recognition_scores as scores
 
-pytestmark = pytest.mark.slow
-
 RNG_KEY = jax.random.key(0)
 EFFORT = attacks.AttackConfig(num_groups=16, steps=120, batch_size=32)
 ALL = (

@@ -9,14 +9,7 @@ from tile_faces import Faces, small_network
 from facemix_jax import attacks, defenses, models
 from facemix_jax.attacks import reconstruction
 
-pytestmark = pytest.mark.slow
-
 RNG_KEY = jax.random.key(0)
-
-
-@pytest.fixture(autouse=True)
-def narrow_networks(monkeypatch):
-    monkeypatch.setattr(reconstruction, "_FEATURES", 8)
 
 
 def run(defense, model, *, steps, batch_size=16):
@@ -30,9 +23,11 @@ def run(defense, model, *, steps, batch_size=16):
     return result.figures[0], result.recovered, recording
 
 
+@pytest.mark.slow
 @pytest.mark.library_promotes
-def test_the_attack_succeeds_where_groups_are_only_reordered():
+def test_the_attack_succeeds_where_groups_are_only_reordered(monkeypatch):
     """The negative control, and the check that images come back in the order of the truth."""
+    monkeypatch.setattr(reconstruction, "_FEATURES", 24)
     weak = defenses.facemix(group_size=2, family="signed_permutation")
     figure, recovered, recording = run(weak, small_network(), steps=100)
     assert figure.floor + 0.1 < figure.value < 0
@@ -59,7 +54,8 @@ def test_the_attack_succeeds_where_groups_are_only_reordered():
     ],
     ids=lambda model: model.spec.name,
 )
-def test_any_network_cut_and_group(model):
+def test_any_network_cut_and_group(model, monkeypatch):
+    monkeypatch.setattr(reconstruction, "_FEATURES", 4)
     for defense in (defenses.none(), defenses.facemix(group_size=16)):
         figure, recovered, recording = run(defense, model, steps=1, batch_size=8)
         assert np.isfinite(figure.value)

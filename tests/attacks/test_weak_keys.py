@@ -8,8 +8,6 @@ from facemix_jax import data, defenses
 from facemix_jax._validate import UsageError
 from facemix_jax.attacks import weak_keys
 
-pytestmark = pytest.mark.slow
-
 DEFENSE = defenses.facemix(group_size=8)
 SEEDS = (2**31 + 5, 2**31 + 700)
 """Beyond what a signed number holds."""

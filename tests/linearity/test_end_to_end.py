@@ -9,8 +9,6 @@ from facemix_jax import linearity, mixing
 from facemix_jax._validate import UsageError
 from facemix_jax.linearity import precision
 
-pytestmark = pytest.mark.slow
-
 
 def linear_main(x):
     """Two convolutions, a strided one among them, average pooling and a product: no bias."""

@@ -6,8 +6,6 @@ import pytest
 from facemix_jax import linearity, mixing
 from facemix_jax.linearity import precision
 
-pytestmark = pytest.mark.slow
-
 X = jax.random.normal(jax.random.key(0), (16, 30))
 
 

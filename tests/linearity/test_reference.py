@@ -10,8 +10,7 @@ import pytest
 from facemix_jax import linearity
 from facemix_jax.linearity.end_to_end import draw_keys
 from facemix_jax.models import resnet, split
-
-pytestmark = pytest.mark.slow
+from facemix_jax.models.split import Head
 
 GROUP_SIZE, NUM_KEYS = 4, 2
 TOLERANCE = 1e-12
@@ -93,13 +92,13 @@ def network():
     """Main, its variables, an input, and both libraries' keys, all float64."""
     # Building traces the network with float32 variables, which BatchNorm promotes.
     with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
-        model = split.split(
+        model = split(
             [
                 ("stem", functools.partial(resnet.Stem, 4, "batch", jnp.float64)),
                 ("block", functools.partial(resnet.BasicBlock, 6, 2, "none", jnp.float64)),
                 ("pool", resnet.GlobalAveragePool),
             ],
-            functools.partial(split.Head, 2, 2),
+            functools.partial(Head, 2, 2),
             name="small",
             cut=0,
             last_cut=2,

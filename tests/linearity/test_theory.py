@@ -8,8 +8,6 @@ import pytest
 from facemix_jax import linearity, mixing, models
 from facemix_jax.linearity import precision, theory
 
-pytestmark = pytest.mark.slow
-
 CONVOLVE = functools.partial(
     jax.lax.conv_general_dilated,
     window_strides=(1, 1),
@@ -88,9 +86,9 @@ def test_float64_obeys_the_same_bound():
 
 
 def test_a_tightened_bound_is_exceeded():
-    measured = ratios(SHAPES[0], 50, "float32")
-    assert (measured > 1 / 5).all()
-    assert (measured > 1 / 2).any() or (measured > 1 / 3).all()
+    measured = ratios((8, 3, [(3, 32)]), 50, "float32")
+    assert (measured > 1 / 4).all()
+    assert (measured > 1 / 2).any()
 
 
 @pytest.mark.slow
@@ -127,7 +125,10 @@ def test_ill_conditioned_keys_stay_below_the_bound():
         ]
         ratio = error.per_key / jnp.array(bounds)
         assert 0.1 <= float(jnp.sqrt((ratio**2).mean())) <= 1
-        assert float(ratio.max()) <= 2, "single keys may exceed it"
+        worst = theory.rounding_bound(
+            jnp.dtype("float32"), group_size=16, fan_ins=[40], condition=number
+        )
+        assert (error.per_key <= worst).all()
 
 
 def test_fan_ins_are_read_off_the_variables():

@@ -8,8 +8,6 @@ import pytest
 from facemix_jax._validate import UsageError
 from facemix_jax.models import pix2pix
 
-pytestmark = pytest.mark.slow
-
 RNG_KEY = jax.random.key(0)
 
 
