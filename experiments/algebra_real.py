@@ -9,19 +9,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import report
 import tyro
 
 from facemix_jax import _runtime, attacks, models, runs
 from facemix_jax._types import HostArray
-from facemix_jax.attacks import (
-    algebraic,
-    collusion,
-    groups,
-    inversion,
-    judge,
-    output,
-    weak_keys,
-)
+from facemix_jax.attacks import algebraic, collusion, groups, inversion, judge, output, weak_keys
 from facemix_jax.attacks.base import by_group, truth_by_group
 from facemix_jax.provenance import provenance
 
@@ -87,13 +80,16 @@ def main(config: Config) -> None:
         algebraic.INTERSECTION,
         weak_keys.WEAK_RANDOMNESS,
     ):
-        done(attack.name, figures(attack.run(target, recording, rng_key, effort)))
+        done(attack.name, report.figures(attack.run(target, recording, rng_key, effort).figures))
     done("certificates", certificates(target, recording))
     done("known_plaintext", known_plaintext(recording))
     done("collusion", collusion_curve(recording))
     done("seed_search", seed_search(target, recording))
     done("output", output_privacy(target, config.output_images, rng_key))
-    done("inversion", figures(inversion.INVERSION.run(target, recording, rng_key, effort)))
+    done(
+        "inversion",
+        report.figures(inversion.INVERSION.run(target, recording, rng_key, effort).figures),
+    )
     done("inversion_by_optimization", optimized(target, recording, config.optimized))
     if judge.JUDGE.unsuitable(target) is None:
         recogniser = judge.dlib_recogniser()
@@ -103,26 +99,19 @@ def main(config: Config) -> None:
             result, _ = judge.judge_recording(
                 judged, seen, recogniser, rng_key=rng_key, config=effort
             )
-            done(f"judge_cut_{cut}", figures(result))
+            done(f"judge_cut_{cut}", report.figures(result.figures))
 
-    report = {
-        "provenance": {**provenance(), "seconds": round(time.perf_counter() - began, 1)},
-        "dataset": f"{run.source.name} test split, first {len(rows)} images",
-        "run": {**dataclasses.asdict(run.config), "data": None, "steps": run.step},
-        "config": {**dataclasses.asdict(config), "workdir": None, "data_dir": None, "output": None},
-        **parts,
-    }
-    config.output.parent.mkdir(parents=True, exist_ok=True)
-    config.output.write_text(json.dumps(report, indent=2) + "\n")
-
-
-def figures(result: attacks.Result) -> list[dict[str, Any]]:
-    """Figures as JSON, rounded."""
-
-    def rounded(value: Any) -> Any:
-        return round(value, 4) if isinstance(value, float) else value
-
-    return [{k: rounded(v) for k, v in figure._asdict().items()} for figure in result.figures]
+    report.write(
+        config.output,
+        {
+            "mark": "measured",
+            "provenance": {**provenance(), "seconds": round(time.perf_counter() - began, 1)},
+            "dataset": f"{run.source.name} test split, first {len(rows)} images",
+            "run": {**dataclasses.asdict(run.config), "data": None, "steps": run.step},
+            "config": report.options(config),
+            **parts,
+        },
+    )
 
 
 def certificates(target: attacks.Target, recording: attacks.Recording) -> dict[str, Any]:
@@ -132,7 +121,7 @@ def certificates(target: attacks.Target, recording: attacks.Recording) -> dict[s
     brighter = np.clip(recording.images.astype(np.int16) + 2, 0, 255).astype(np.uint8)
     altered = truth_by_group(groups.activations(target, brighter), recording)
     others = groups.auxiliary_activations(target, 1000)
-    wrong = members.copy()
+    wrong = np.array(members)
     wrong[:, 0] = others[: len(wrong)]
     pairs = list(zip(mixtures, members, altered, wrong, strict=True))
     return {

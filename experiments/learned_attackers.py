@@ -2,20 +2,18 @@
 
 import csv
 import dataclasses
-import json
 import time
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+import report
 import tyro
 
 from facemix_jax import _runtime, attacks, data, defenses, mixing, models, runs
-from facemix_jax._files import write_atomically
 from facemix_jax.attacks import learning, recognition, reconstruction
 from facemix_jax.data.files import FileSource
-from facemix_jax.provenance import provenance
 
 ATTACKS = {
     attack.name: attack
@@ -81,26 +79,21 @@ class Config:
 
 def main(config: Config) -> None:
     """Runs the cells that the JSON file lacks, and writes each into it."""
-    report: dict[str, Any] = {}
-    if config.output.exists():
-        report = json.loads(config.output.read_text())
+    cells = report.Cells(config.output, config)
     for workdir in config.workdirs:
         run = runs.load(workdir, data_dir=config.data_dir)
         defense = run.defense
-        label = defense.name
-        if defense.group_size > 1:
-            label += f" M={defense.group_size}"
+        what: dict[str, Any] = {"trained_with": defense.name, "steps": config.steps}
         if config.weak:
             defense = defenses.facemix(group_size=config.weak_group_size, family=WEAK)
-            label = f"{WEAK} M={config.weak_group_size}, trained with {label}"
+        what |= {"defense": WEAK if config.weak else defense.name, "group_size": defense.group_size}
         for name in config.attacks:
             source = run.source
             if "identity" in name:
                 if config.identity_dir is None:
                     continue
                 source = people(config)
-            cell = f"{label}: {name}, {config.steps} steps of {config.batch_size}"
-            if cell in report:
+            if cells.has(attack=name, **what):
                 continue
             model, variables = (run.model, run.variables)
             if name == RAW_IMAGES:
@@ -108,10 +101,7 @@ def main(config: Config) -> None:
             target = attacks.Target(
                 model=model, defense=defense, variables=variables, source=source
             )
-            report[cell] = attack(target, name, config)
-            print(json.dumps({cell: report[cell]["figures"]}, indent=1), flush=True)
-            config.output.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(config.output, json.dumps(report, indent=1) + "\n")
+            cells.add({"attack": name, **what, **attack(target, name, config)})
 
 
 def attack(target: attacks.Target, name: str, config: Config) -> dict[str, Any]:
@@ -137,24 +127,14 @@ def attack(target: attacks.Target, name: str, config: Config) -> dict[str, Any]:
             )
         )
         separated = attacks.evaluate_separation(mixtures, truth, owner, rng_key=separate_key)
-        separation = as_dict(separated.figures[0])
+        separation = report.figures(separated.figures)[0]
     return {
-        "mark": "measured",
         "dataset": f"{target.source.name}, {len(rows)} test images recorded",
         "cut": target.model.spec.cut,
-        "group_size": group_size,
-        "figures": [as_dict(figure) for figure in result.figures],
+        "figures": report.figures(result.figures),
         "gradient_ica": separation,
         "seconds": round(time.perf_counter() - began, 1),
-        "seed": config.seed,
-        "provenance": provenance(),
     }
-
-
-def as_dict(figure: attacks.Figure) -> dict[str, Any]:
-    """The figure's fields and its key advantage, rounded."""
-    values = {**figure._asdict(), "key_advantage": figure.key_advantage}
-    return {k: round(v, 4) if isinstance(v, float) else v for k, v in values.items()}
 
 
 def people(config: Config) -> data.Source:

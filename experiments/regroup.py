@@ -1,7 +1,6 @@
 """Shuffled mixtures of real faces put back into their groups, from few to thousands."""
 
 import dataclasses
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -9,17 +8,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import report
 import tyro
 from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.spatial.distance import pdist
 
 from facemix_jax import _runtime, data, mixing, models, runs
-from facemix_jax._files import write_atomically
 from facemix_jax._types import HostArray
 from facemix_jax.attacks import blind, grouping, robust, separation
 from facemix_jax.attacks.base import Target
 from facemix_jax.defenses import facemix
-from facemix_jax.provenance import provenance
 
 CELLS = (
     *((2, n) for n in (20, 128, 512)),
@@ -63,26 +61,17 @@ class Config:
 
 def main(config: Config) -> None:
     """Runs the cells that are missing; writes JSON after each."""
-    source = data.load_source(
-        data.DataConfig(
-            dataset="celeba",
-            data_dir=config.data_dir,
-            image_size=config.image_size,
-            cache_dir=config.cache_dir,
-        )
-    )
+    source = report.celeba(config.data_dir, config.cache_dir, config.image_size)
     model = models.build(models.ModelConfig(cut=0), image_size=config.image_size)
     settings: dict[str, tuple[Any, Any]] = {"image": (model, model.init(jax.random.key(0)))}
     if config.workdir is not None:
         run = runs.load(config.workdir)
         settings["trained stem"] = run.model, run.variables
-    done = json.loads(config.output.read_text())["cells"] if config.output.exists() else []
+    cells = report.Cells(config.output, config)
     for group_size, num_groups in sorted(CELLS, key=lambda cell: cell[0] * cell[1]):
         for name, (model, variables) in settings.items():
             what = {"setting": name, "group_size": group_size, "groups": num_groups}
-            if group_size * num_groups > config.most or any(
-                what.items() <= c.items() for c in done
-            ):
+            if group_size * num_groups > config.most or cells.has(**what):
                 continue
             target = Target(
                 model=model,
@@ -90,16 +79,7 @@ def main(config: Config) -> None:
                 variables=variables,
                 source=source,
             )
-            done.append({**what, **regrouped(target, num_groups, config)})
-            print(json.dumps(done[-1]), flush=True)
-            told = {**dataclasses.asdict(config), "data_dir": None, "cache_dir": None}
-            report = {
-                "provenance": provenance(),
-                "config": {**told, "workdir": None, "output": None},
-                "cells": done,
-            }
-            config.output.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(config.output, json.dumps(report, indent=2) + "\n")
+            cells.add({**what, **regrouped(target, num_groups, config)})
 
 
 def regrouped(target: Target, num_groups: int, config: Config) -> dict[str, Any]:

@@ -1,27 +1,19 @@
 """Every blind separation on real faces: without noise at each cut, and under noise on mixtures."""
 
 import dataclasses
-import json
 import time
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import report
 import tyro
 
 from facemix_jax import _runtime, attacks, data, defenses, mixing, models, runs
-from facemix_jax._files import write_atomically
 from facemix_jax._types import Array, RngKey
-from facemix_jax.attacks import (
-    adversarial,
-    nonnegative,
-    robust,
-    separation,
-    vectors,
-)
+from facemix_jax.attacks import adversarial, nonnegative, robust, separation, vectors
 from facemix_jax.defenses import Defense
-from facemix_jax.provenance import provenance
 
 PLAIN = (
     separation.GRADIENT_ICA,
@@ -68,14 +60,7 @@ class Config:
 
 def main(config: Config) -> None:
     """Runs the cells that are missing; writes JSON after each."""
-    source = data.load_source(
-        data.DataConfig(
-            dataset="celeba",
-            data_dir=config.data_dir,
-            image_size=config.image_size,
-            cache_dir=config.cache_dir,
-        )
-    )
+    source = report.celeba(config.data_dir, config.cache_dir, config.image_size)
     settings: dict[str, tuple[Any, Any]] = {}
     for name, cut in (("image", 0), ("random stem", 1)):
         model = models.build(
@@ -86,31 +71,21 @@ def main(config: Config) -> None:
         run = runs.load(config.workdir)
         settings["trained stem"] = run.model, run.variables
 
-    done = json.loads(config.output.read_text())["cells"] if config.output.exists() else []
+    cells = report.Cells(config.output, config)
     for name, (model, variables) in settings.items():
         for noise in config.noises:
-            if any((c["setting"], c["noise"]) == (name, noise) for c in done):
+            what = {"setting": name, "noise": noise}
+            if cells.has(**what):
                 continue
             began = time.perf_counter()
-            cell = {"setting": name, "noise": noise}
             target = attacks.Target(
                 model=model,
                 defense=noisy(config.group_size, noise, scale(model, variables, source)),
                 variables=variables,
                 source=source,
             )
-            cell |= attacked(target, config, NOISY if noise else PLAIN)
-            cell["seconds"] = round(time.perf_counter() - began, 1)
-            done.append(cell)
-            print(json.dumps(cell), flush=True)
-            told = {**dataclasses.asdict(config), "data_dir": None, "cache_dir": None}
-            report = {
-                "provenance": provenance(),
-                "config": {**told, "workdir": None, "output": None},
-                "cells": done,
-            }
-            config.output.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(config.output, json.dumps(report, indent=2) + "\n")
+            scores = attacked(target, config, NOISY if noise else PLAIN)
+            cells.add({**what, **scores, "seconds": round(time.perf_counter() - began, 1)})
 
 
 def attacked(
