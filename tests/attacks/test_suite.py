@@ -55,6 +55,7 @@ def test_the_registry_ends_with_the_strongest():
 
 
 @pytest.mark.slow
+@pytest.mark.library_promotes
 @pytest.mark.parametrize("group_size", [4, 1])
 @pytest.mark.parametrize("name", suite.ATTACKS)
 def test_every_attack_runs_on_every_defence(name, group_size):
