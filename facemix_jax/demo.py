@@ -110,8 +110,9 @@ def run(out: Path, *, say: Callable[[str], None]) -> Result:
         image_size=source.image_size,
         num_attributes=len(source.attribute_names),
     )
+    # Main's weights do not matter to who separates images.
     leakage_images = evaluation.evaluate_leakage(
-        whole, mixed.defense, {"pre": {}}, source, rng_key=rng_key
+        whole, mixed.defense, whole.init(jax.random.key(0)), source, rng_key=rng_key
     )
     clock = time.perf_counter()
     leakage_activations = evaluation.evaluate_leakage(

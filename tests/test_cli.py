@@ -181,7 +181,6 @@ def test_every_command_has_help_with_an_example(capsys, command):
     assert f"Example: facemix {command}" in " ".join(out.split())
 
 
-@pytest.mark.slow
 def test_demo_writes_one_report_and_a_second_run_is_short(capsys, tmp_path, monkeypatch):
     data = DataConfig(image_size=(40, 36), train_examples=64, test_examples=64)
     train = TrainConfig(num_epochs=1, batch_size=16)
