@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 import tyro
+from rich.text import Text
 
 from facemix_jax import output, report, runs
 from facemix_jax._files import write_atomically
@@ -24,6 +25,7 @@ class Attack:
     """What the cloud learns from a work directory's mixtures: every attack, the strongest last.
 
     Example: facemix attack --workdir runs/m8 --json attacks.json --pictures attacks.png
+
     Example: facemix attack --workdir runs/m8 --attack gradient_ica
     """
 
@@ -122,9 +124,16 @@ def _table(title: str, rows: list[tuple[str, Figure]]) -> Any:
         ["" if value is None else f"{value:.3f}" for value in line]
         for line in zip(*shown.values(), strict=True)
     ]
-    names = [f"{name}: {figure.name}" for name, figure in rows]
-    lines = [(name, *line) for name, line in zip(names, cells, strict=True)]
-    return output.table(title, tuple(shown), lines)
+    lines = []
+    for index, (name, figure) in enumerate(rows):
+        first = index == 0 or rows[index - 1][0] != name
+        label = Text.assemble((f"{name}\n", "bold"), figure.name) if first else figure.name
+        lines.append((label, *cells[index]))
+    made = output.table(title, tuple(shown), lines)
+    made.columns[0].min_width = 16
+    for heading, column in zip(shown, made.columns[1:], strict=True):
+        column.max_width = max(7, *map(len, heading.split()))
+    return made
 
 
 def _write(path: Path, png: bytes) -> None:

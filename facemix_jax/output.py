@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from facemix_jax._files import write_atomically
 from facemix_jax._validate import FacemixError
@@ -52,13 +53,13 @@ def figure_dict(figure: Figure) -> dict[str, Any]:
     return {**figure._asdict(), "key_advantage": figure.key_advantage}
 
 
-def table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    """A table whose first column is named ``title`` and left-aligned."""
+def table(title: str, header: Sequence[str], rows: Sequence[Sequence[str | Text]]) -> Table:
+    """A table whose first column is named ``title`` and left-aligned; brackets are no markup."""
     made = Table(title, *header)
     for column in made.columns[1:]:
         column.justify = "right"
     for row in rows:
-        made.add_row(*row)
+        made.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in row))
     return made
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from facemix_jax import cli, demo
+from facemix_jax import attacks, cli, commands_attack, demo, output
 from facemix_jax.data import DataConfig
 from facemix_jax.training import TrainConfig
 
@@ -58,7 +58,7 @@ def test_attack_writes_its_figures_to_a_file(capsys, workdir, tmp_path):
     files = ("--json", path, "--pictures", pictures)
     code, out, _ = run(capsys, "attack", "--workdir", workdir, *options, *files)
     assert code == 0
-    for word in ("gradient_ica", "no attack", "owner", "key advantage"):
+    for word in ("gradient_ica", "attacker", "owner", "advantage"):
         assert word in out
     result = json.loads(path.read_text())
     assert result["groups"] == 2
@@ -179,6 +179,18 @@ def test_every_command_has_help_with_an_example(capsys, command):
     code, out, _ = run(capsys, command, "--help")
     assert code == 0
     assert f"Example: facemix {command}" in " ".join(out.split())
+
+
+def test_brackets_and_narrow_terminals_lose_nothing(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    figure = attacks.Figure("error of the faces [dB]", -10.25, -20.5, -1.125, "nothing", -30.5, 0.0)
+    output.emit(None, {}, commands_attack._table("facemix", [("inversion", figure)] * 2))
+    shown = capsys.readouterr().out
+    assert max(map(len, shown.splitlines())) <= 80
+    assert shown.count("[dB]") == 2
+    assert shown.count("inversion") == 1
+    for number in ("-30.500", "-20.500", "-10.250", "0.000", "-1.125", "9.125"):
+        assert shown.count(number) >= 2
 
 
 def test_demo_writes_one_report_and_a_second_run_is_short(capsys, tmp_path, monkeypatch):

@@ -13,7 +13,8 @@ from facemix_jax import _validate
 from facemix_jax._types import Array, HostArray, RngKey, Variables
 from facemix_jax.attacks.base import AttackConfig, Recording, Target, by_group
 from facemix_jax.data import normalize
-from facemix_jax.defenses import none
+from facemix_jax.defenses import Defense, none
+from facemix_jax.models import SplitModel
 
 State = TypeVar("State")
 
@@ -31,13 +32,13 @@ def batch_size(config: AttackConfig, group_size: int) -> int:
     return -(-config.batch_size // group_size) * group_size
 
 
-def cosine(peak: float, config: AttackConfig) -> optax.Schedule:
+def cosine(peak: float, steps: int) -> optax.Schedule:
     """Linear rise over a tenth of the steps, then a cosine to zero."""
     return optax.warmup_cosine_decay_schedule(
         init_value=0.0,
         peak_value=peak,
-        warmup_steps=config.steps // 10,
-        decay_steps=config.steps,
+        warmup_steps=steps // 10,
+        decay_steps=steps,
     )
 
 
@@ -47,14 +48,15 @@ def mirrored(rng_key: RngKey, images: Array) -> Array:
     return jnp.where(flip, images[:, :, ::-1], images)
 
 
-def protect(target: Target, pre: Variables, rng_key: RngKey, images: Array) -> Array:
+def protect(
+    model: SplitModel, defense: Defense, pre: Variables, rng_key: RngKey, images: Array
+) -> Array:
     """What the cloud would see of ``images``: uint8 ``[B, H, W, 3]`` to float32 ``[B, ...]``.
 
     Rows stay with their group and in order; the secret is a fresh one. ``pre`` are that segment's
     variables.
     """
-    defense = target.defense
-    activations = target.model.pre(pre, normalize(images)).astype(jnp.float32)
+    activations = model.pre(pre, normalize(images)).astype(jnp.float32)
     return defense.protect(defense.init(rng_key, images.shape[0], True), activations)
 
 

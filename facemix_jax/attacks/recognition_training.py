@@ -6,6 +6,7 @@ alone is what the owner gets; without it, the set-valued attackers, which are to
 group but not which row shows whom, hardly learn anything even from unprotected activations.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -18,7 +19,9 @@ from facemix_jax import inference, mixing
 from facemix_jax._types import Array, HostArray, RngKey, Variables
 from facemix_jax.attacks import learning
 from facemix_jax.attacks.base import AttackConfig, Target
-from facemix_jax.attacks.networks import Head, group_head
+from facemix_jax.attacks.networks import group_head
+from facemix_jax.defenses import Defense
+from facemix_jax.models import SplitModel
 
 _LEARNING_RATE = 1e-3
 
@@ -85,13 +88,15 @@ def train_pair(
     rng_key: RngKey,
     config: AttackConfig,
 ) -> tuple[Predict, Predict]:
-    """Trains the attacker and what the owner gets: the same one on unprotected activations.
+    """Trains the attacker and what the owner gets: the same network on unprotected activations.
+
+    The owner, who knows which row is whose, asks about single rows.
 
     Args:
         target: the system.
         group_size: ``m``, rows that are asked about together: 1, or the defence's group size.
         outputs: numbers per row.
-        loss: of an attacker that does not know the order of members. The owner knows it.
+        loss: of a network that does not know the order of members.
         rows: int ``[n]``, the attacker's own images.
         labels: ``[N, ...]``, for every image of the source.
         rng_key: consumed.
@@ -117,72 +122,88 @@ def train_pair(
     # Groups of the defence and of the question are the same, or one of them is a single row.
     size = learning.batch_size(config, max(group_size, target.defense.group_size))
 
-    def trained(start: _Network, system: Target, loss: Loss, rng_key: RngKey) -> _Network:
-        step, state = _step(start, system, head, group_size, loss, config)
+    def trained(start: _Network, system: Target, asked: int, rng_key: RngKey) -> _Network:
+        question = _Question(target.model, outputs, asked, loss, config.steps)
+
+        def step(
+            state: _State, pre: Variables, rng_key: RngKey, images: Array, labels: Array
+        ) -> tuple[_State, Array]:
+            z = _seen(system.model, system.defense, pre, rng_key, images)
+            return _improve(question, state, z, labels)
+
+        state = _State(start, _optimizer(config.steps).init(start.params))
         return learning.train(
             step, state, system, rows, labels, size=size, steps=config.steps, rng_key=rng_key
         ).network
 
-    def in_order(logits: Array, labels: Array) -> Array:
-        rows = (x.reshape(x.shape[0] * x.shape[1], 1, *x.shape[2:]) for x in (logits, labels))
-        return loss(*rows)
-
-    owner = trained(start, plain, in_order, owner_key)
+    owner = trained(start, plain, 1, owner_key)
     attacker = owner
     if target.defense.name != plain.defense.name:
-        attacker = trained(owner, target, loss, attacker_key)
-    apply = _apply(target, head, group_size)
+        attacker = trained(owner, target, group_size, attacker_key)
 
-    def predictor(network: _Network) -> Predict:
+    def predictor(network: _Network, asked: int) -> Predict:
+        question = _Question(target.model, outputs, asked, loss, config.steps)
+
         def predict(z: Array) -> HostArray:
             padded = mixing.pad_groups(z, size)  # so that one program serves all parts
-            parts = [apply(network, padded[i : i + size]) for i in range(0, len(padded), size)]
-            return np.concatenate(parts)[: len(z) // group_size]
+            parts = [
+                _answer(question, network, padded[i : i + size])
+                for i in range(0, len(padded), size)
+            ]
+            return np.concatenate(parts).reshape(-1, group_size, outputs)[: len(z) // group_size]
 
         return predict
 
-    return predictor(attacker), predictor(owner)
+    return predictor(attacker, group_size), predictor(owner, 1)
 
 
-def _step(
-    start: _Network,
-    target: Target,
-    head: Head,
-    group_size: int,
-    loss: Loss,
-    config: AttackConfig,
-) -> tuple[Callable[[_State, Variables, RngKey, Array, Array], tuple[_State, Array]], _State]:
-    """The jitted step and the state before the first."""
-    optimizer = optax.adam(learning.cosine(_LEARNING_RATE, config))
+class _Question(NamedTuple):
+    """What is asked of a network; hashable, so that equal questions are compiled once."""
 
-    @jax.jit
-    def step(
-        state: _State, pre: Variables, rng_key: RngKey, images: Array, labels: Array
-    ) -> tuple[_State, Array]:
-        flip_key, secret_key = jax.random.split(rng_key)
-        z = learning.protect(target, pre, secret_key, learning.mirrored(flip_key, images))
-        network = state.network
-
-        def loss_of(params: dict[str, Any]) -> tuple[Array, dict[str, Any]]:
-            variables = {**network.statistics, "params": params["encoder"]}
-            features, variables = target.model.main.train(variables, z)
-            logits = head.apply(params["head"], mixing.group(features, group_size))
-            statistics = {n: v for n, v in variables.items() if n != "params"}
-            return loss(logits, mixing.group(labels, group_size)), statistics
-
-        (value, statistics), gradient = jax.value_and_grad(loss_of, has_aux=True)(network.params)
-        updates, opt_state = optimizer.update(gradient, state.opt_state)
-        params = optax.apply_updates(network.params, updates)
-        return _State(_Network(params, statistics), opt_state), value
-
-    return step, _State(start, optimizer.init(start.params))
+    model: SplitModel
+    outputs: int
+    group_size: int
+    loss: Loss
+    steps: int
 
 
-def _apply(target: Target, head: Head, group_size: int) -> Callable[[_Network, Array], Array]:
-    @jax.jit
-    def apply(network: _Network, z: Array) -> Array:
-        variables = {**network.statistics, "params": network.params["encoder"]}
-        features = target.model.main(variables, z)
-        return head.apply(network.params["head"], mixing.group(features, group_size))
+def _optimizer(steps: int) -> optax.GradientTransformation:
+    return optax.adam(learning.cosine(_LEARNING_RATE, steps))
 
-    return apply
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _seen(
+    model: SplitModel, defense: Defense, pre: Variables, rng_key: RngKey, images: Array
+) -> Array:
+    flip_key, secret_key = jax.random.split(rng_key)
+    return learning.protect(model, defense, pre, secret_key, learning.mirrored(flip_key, images))
+
+
+def _logits(question: _Question, head: Variables, features: Array) -> Array:
+    return group_head(outputs=question.outputs).apply(
+        head, mixing.group(features, question.group_size)
+    )
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _improve(question: _Question, state: _State, z: Array, labels: Array) -> tuple[_State, Array]:
+    """One training step on ``[B, ...]`` as the cloud sees it."""
+    network = state.network
+
+    def loss_of(params: dict[str, Any]) -> tuple[Array, dict[str, Any]]:
+        variables = {**network.statistics, "params": params["encoder"]}
+        features, variables = question.model.main.train(variables, z)
+        logits = _logits(question, params["head"], features)
+        statistics = {n: v for n, v in variables.items() if n != "params"}
+        return question.loss(logits, mixing.group(labels, question.group_size)), statistics
+
+    (value, statistics), gradient = jax.value_and_grad(loss_of, has_aux=True)(network.params)
+    updates, opt_state = _optimizer(question.steps).update(gradient, state.opt_state)
+    params = optax.apply_updates(network.params, updates)
+    return _State(_Network(params, statistics), opt_state), value
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _answer(question: _Question, network: _Network, z: Array) -> Array:
+    variables = {**network.statistics, "params": network.params["encoder"]}
+    return _logits(question, network.params["head"], question.model.main(variables, z))

@@ -5,6 +5,7 @@ condition; the ``M`` faces are the drawing. The order of faces is unknown, so th
 becomes the paper's Chamfer objective, and scores are taken after optimal matching.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -79,7 +80,7 @@ def _unstack(stacked: Array, group_size: int) -> Array:
 
 
 def _draw(
-    target: Target, rows: HostArray, seen: Array, rng_key: RngKey, config: AttackConfig
+    target: Target, rows: HostArray, seen: Array, rng_key: RngKey, *, steps: int, drawings: int
 ) -> HostArray:
     """Trains Pix2Pix for the target's defence, and draws the faces behind ``seen``.
 
@@ -88,7 +89,8 @@ def _draw(
         rows: the attacker's own images.
         seen: ``[B, h, w, C]``, groups together.
         rng_key: consumed.
-        config: effort.
+        steps: of training.
+        drawings: groups in a step.
 
     Returns:
         float32 ``[B, H, W, 3]`` in [-1, 1], groups together.
@@ -96,7 +98,7 @@ def _draw(
     group_size, image_size = target.defense.group_size, target.source.image_size
     generator = unet(channels=3 * group_size, features=_FEATURES)
     discriminator = patch_discriminator(features=_FEATURES)
-    optimizer = optax.adam(learning.cosine(_LEARNING_RATE, config), b1=0.5)
+    optimizer = optax.adam(learning.cosine(_LEARNING_RATE, steps), b1=0.5)
 
     def bce(logits: Array, real: bool) -> Array:
         return optax.sigmoid_binary_cross_entropy(logits, jnp.full_like(logits, real)).mean()
@@ -107,7 +109,7 @@ def _draw(
     ) -> tuple[_State, Array]:
         flip_key, secret_key = jax.random.split(rng_key)
         images = learning.mirrored(flip_key, images)
-        z = learning.protect(target, pre, secret_key, images)
+        z = learning.protect(target.model, target.defense, pre, secret_key, images)
         given = condition(z, group_size, image_size)
         faces = mixing.group(images.astype(jnp.float32) / 127.5 - 1.0, group_size)
 
@@ -141,7 +143,7 @@ def _draw(
     judged = jax.ShapeDtypeStruct((1, *image_size, channels + 3 * group_size), jnp.float32)
     drawing = generator.init(generator_key, shape)
     judging = discriminator.init(discriminator_key, judged)
-    size = learning.batch_size(config, group_size)
+    size = drawings * group_size
     state = learning.train(
         step,
         _State(drawing, judging, (optimizer.init(drawing), optimizer.init(judging))),
@@ -149,7 +151,7 @@ def _draw(
         rows,
         np.zeros(len(target.source), np.int8),
         size=size,
-        steps=config.steps,
+        steps=steps,
         rng_key=train_key,
     )
     padded = mixing.pad_groups(seen, size)
@@ -181,15 +183,21 @@ def _run(target: Target, recording: Recording, rng_key: RngKey, config: AttackCo
     group_size = target.defense.group_size
     train_key, guess_key = jax.random.split(rng_key)
     truth = _to_unit(recording.images)
+    # The owner draws faces one by one, and as many in a step as the attacker draws groups.
+    draw = functools.partial(
+        _draw,
+        rng_key=train_key,
+        steps=config.steps,
+        drawings=learning.batch_size(config, group_size) // group_size,
+    )
 
-    drawn = _draw(target, rows, learning.grouped_mixtures(recording), train_key, config)
+    drawn = draw(target, rows, learning.grouped_mixtures(recording))
     matched = _match(drawn, truth, group_size)
     value = _score(matched, truth)
     owner = value
     if target.defense.name != "none":
         plain = learning.unprotected(target)
-        seen = recording.owner_activations
-        owner = _score(_draw(plain, rows, seen, train_key, config), truth)
+        owner = _score(draw(plain, rows, recording.owner_activations), truth)
 
     rng = np.random.default_rng(np.asarray(jax.random.key_data(guess_key)))
     others = _to_unit(np.asarray(target.source.images(rng.choice(rows, len(truth)))))

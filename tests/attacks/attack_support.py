@@ -28,7 +28,8 @@ class PatchworkSource:
         coin = rng.integers(0, 2, 160)
         red = means[:, 0] > means[:, 2]
         self.attributes = np.stack([red, np.arange(160) % 2, coin], 1).astype(np.int8)
-        self.identities = np.arange(160, dtype=np.int32) % 16  # enough for those who recognise people
+        # Ten images of each person: enough for attackers that recognise people.
+        self.identities = np.arange(160, dtype=np.int32) % 16
         self.splits = {"train": np.arange(96), "test": np.arange(96, 160)}
 
     def __len__(self) -> int:

@@ -45,11 +45,15 @@ def test_every_step_has_a_fresh_secret_and_the_right_labels(target):
         wanted = target.source.attributes[rows]
         matching = [np.array_equal(x, images[0]) for x in target.source.images(rows)]
         assert np.array_equal(labels[0], wanted[np.argmax(matching)])
-        seen.append(np.asarray(learning.protect(target, pre, rng_key, images)))
+        seen.append(
+            np.asarray(learning.protect(target.model, target.defense, pre, rng_key, images))
+        )
         # The same images under the same key give the same mixtures: only the key is fresh.
-        again = learning.protect(target, pre, rng_key, images)
+        again = learning.protect(target.model, target.defense, pre, rng_key, images)
         np.testing.assert_array_equal(again, seen[-1])
-        other = learning.protect(target, pre, jax.random.fold_in(rng_key, 0), images)
+        other = learning.protect(
+            target.model, target.defense, pre, jax.random.fold_in(rng_key, 0), images
+        )
         assert not np.allclose(other, seen[-1], atol=0.1)
         return state + 1, jnp.float32(0)
 
