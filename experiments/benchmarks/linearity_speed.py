@@ -32,6 +32,7 @@ def main() -> None:
     parser.add_argument("--keys", type=int, default=10_000)
     parser.add_argument("--keys-in-a-round", type=int, default=400)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--json", type=pathlib.Path, default=RESULT)
     options = parser.parse_args()
     _runtime.configure()
     model = models.resnet18(image_size=(109, 89), width=16)
@@ -81,7 +82,7 @@ def main() -> None:
         "seconds": round(measured(options.keys), 1),
     }
     print(json.dumps(record, indent=1))
-    RESULT.write_text(json.dumps(record, indent=1) + "\n")
+    options.json.write_text(json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":

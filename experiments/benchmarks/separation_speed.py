@@ -126,8 +126,7 @@ def main(options: argparse.Namespace) -> None:
         "load_average": round(os.getloadavg()[0], 1),
     }
     print(json.dumps(report, indent=2))
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps(report, indent=2) + "\n")
+    options.json.write_text(json.dumps(report, indent=2) + "\n")
 
 
 if __name__ == "__main__":
@@ -140,5 +139,5 @@ if __name__ == "__main__":
     parser.add_argument("--groups", type=int, default=64)
     parser.add_argument("--group-size", type=int, default=8)
     parser.add_argument("--turns", type=int, default=5)
-    parser.add_argument("--output", type=Path, default=RESULT)
+    parser.add_argument("--json", type=Path, default=RESULT)
     main(parser.parse_args())
