@@ -13,7 +13,7 @@ import subprocess
 import sys
 
 HERE = pathlib.Path(__file__).parent
-MEASUREMENTS = {
+MEASUREMENTS: dict[str, tuple[str, ...]] = {
     "separation_speed": ("--groups", "64"),
     "linearity_precision": (),
     "linearity_speed": (),
@@ -36,7 +36,8 @@ def main() -> int:
     failed = 0
     for name, options in MEASUREMENTS.items():
         print(f"{name} on {device} ...", flush=True)
-        command = [sys.executable, HERE / f"{name}.py", *options, "--json", folder / f"{name}.json"]
+        script, result = str(HERE / f"{name}.py"), str(folder / f"{name}.json")
+        command = [sys.executable, script, *options, "--json", result]
         failed += subprocess.run(command, check=False).returncode != 0
     return failed
 
