@@ -19,7 +19,7 @@ from cloud_support import _drawn, _network, run_config, save_checkpoint
 from conftest import TinySource
 from edge_support import FakeCloud, Loop
 
-from facemix_jax import cli, export, keys, mixing
+from facemix_jax import export, keys, mixing
 from facemix_jax._validate import FacemixError, UsageError
 from facemix_jax.defenses import DefenseConfig
 from facemix_jax.serving import loading, segments, wire
@@ -359,70 +359,3 @@ def test_bfloat16_and_unknown_operations_are_exported_as_stablehlo_only():
     like = {n: jax.ShapeDtypeStruct((groups, 3), jnp.float32) for n in ("a", "b")}
     with pytest.raises(UsageError, match=r"'sin'.*add.*StableHLO"):
         onnx_graph.model(lambda a, b: jnp.sin(a) + b, like, "c", producer="test")
-
-
-class TestCommand:
-    def run(self, capsys, *arguments):
-        try:
-            code = cli.main(["export", *map(str, arguments)])
-        except SystemExit as exit_:  # the parser's
-            code = exit_.code
-        captured = capsys.readouterr()
-        return code, captured.out, " ".join(captured.err.split())
-
-    def test_writes_and_reports(self, capsys, place, tmp_path):
-        common = ["--workdir", place[0] / "run", "--out", tmp_path / "phone"]
-        code, out, err = self.run(capsys, *common, "--json", "-")
-        assert code == 0
-        found = json.loads(out)
-        assert {k: v for k, v in found.items() if k != "provenance"} == place[3]
-        assert "Draw a fresh matrix" in err
-        code, out, _ = self.run(capsys, *common, "--format", "onnx")
-        assert code == 0
-        assert "protect.onnx" in out
-        assert "stablehlo" not in out
-        assert not (tmp_path / "phone" / "protect.stablehlo").exists()
-
-    @pytest.mark.parametrize(
-        ("change", "words"),
-        [
-            ({"--workdir": "missing"}, "no work directory"),
-            ({"--workdir": "empty"}, "no checkpoint.*facemix train"),
-            ({"--out": "file"}, "is a file.*another --out"),
-            ({"--format": "tflite"}, "'tflite' is unknown.*stablehlo"),
-            ({"--workdir": None}, "--workdir"),
-        ],
-        ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
-    )
-    def test_wrong_usage_exits_2_and_writes_nothing(
-        self, capsys, place, tmp_path, monkeypatch, change, words
-    ):
-        monkeypatch.chdir(tmp_path)
-        (tmp_path / "file").write_text("mine")
-        (tmp_path / "empty").mkdir()
-        config = (place[0] / "run" / "config.json").read_text()
-        (tmp_path / "empty" / "config.json").write_text(config)
-        options = {"--workdir": place[0] / "run", "--out": "phone", **change}
-        given = [word for name, v in options.items() if v is not None for word in (name, v)]
-        code, out, err = self.run(capsys, *given)
-        assert (code, out) == (2, "")
-        assert re.search(words, err), err
-        assert "Traceback" not in err
-        assert not (tmp_path / "phone").exists()
-        assert (tmp_path / "file").read_text() == "mine"
-
-    @pytest.mark.parametrize("package", ["onnx", "flatbuffers"])
-    def test_a_missing_package_is_named(self, capsys, place, tmp_path, monkeypatch, package):
-        installed = export._installed
-        monkeypatch.setattr(export, "_installed", lambda n: None if n == package else installed(n))
-        code, _, err = self.run(capsys, "--workdir", place[0] / "run", "--out", tmp_path / "phone")
-        assert code == 2
-        assert f"{package} is not installed" in err
-        assert "facemix-jax[export]" in err
-        assert not (tmp_path / "phone").exists()
-
-    def test_help_says_what_mixing_is_not(self, capsys):
-        code, out, _ = self.run(capsys, "--help")
-        assert code == 0
-        assert "not a cipher" in " ".join(out.split())
-        assert "Example: facemix export" in " ".join(out.split())
