@@ -26,6 +26,10 @@ from facemix_jax._types import HostArray
 from facemix_jax._validate import FacemixError
 from facemix_jax.serving.loading import Served
 
+_LATE = (
+    "The deadline passed while the rows waited for main. Allow more time, or try another replica."
+)
+
 
 class QueueFullError(FacemixError):
     """More rows than the queue holds."""
@@ -85,6 +89,8 @@ class _Waiting:
     arrived: float
     future: asyncio.Future[HostArray]
     spent: dict[str, float]
+    left: bool = False
+    """Whether it is answered or given up, and its rows no longer count."""
 
 
 class Batcher:
@@ -173,9 +179,8 @@ class Batcher:
                 await self.in_thread(self._run, batch, loop)
             except Exception as error:
                 for item in batch:
-                    if not item.future.done():
-                        item.future.set_exception(error)
-            self.rows -= count
+                    if not item.left:
+                        self._leave(item, error)
             self._observe(count, time.perf_counter() - start, waited)
 
     def _run(self, batch: list[_Waiting], loop: asyncio.AbstractEventLoop) -> None:
@@ -187,7 +192,18 @@ class Batcher:
             item.spent |= {"queue": start - item.arrived, "main": now - start}
             if self._runner.chunk is not None:  # one after the other; packed, they share the time
                 start = now
-            loop.call_soon_threadsafe(_answer, item.future, response)
+            loop.call_soon_threadsafe(self._leave, item, response)
+
+    def _leave(self, item: _Waiting, outcome: HostArray | Exception) -> None:
+        """Frees the rows' place before the client can hear of it and send more."""
+        item.left = True
+        self.rows -= len(item.rows)
+        if item.future.done():  # the client has gone
+            return
+        if isinstance(outcome, Exception):
+            item.future.set_exception(outcome)
+        else:
+            item.future.set_result(outcome)
 
     async def _next_batch(self) -> list[_Waiting]:
         """Requests for one call, oldest first; those that nobody waits for are dropped."""
@@ -205,25 +221,13 @@ class Batcher:
             if batch and not (fits and item.served is batch[0].served):
                 break
             self._queue.popleft()
-            if self._is_dropped(item):
-                self.rows -= len(item.rows)
+            late = item.deadline is not None and loop.time() >= item.deadline
+            if late or item.future.done():  # or the client has gone
+                self._leave(item, DeadlinePassedError(_LATE))
                 continue
             batch.append(item)
             count += len(item.rows)
         return batch
-
-    def _is_dropped(self, item: _Waiting) -> bool:
-        if item.future.done():  # the client has gone
-            return True
-        if item.deadline is None or asyncio.get_running_loop().time() < item.deadline:
-            return False
-        item.future.set_exception(
-            DeadlinePassedError(
-                "The deadline passed while the rows waited for main. Allow more time, or try "
-                "another replica."
-            )
-        )
-        return True
 
     async def _until_something_waits(self, timeout: float | None, *, new: bool = False) -> bool:
         """Whether something waits (``new``: something more than now) before the timeout."""
@@ -237,11 +241,6 @@ class Batcher:
         except TimeoutError:
             return False
         return True
-
-
-def _answer(future: asyncio.Future[HostArray], response: HostArray) -> None:
-    if not future.done():  # otherwise the client has gone
-        future.set_result(response)
 
 
 def _power(number: int) -> int:

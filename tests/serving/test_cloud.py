@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import re
+import threading
 import time
 
 import grpc
@@ -196,6 +197,30 @@ def test_a_full_queue_refuses_at_once_and_loses_nothing(trained, monkeypatch):
             for answer in await asyncio.gather(*waiting):
                 np.testing.assert_array_equal(answer, reference(model, variables, x))
             assert cloud.rows == 0
+
+    asyncio.run(go())
+
+
+def test_answered_rows_make_room_while_the_others_of_their_batch_run():
+    gate = threading.Event()
+
+    class Halting(Runner):
+        def __call__(self, served, requests):
+            yield requests[0]
+            assert gate.wait(20)
+            yield from requests[1:]
+
+    async def go():
+        batcher = Batcher(Halting(8, 4), queue_rows=8, max_wait=0.0)
+        first, second = (
+            asyncio.create_task(batcher.submit(None, np.full((n, 1), n))) for n in (4, 3)
+        )
+        assert len(await first) == 4
+        assert batcher.rows == 3
+        gate.set()
+        assert len(await second) == 3
+        assert batcher.rows == 0
+        await batcher.close()
 
     asyncio.run(go())
 
