@@ -13,7 +13,7 @@ PACKAGE = Path(facemix_jax.__file__).parent
 LAYERS = (
     ("_types", "_validate", "_files", "_runtime", "provenance"),
     ("mixing", "metrics", "models", "data"),
-    ("costs", "costs_paper", "defenses", "keys"),
+    ("costs", "costs_paper", "defenses", "keys", "key_ring"),
     ("inference", "linearity"),
     ("training", "attacks"),
     ("checkpoint",),
