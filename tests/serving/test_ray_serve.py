@@ -225,7 +225,7 @@ def test_the_file_in_deploy_is_one_of_ray_serve_and_names_what_exists():
     from facemix_jax.serving import ray_serve
 
     text = (Path(__file__).parents[2] / "deploy" / "ray-serve.yaml").read_text()
-    config = ServeDeploySchema.model_validate(yaml.safe_load(text))
+    config = ServeDeploySchema(**yaml.safe_load(text))
     (application,) = config.applications
     (deployment,) = application.deployments
     name = ray_serve.__name__
