@@ -41,8 +41,9 @@ class Infer:
     """Of the training run that the cloud serves."""
     cloud: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """HOST:PORT of facemix serve; given several times, groups are spread over the clouds."""
-    key: Path | None = None
-    """File of the root secret; by default facemix/key in $XDG_CONFIG_HOME or ~/.config."""
+    key: Annotated[str | None, tyro.conf.arg(metavar="FILE|keyring:NAME")] = None
+    """File of the root secret, by default facemix/key in $XDG_CONFIG_HOME or ~/.config; or an entry
+    of the system's keyring."""
     wire: Annotated[str, tyro.conf.arg(metavar="float32|bfloat16|int8")] = "float32"
     """What mixtures travel as."""
     insecure: bool = False
@@ -72,7 +73,7 @@ class Infer:
         """Runs the command."""
         # Imported here: only this command and facemix key need the packages of the extra.
         try:
-            from facemix_jax import keys
+            from facemix_jax import key_ring
             from facemix_jax.serving import edge
         except ModuleNotFoundError as error:
             raise UsageError(
@@ -92,7 +93,7 @@ class Infer:
             wire=self.wire, timeout_s=self.timeout, spot_checks=self.spot_checks
         )
         self._check_paths()
-        root = keys.load((self.key or keys.default_path()).expanduser())
+        root = key_ring.place(self.key).load()
         with edge.EdgeClient(self.workdir, root, connection, config) as client:
             size, names = client.segments.spec.image_size, client.segments.attribute_names
             pictures = np.stack([_read(path, size) for path in self.images])

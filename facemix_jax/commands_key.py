@@ -1,9 +1,7 @@
 """The commands below ``facemix key``: make, show and replace the edge's root secret."""
 
 import dataclasses
-from pathlib import Path
-from types import ModuleType
-from typing import Annotated, Any, Union
+from typing import TYPE_CHECKING, Annotated, Union
 
 import tyro
 
@@ -11,68 +9,64 @@ from facemix_jax import output
 from facemix_jax._validate import UsageError
 from facemix_jax.output import NOTES
 
+if TYPE_CHECKING:
+    from facemix_jax.key_ring import Place
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _File:
-    path: Path | None = None
-    """The secret's file; by default facemix/key in $XDG_CONFIG_HOME or ~/.config."""
+    path: Annotated[str | None, tyro.conf.arg(metavar="FILE|keyring:NAME")] = None
+    """The secret's file, by default facemix/key in $XDG_CONFIG_HOME or ~/.config; or an entry of
+    the system's keyring."""
     json: str | None = None
     """Write what is public as JSON to this path; - for standard output."""
 
-    def _show(self, path: Path) -> None:
-        file = _keys().show(path)
-        result: dict[str, Any] = {
-            "path": str(file.path),
-            "fingerprint": file.fingerprint,
-            "created": file.created.isoformat(),
-            "mode": file.mode,
-        }
+    def _show(self, place: "Place") -> None:
+        result = place.show()
         output.emit(self.json, result, output.table("root secret", ("",), list(result.items())))
-
-    def _path(self) -> Path:
-        return (self.path or _keys().default_path()).expanduser()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Create(_File):
-    """Draw a root secret and write it to a new file that only you can read.
+    """Draw a root secret and write it to a new file that only you can read, or to the keyring.
 
     Example: facemix key create
+    Example: facemix key create --path keyring:
     """
 
     def run(self) -> None:
         """Runs the command."""
-        path = self._path()
-        _keys().create(path)
-        self._show(path)
+        place = _place(self.path)
+        place.create()
+        self._show(place)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Show(_File):
-    """Show the secret's file, fingerprint, time and mode; never the secret.
+    """Show the secret's place, fingerprint and, of a file, time and mode; never the secret.
 
     Example: facemix key show --json -
     """
 
     def run(self) -> None:
         """Runs the command."""
-        self._show(self._path())
+        self._show(_place(self.path))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Rotate(_File):
-    """Replace the secret by a new one; the old one is gone from the file.
+    """Replace the secret by a new one; the old one is gone from its place.
 
     Example: facemix key rotate
     """
 
     def run(self) -> None:
         """Runs the command."""
-        path = self._path()
-        _keys().rotate(path)
-        self._show(path)
+        place = _place(self.path)
+        place.rotate()
+        self._show(place)
         NOTES.print(
-            "The old secret is gone from the file; backups may still hold it. Restart edge "
+            "The old secret is gone from its place; backups may still hold it. Restart edge "
             "processes: they go on with the old one until they end."
         )
 
@@ -98,12 +92,12 @@ class Key:
         self.command.run()
 
 
-def _keys() -> ModuleType:
+def _place(location: str | None) -> "Place":
     try:
-        from facemix_jax import keys
+        from facemix_jax import key_ring
     except ModuleNotFoundError as error:
         raise UsageError(
             f"{error.name} is not installed, which keys need. Install the extra: pip install "
             f"'facemix-jax[serve]'"
         ) from None
-    return keys
+    return key_ring.place(location)

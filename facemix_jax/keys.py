@@ -1,9 +1,9 @@
 """The user's root secret, and from it a fresh ``MixKey`` for each request.
 
 JAX's generator is no source of secrets: its integer seeds can be tried one after another. Here
-32 bytes of the operating system's entropy lie in a file that only its owner can read; HKDF-SHA256
-turns them and a request's random identifier into a ChaCha20 key, and the keystream into Haar
-matrices and the order of sending.
+32 bytes of the operating system's entropy lie in a file that only its owner can read, or in the
+system's keyring (``key_ring``); HKDF-SHA256 turns them and a request's random identifier into a
+ChaCha20 key, and the keystream into Haar matrices and the order of sending.
 
 What this does and does not give:
 

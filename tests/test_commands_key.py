@@ -104,8 +104,9 @@ def test_a_secret_open_to_others(run, path):
 def test_without_the_extra_it_is_named(run, path, monkeypatch):
     import facemix_jax
 
-    monkeypatch.delattr(facemix_jax, "keys")
-    monkeypatch.delitem(sys.modules, "facemix_jax.keys")
+    for name in ("keys", "key_ring"):
+        monkeypatch.delattr(facemix_jax, name, raising=False)
+        monkeypatch.delitem(sys.modules, f"facemix_jax.{name}", raising=False)
     monkeypatch.setitem(sys.modules, "cryptography.hazmat.primitives.ciphers", None)
     code, _, err = run("create", "--path", path)
     assert code == 2

@@ -13,7 +13,7 @@ PACKAGE = Path(facemix_jax.__file__).parent
 LAYERS = (
     ("_types", "_validate", "_files", "_runtime", "provenance"),
     ("mixing", "metrics", "models", "data"),
-    ("costs", "costs_paper", "defenses", "keys"),
+    ("costs", "costs_paper", "defenses", "keys", "key_ring"),
     ("inference", "linearity"),
     ("training", "attacks"),
     ("checkpoint",),
@@ -49,10 +49,16 @@ def part_of(path: Path) -> str:
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
-def imported(path: Path) -> set[str]:
-    """Dotted names that a module imports, also inside functions."""
+class WithoutTypes(ast.NodeTransformer):
+    def visit_If(self, node: ast.If) -> ast.AST | None:
+        return None if ast.unparse(node.test) == "TYPE_CHECKING" else self.generic_visit(node)
+
+
+def imported(path: Path, *, for_types: bool = True) -> set[str]:
+    """Dotted names that a module imports, also inside functions, and if wished for types only."""
     names = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree if for_types else WithoutTypes().visit(tree)):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -95,6 +101,34 @@ def test_the_rule_tells_files_of_one_part_apart(tmp_path):
         path.parent.mkdir(exist_ok=True)
         path.write_text("from flax import linen\n")
         assert violations(path, "attacks") == expected
+
+
+def reached(path: Path) -> set[str]:
+    """Parts of the package that a module imports when it runs, directly or through others."""
+    found: set[Path] = set()
+    waiting = [path]
+    while waiting:
+        for name in imported(waiting.pop(), for_types=False):
+            top, *rest = name.split(".")
+            # The package itself imports its names when they are first used.
+            for depth in range(1, len(rest) + 1) if top == "facemix_jax" else ():
+                place = PACKAGE.joinpath(*rest[:depth])
+                for file in (place.with_suffix(".py"), place / "__init__.py"):
+                    if file.is_file() and file not in found:
+                        found.add(file)
+                        waiting.append(file)
+    return {part_of(file) for file in found}
+
+
+@pytest.mark.parametrize("name", ["cloud", "ray_serve"])
+def test_no_cloud_reaches_what_could_unmix(name):
+    parts = reached(PACKAGE / "serving" / f"{name}.py")
+    assert "models" in parts
+    assert not parts & {"mixing", "keys", "key_ring", "defenses", "attacks", "runs"}
+
+
+def test_the_search_finds_what_the_edge_reaches():
+    assert {"mixing", "keys"} <= reached(PACKAGE / "serving" / "edge.py")
 
 
 def test_import_starts_no_backend():

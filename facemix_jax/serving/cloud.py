@@ -89,12 +89,8 @@ class Cloud:
         """Rows waiting or running."""
         return self._batcher.rows
 
-    async def start(self) -> None:
-        """Compiles main, listens, and says SERVING.
-
-        Raises:
-            FacemixError: the address cannot be used.
-        """
+    async def prepare(self) -> None:
+        """Compiles main; then ``service`` can answer."""
         config, served = self.config, self._served
         self._batcher = Batcher(
             self._runner,
@@ -116,7 +112,16 @@ class Cloud:
         )
         self.metrics.model(served.step)
         self.metrics.queue_rows.set_function(lambda: self._batcher.rows)
-        self._server = grpc.aio.server(options=_options(served, config.max_rows))
+
+    async def start(self) -> None:
+        """Compiles main, listens, and says SERVING.
+
+        Raises:
+            FacemixError: the address cannot be used.
+        """
+        await self.prepare()
+        config = self.config
+        self._server = grpc.aio.server(options=_options(self._served, config.max_rows))
         self._server.add_generic_rpc_handlers((self.service.handlers(),))
         self._health = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
@@ -213,11 +218,8 @@ async def serve(config: CloudConfig) -> None:
     cloud = Cloud(config)
     loop = asyncio.get_running_loop()
     stopping, hangup = asyncio.Event(), asyncio.Event()
-    for number, event in (
-        (signal.SIGTERM, stopping),
-        (signal.SIGINT, stopping),
-        (signal.SIGHUP, hangup),
-    ):
+    handled = {signal.SIGTERM: stopping, signal.SIGINT: stopping, signal.SIGHUP: hangup}
+    for number, event in handled.items():
         loop.add_signal_handler(number, event.set)
     await cloud.start()
     log(

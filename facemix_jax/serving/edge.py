@@ -66,7 +66,7 @@ class AsyncEdgeClient:
 
     Args:
         workdir: of a training run, the same as the clouds'; its images are not needed.
-        root: the user's secret, from ``keys.load``.
+        root: the user's secret, from ``keys.load`` or ``key_ring.place(...).load()``.
         connection: the clouds.
         config: how to send.
 

@@ -9,7 +9,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -35,6 +35,18 @@ class SlowSenderError(FacemixError):
     """A request whose body does not arrive."""
 
 
+class RefusedError(FacemixError):
+    """A call that gets no answer.
+
+    Attributes:
+        status: what the client is told, with the error's words.
+    """
+
+    def __init__(self, status: grpc.StatusCode, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
 _STATUS: Mapping[type[Exception], grpc.StatusCode] = {
     wire.WireError: grpc.StatusCode.INVALID_ARGUMENT,
     WrongModelError: grpc.StatusCode.FAILED_PRECONDITION,
@@ -46,7 +58,29 @@ _STATUS: Mapping[type[Exception], grpc.StatusCode] = {
     SlowSenderError: grpc.StatusCode.DEADLINE_EXCEEDED,
 }
 
-_Method = Callable[[bytes, str, Any, dict[str, Any]], Awaitable[Any]]
+_Method = Callable[[bytes, str, "Call", dict[str, Any]], Awaitable[Any]]
+
+
+class Call(Protocol):
+    """What is asked of a call; the context of ``grpc.aio`` is one."""
+
+    async def read(self) -> Any:
+        """The body, bytes; anything else where there is none."""
+
+    def invocation_metadata(self) -> Any:
+        """Pairs of names and values that the client sent."""
+
+    def auth_context(self) -> Mapping[str, Any]:
+        """Of TLS."""
+
+    def peer(self) -> str:
+        """The client's address and port."""
+
+    def time_remaining(self) -> float | None:
+        """Seconds to the client's deadline; None if there is none."""
+
+    def set_trailing_metadata(self, metadata: Any) -> None:
+        """Sends pairs of names and values after the answer."""
 
 
 class Service:
@@ -91,33 +125,45 @@ class Service:
         """Calls being received or answered."""
         self._receive_seconds = receive_seconds
         self._metrics = metrics
+        self._methods: dict[str, _Method] = {"Run": self._run, "Describe": self._describe}
 
     def handlers(self) -> grpc.GenericRpcHandler:
         """What a server adds; raw bytes in and out, so that wrong ones get their own status."""
 
-        def handler(name: str, method: _Method) -> grpc.RpcMethodHandler:
+        def handler(name: str) -> grpc.RpcMethodHandler:
             async def handle(_: Any, context: Any) -> bytes:
-                return await self._answer(name, method, context)
+                try:
+                    response: bytes = (await self.answer(name, context)).SerializeToString()
+                    return response
+                except RefusedError as error:
+                    await context.abort(error.status, str(error))
+                    raise AssertionError("abort raises") from None
 
             return grpc.stream_unary_rpc_method_handler(handle)
 
-        return grpc.method_handlers_generic_handler(
-            wire.SERVICE,
-            {"Run": handler("Run", self._run), "Describe": handler("Describe", self._describe)},
-        )
+        handlers = {name: handler(name) for name in self._methods}
+        return grpc.method_handlers_generic_handler(wire.SERVICE, handlers)
 
-    async def _answer(self, name: str, method: _Method, context: Any) -> bytes:
+    async def answer(self, name: str, call: Call) -> Any:
+        """The response message to a call, which is counted and logged.
+
+        Args:
+            name: ``Run`` or ``Describe``.
+            call: its body and circumstances.
+
+        Raises:
+            RefusedError: anything is wrong, with the status for the client.
+        """
         start = time.perf_counter()
         client, status, message = "", grpc.StatusCode.OK, ""
         fields: dict[str, Any] = {}
         try:
-            client = self._client(context)
+            client = self._client(call)
             self._calls.take(client, 1)
             self.open_calls += 1
             try:
-                body = await self._receive(context)
-                response: bytes = (await method(body, client, context, fields)).SerializeToString()
-                return response
+                body = await self._receive(call)
+                return await self._methods[name](body, client, call, fields)
             finally:
                 self.open_calls -= 1
                 self._calls.give_back(client, 1)
@@ -141,10 +187,9 @@ class Service:
                 ms=round(1e3 * seconds, 2),
                 **fields,
             )
-        await context.abort(status, message)
-        raise AssertionError("abort raises")
+        raise RefusedError(status, message)
 
-    def _client(self, context: Any) -> str:
+    def _client(self, call: Call) -> str:
         """Who calls: the token's name, or the certificate's subject, or the peer's address."""
         if self.closing:
             raise ClosingError("This cloud is stopping. Call another replica, or try again later.")
@@ -154,16 +199,16 @@ class Service:
                 f"again later or at another replica."
             )
         if self.tokens is not None:
-            sent = dict(context.invocation_metadata()).get("authorization")
+            sent = dict(call.invocation_metadata()).get("authorization")
             return self.tokens.client(sent)
-        names = context.auth_context().get("x509_common_name")
+        names = call.auth_context().get("x509_common_name")
         if names:
             return names[0].decode("utf-8", "replace")[:64]
-        return context.peer().rpartition(":")[0]
+        return call.peer().rpartition(":")[0]
 
-    async def _receive(self, context: Any) -> bytes:
+    async def _receive(self, call: Call) -> bytes:
         try:
-            body = await asyncio.wait_for(context.read(), self._receive_seconds)
+            body = await asyncio.wait_for(call.read(), self._receive_seconds)
         except TimeoutError:
             raise SlowSenderError(
                 f"The request's body did not arrive within {self._receive_seconds:g} s. Send fewer "
@@ -174,7 +219,7 @@ class Service:
         return body
 
     async def _run(
-        self, body: bytes, client: str, context: Any, fields: dict[str, Any]
+        self, body: bytes, client: str, call: Call, fields: dict[str, Any]
     ) -> pb.RunResponse:
         served = self.served
         request = _parse(pb.RunRequest, body)
@@ -187,10 +232,10 @@ class Service:
         spent: dict[str, float] = {}
         self._rows.take(client, len(rows))
         try:
-            responses = await self._batcher.submit(served, rows, context.time_remaining(), spent)
+            responses = await self._batcher.submit(served, rows, call.time_remaining(), spent)
         finally:
             self._rows.give_back(client, len(rows))
-        context.set_trailing_metadata(
+        call.set_trailing_metadata(
             [(f"facemix-{name}-s", f"{seconds:.6f}") for name, seconds in spent.items()]
         )
         return pb.RunResponse(
@@ -201,7 +246,7 @@ class Service:
         )
 
     async def _describe(
-        self, body: bytes, client: str, context: Any, fields: dict[str, Any]
+        self, body: bytes, client: str, call: Call, fields: dict[str, Any]
     ) -> pb.DescribeResponse:
         _parse(pb.DescribeRequest, body)
         served = self.served

@@ -121,6 +121,21 @@ def test_wrong_usage_exits_2_before_anything_is_sent(
     assert not list(tmp_path.iterdir())
 
 
+def test_the_key_may_lie_in_the_systems_keyring(capsys, common, monkeypatch):
+    keyring = pytest.importorskip("keyring")
+    asked = []
+    monkeypatch.setattr(
+        keyring, "get_password", lambda service, name: asked.append((service, name)) or "0f" * 32
+    )
+    common[common.index("--key") + 1] = "keyring:work"
+    assert run(capsys, *common)[0] == 0
+    assert asked == [("facemix", "work")]
+    monkeypatch.setattr(keyring, "get_password", lambda service, name: None)
+    code, _, err = run(capsys, *common)
+    assert code == 1
+    assert "facemix key create --path keyring:work" in err
+
+
 def test_missing_key_and_damaged_picture_exit_1_with_a_remedy(capsys, common, tmp_path):
     key = common.index("--key") + 1
     code, _, err = run(capsys, *common[:key], tmp_path / "none", *common[key + 1 :])
