@@ -31,6 +31,7 @@ class Create(_File):
     """Draw a root secret and write it to a new file that only you can read, or to the keyring.
 
     Example: facemix key create
+
     Example: facemix key create --path keyring:
     """
 
