@@ -24,6 +24,7 @@ from facemix_jax.attacks.unmixing import (
     map_groups,
     matmul,
     nearest_orthogonal,
+    on_all_cores,
     prepare,
 )
 from facemix_jax.data import normalize
@@ -73,7 +74,8 @@ def separate_nonnegative(
     """
     check_options(restarts=restarts, max_iterations=max_iterations, tolerance=tolerance)
     arrays = prepare(mixtures, evidence, rng_key, restarts)
-    return _separate(*arrays, max_iterations, tolerance, jax.default_backend())
+    options = (max_iterations, tolerance, jax.default_backend())
+    return on_all_cores(lambda *some: _separate(*some, *options), *arrays)
 
 
 def are_nonnegative(target: Target) -> str | None:

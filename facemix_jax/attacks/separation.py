@@ -34,6 +34,7 @@ from facemix_jax.attacks.unmixing import (
     map_groups,
     matmul,
     nearest_orthogonal,
+    on_all_cores,
     prepare,
     whiten,
 )
@@ -112,7 +113,8 @@ def separate(
     """
     check_options(restarts=restarts, max_iterations=max_iterations, tolerance=tolerance)
     arrays = prepare(mixtures, evidence, rng_key, restarts)
-    return _separate(*arrays, max_iterations, tolerance, orthogonal, jax.default_backend())
+    options = (max_iterations, tolerance, orthogonal, jax.default_backend())
+    return on_all_cores(lambda *some: _separate(*some, *options), *arrays)
 
 
 class SeparationReport(NamedTuple):

@@ -28,6 +28,7 @@ from facemix_jax.attacks.unmixing import (
     map_groups,
     matmul,
     nearest_orthogonal,
+    on_all_cores,
     whiten,
 )
 
@@ -71,14 +72,9 @@ def separate_vectors(
     check_options(restarts=restarts, max_iterations=max_iterations, tolerance=tolerance)
     num_groups, num_sets, size = mixtures.shape[:3]
     starts = jax.random.orthogonal(rng_key, size, (num_groups, restarts, num_sets))
-    return _separate(
-        mixtures.astype(jnp.float32),
-        starts,
-        max_iterations,
-        tolerance,
-        orthogonal,
-        jax.default_backend(),
-    )
+    options = (max_iterations, tolerance, orthogonal, jax.default_backend())
+    arrays = mixtures.astype(jnp.float32), starts
+    return on_all_cores(lambda *some: _separate(*some, *options), *arrays)
 
 
 def separate_groups(mixtures: Array, *, rng_key: RngKey) -> Separation:

@@ -7,6 +7,7 @@ from sklearn.decomposition import FastICA
 
 from facemix_jax import attacks, metrics, mixing
 from facemix_jax._validate import UsageError
+from facemix_jax.attacks import separation, unmixing
 
 RNG_KEY = jax.random.key(7)
 
@@ -19,8 +20,8 @@ def test_sparse_gradient_images_are_recovered(group_size):
     assert bool(found.converged.all())
     assert attacks.recovery(found.sources, truth).mean() > 0.99
     assert attacks.recovery(attacks.no_attack(mixtures), truth).mean() < 0.93
-    for unmixing, matrix in zip(found.unmixing, key.matrix, strict=True):
-        assert metrics.amari_distance(unmixing, matrix) < 0.05
+    for estimate, matrix in zip(found.unmixing, key.matrix, strict=True):
+        assert metrics.amari_distance(estimate, matrix) < 0.05
 
 
 def test_gaussian_white_noise_cannot_be_separated():
@@ -183,3 +184,19 @@ def test_report_holds_attacker_floor_and_owner():
 def test_recovery_of_other_groups_is_an_error():
     with pytest.raises(UsageError, match="groups that were mixed"):
         attacks.recovery(np.zeros((2, 4, 8)), np.zeros((3, 4, 8)))
+
+
+def test_threads_give_what_one_core_gives_bit_for_bit(monkeypatch):
+    mixtures, _ = mixed(patchwork(0, 4, 4))
+    mixtures = jnp.concatenate([mixtures] * 4)
+    run, found = separation._separate, []
+    for cores in (1, 2):
+        shapes = []
+        monkeypatch.setattr(unmixing.os, "cpu_count", lambda cores=cores: cores)
+        monkeypatch.setattr(
+            separation, "_separate", lambda x, *rest: shapes.append(len(x)) or run(x, *rest)
+        )
+        found.append(attacks.separate(mixtures, rng_key=RNG_KEY))
+        assert shapes == [16 // cores] * cores
+    for one, two in zip(*found, strict=True):
+        np.testing.assert_array_equal(one, two)
