@@ -12,17 +12,18 @@ import tyro
 
 from facemix_jax import _runtime, attacks, data, defenses, mixing, models, runs
 from facemix_jax._types import Array, RngKey
-from facemix_jax.attacks import adversarial, nonnegative, robust, separation, vectors
+from facemix_jax.attacks import adversarial, nonnegative, picard, robust, separation, vectors
 from facemix_jax.defenses import Defense
 
 PLAIN = (
     separation.GRADIENT_ICA,
+    picard.PICARD,
     vectors.IVA,
     nonnegative.NONNEGATIVE,
     adversarial.ADVERSARIAL,
     robust.ROBUST,
 )
-NOISY = tuple(a for a in PLAIN if a is not adversarial.ADVERSARIAL)
+NOISY = tuple(a for a in PLAIN if a not in (adversarial.ADVERSARIAL, picard.PICARD))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

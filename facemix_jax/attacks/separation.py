@@ -15,6 +15,7 @@ The rows of a group are taken as given. Where mixtures were shuffled across grou
 """
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -50,6 +51,9 @@ _COARSE_SAMPLES = 500
 _COARSE_STEPS = 20
 """Fixed-point steps of the first pass; the second one finishes."""
 
+Solver = Callable[[Array, Array, int, float], tuple[Array, Array, Array]]
+"""``(white [M, N], start [M, M], max_iterations, tolerance) -> (rotation, steps, last turn)``."""
+
 
 def fast_ica(
     white: Array, start: Array, max_iterations: int, tolerance: float
@@ -78,6 +82,7 @@ def separate(
     max_iterations: int = 200,
     tolerance: float = 1e-5,
     orthogonal: bool = True,
+    solver: Solver = fast_ica,
 ) -> Separation:
     """Recovers the images of every group from its mixtures alone.
 
@@ -106,6 +111,7 @@ def separate(
         tolerance: converged when every row turned by less: ``1 - |cos angle|``. Float32 resolves
             about 1e-6.
         orthogonal: whether the mixing matrix is known to be orthogonal, as the paper's is.
+        solver: what finishes from the best start.
 
     Raises:
         UsageError: mixtures of another rank, fewer than 2 in a group, maps of a single position,
@@ -113,7 +119,7 @@ def separate(
     """
     check_options(restarts=restarts, max_iterations=max_iterations, tolerance=tolerance)
     arrays = prepare(mixtures, evidence, rng_key, restarts)
-    options = (max_iterations, tolerance, orthogonal, jax.default_backend())
+    options = (max_iterations, tolerance, orthogonal, solver, jax.default_backend())
     return on_all_cores(lambda *some: _separate(*some, *options), *arrays)
 
 
@@ -162,7 +168,7 @@ GRADIENT_ICA = blind.attack("gradient_ica", THREAT_MODEL, lambda *_: separate)
 """FastICA on gradients, grouping granted."""
 
 
-@functools.partial(jax.jit, static_argnames=("orthogonal", "backend"))
+@functools.partial(jax.jit, static_argnames=("orthogonal", "solver", "backend"))
 def _separate(
     mixtures: Array,
     evidence: Array,
@@ -170,6 +176,7 @@ def _separate(
     max_iterations: int,
     tolerance: float,
     orthogonal: bool,
+    solver: Solver,
     backend: str,
 ) -> Separation:
     def separate_group(mixture: Array, shown: Array, group_starts: Array) -> Separation:
@@ -184,7 +191,7 @@ def _separate(
 
         rotations, coarse_steps, contrasts = jax.lax.map(try_start, group_starts)
         best = jnp.argmax(contrasts)
-        rotation, steps, last = fast_ica(white, rotations[best], max_iterations, tolerance)
+        rotation, steps, last = solver(white, rotations[best], max_iterations, tolerance)
         unmixing, sources = apply_unmixing(matmul(rotation, whitening), mixture, orthogonal)
         return Separation(unmixing, sources, coarse_steps[best] + steps, last <= tolerance)
 

@@ -16,6 +16,7 @@ from facemix_jax.attacks import (
     judge,
     nonnegative,
     output,
+    picard,
     recognition,
     reconstruction,
     robust,
@@ -53,6 +54,7 @@ ATTACKS: dict[str, Attack] = {
         nonnegative.NONNEGATIVE,
         adversarial.ADVERSARIAL,
         vectors.IVA,
+        picard.PICARD,
         grouping.SHUFFLED_CHAIN,
         separation.GRADIENT_ICA,
         # What separation opens.

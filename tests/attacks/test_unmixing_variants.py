@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,11 +10,13 @@ from facemix_jax import attacks, metrics, mixing
 from facemix_jax._validate import UsageError
 from facemix_jax.attacks import adversarial, robust, vectors
 from facemix_jax.attacks.nonnegative import separate_nonnegative
+from facemix_jax.attacks.picard import picard
 
 RNG_KEY = jax.random.key(7)
 SEPARATIONS = {
     "iva": vectors.separate_groups,
     "nonnegative": separate_nonnegative,
+    "picard": functools.partial(attacks.separate, solver=picard),
 }
 
 
@@ -137,6 +141,39 @@ def test_evidence_of_other_groups_is_an_error():
         attacks.separate(
             jnp.zeros((2, 4, 8, 8, 1)), rng_key=RNG_KEY, evidence=jnp.zeros((2, 3, 8, 8, 1))
         )
+
+
+def test_picard_ends_where_fast_ica_does():
+    mixtures, _ = mixed(patchwork(2, 4, 8))
+    by_picard, by_fast_ica = (
+        attacks.separate(mixtures, rng_key=RNG_KEY, solver=solver, orthogonal=False)
+        for solver in (picard, attacks.separation.fast_ica)
+    )
+    for one, other in zip(by_picard.unmixing, by_fast_ica.unmixing, strict=True):
+        assert metrics.amari_distance(one, jnp.linalg.inv(other)) < 0.02
+
+
+@pytest.mark.parametrize("kind", ["flat", "peaked", "both", "gaussian"])
+def test_picard_tells_flat_and_peaked_sources(kind):
+    keys = jax.random.split(jax.random.key(3), 3)
+    flat = jax.random.uniform(keys[0], (4, 20_000), minval=-1.0, maxval=1.0)
+    peaked = jax.random.laplace(keys[1], (4, 20_000))
+    sources = {
+        "flat": flat,
+        "peaked": peaked,
+        "both": jnp.concatenate([flat[:2], peaked[:2]]),
+        "gaussian": jax.random.normal(keys[2], (4, 20_000)),
+    }[kind]
+    white = sources / sources.std(1, keepdims=True)
+    mixing_matrix = jax.random.orthogonal(keys[0], 4)
+    rotation, _, turned = picard(jnp.matmul(mixing_matrix, white), jnp.eye(4), 100, 1e-6)
+    np.testing.assert_allclose(jnp.matmul(rotation, rotation.T), jnp.eye(4), atol=1e-5)
+    separated = jnp.abs(jnp.matmul(rotation, mixing_matrix)).max(1) > 0.99
+    if kind == "gaussian":
+        assert not separated.all()
+    else:
+        assert separated.all()
+        assert turned <= 1e-6
 
 
 @pytest.mark.library_promotes
