@@ -7,6 +7,7 @@ from facemix_jax.attacks import (
     adversarial,
     grouping,
     nonnegative,
+    picard,
     robust,
     separation,
     vectors,
@@ -18,6 +19,7 @@ ATTACKS = [
     nonnegative.NONNEGATIVE,
     adversarial.ADVERSARIAL,
     vectors.IVA,
+    picard.PICARD,
     robust.ROBUST,
     grouping.SHUFFLED_CHAIN,
 ]
