@@ -26,7 +26,7 @@ def options(config: Any) -> dict[str, Any]:
     return {
         name: value
         for name, value in dataclasses.asdict(config).items()
-        if not isinstance(value, Path) and name not in ("data_dir", "cache_dir", "workdirs")
+        if not isinstance(value, Path) and not name.endswith(("_dir", "workdirs"))
     }
 
 
