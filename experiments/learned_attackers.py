@@ -38,7 +38,7 @@ class Config:
     --identity-dir PEOPLE``. A cell that is in the JSON file is not run again; ``--attacks``
     chooses some.
 
-    Run time, for ResNet-18 of width 16 at 109x89 on two CPU cores: 2 to 10 minutes a cell.
+    Run time, for ResNet-18 of width 16 at 109x89 on two CPU cores: 1 to 6 minutes a cell.
 
     Expected: on unprotected activations, attributes near the network's own balanced accuracy,
     persons at 20 times chance or more, and faces near 0; on FaceMix, attributes within 3 points of
@@ -83,7 +83,11 @@ def main(config: Config) -> None:
     for workdir in config.workdirs:
         run = runs.load(workdir, data_dir=config.data_dir)
         defense = run.defense
-        what: dict[str, Any] = {"trained_with": defense.name, "steps": config.steps}
+        what: dict[str, Any] = {
+            "trained_with": defense.name,
+            "steps": config.steps,
+            "batch_size": config.batch_size,
+        }
         if config.weak:
             defense = defenses.facemix(group_size=config.weak_group_size, family=WEAK)
         what |= {"defense": WEAK if config.weak else defense.name, "group_size": defense.group_size}

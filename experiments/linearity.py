@@ -27,7 +27,7 @@ class Config:
     Command: ``python experiments/linearity.py --data-dir PATH_TO_CELEBA``, after
     ``experiments/accuracy_cpu.py``, whose work directories it reads.
 
-    Run time: about 8 minutes on two CPU cores.
+    Run time: about 2 minutes on two CPU cores.
 
     Expected: relative unmix error of the features near 1.2 for the plain and the encryption-aware
     network, with the floor of any such network at .71; numbers and reading in

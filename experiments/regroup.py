@@ -34,7 +34,7 @@ class Config:
 
     Command: ``python experiments/regroup.py --data-dir PATH_TO_CELEBA --workdir RUN``
 
-    Run time: about 30 minutes on two CPU cores, a third of it for 8,192 mixtures; cells that the
+    Run time: about 9 minutes on two CPU cores, a third of it for 8,192 mixtures; cells that the
     output holds are not run again.
 
     Attributes:

@@ -22,7 +22,7 @@ class Config:
 
     Command: ``python experiments/separation_real.py --data-dir PATH_TO_CELEBA``
 
-    Run time: about 5 minutes on two busy CPU cores (decoding 20,000 images once comes on top).
+    Run time: about half a minute on two CPU cores (decoding 20,000 images once comes on top).
 
     Expected, mean matched |correlation| for M = 2 / 4 / 8 / 16 / 32: 1.000 / 1.000 / .999 / .998 /
     .995 on pixels (the mixtures themselves: .90 / .78 / .67 / .59 / .55), 1.000 / .999 / .998 /

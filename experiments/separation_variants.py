@@ -32,7 +32,7 @@ class Config:
 
     Command: ``python experiments/separation_variants.py --data-dir PATH_TO_CELEBA --workdir RUN``
 
-    Run time: about 15 minutes on two CPU cores; cells that the output holds are not run again.
+    Run time: about 5 minutes on two CPU cores; cells that the output holds are not run again.
 
     Attributes:
         data_dir: folder with the official CelebA files.

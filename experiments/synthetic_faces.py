@@ -28,7 +28,7 @@ class Config:
 
     Command: ``python experiments/synthetic_faces.py``
 
-    Run time: about 20 minutes on two CPU cores.
+    Run time: about 12 minutes on two CPU cores.
 
     Expected: at least 95% balanced accuracy on every drawn attribute of people not seen in
     training; 100 people recognised at 90% or more from 20 pictures each; and, as on CelebA,

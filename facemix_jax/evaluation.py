@@ -3,12 +3,12 @@
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from facemix_jax import inference, mixing
+from facemix_jax import inference
 from facemix_jax._types import HostArray, RngKey, Variables
 from facemix_jax.attacks import AttackConfig, Figure, Target, record, recorded_rows
+from facemix_jax.attacks.base import truth_by_group
 from facemix_jax.attacks.separation import GRADIENT_ICA
 from facemix_jax.data import Source, eval_batches, normalize
 from facemix_jax.defenses import Defense
@@ -144,8 +144,9 @@ def evaluate_leakage(
         )
         return Leakage((figure,), seen, seen, seen)
     result = GRADIENT_ICA.run(target, recording, attack_key, AttackConfig())
+    assert result.recovered is not None  # it recovers activations
     groups = (
-        np.asarray(mixing.group(jnp.asarray(rows), defense.group_size))
+        np.asarray(truth_by_group(rows, recording))
         for rows in (recording.activations, mixtures, result.recovered)
     )
     return Leakage(result.figures, *groups)

@@ -225,7 +225,9 @@ def on_all_cores(function: Callable[..., Separation], *arrays: Array) -> Separat
     """
     count, cores = arrays[0].shape[0], os.cpu_count() or 1
     # Shares of equal size, so that the function is compiled once.
-    if jax.default_backend() != "cpu" or count % cores or count // cores < _FEWEST_IN_A_THREAD:
+    worth_it = count % cores == 0 and count // cores >= _FEWEST_IN_A_THREAD
+    traced = isinstance(arrays[0], jax.core.Tracer)  # a caller's jit, which no thread may enter
+    if jax.default_backend() != "cpu" or traced or not worth_it:
         return function(*arrays)
     shares = zip(*(jnp.split(array, cores) for array in arrays), strict=True)
     with concurrent.futures.ThreadPoolExecutor(cores) as threads:

@@ -200,5 +200,7 @@ def test_threads_give_what_one_core_gives_bit_for_bit(monkeypatch):
         monkeypatch.setattr(unmixing.os, "cpu_count", lambda cores=cores: cores)
         found.append(attacks.separate(mixtures, rng_key=RNG_KEY))
     assert groups == [16, 8, 8]
+    jitted = jax.jit(lambda x: attacks.separate(x, rng_key=RNG_KEY))(mixtures)
+    np.testing.assert_allclose(jitted.sources, found[0].sources, atol=1e-3)
     for one, two in zip(*found, strict=True):
         np.testing.assert_array_equal(one, two)
