@@ -114,9 +114,9 @@ class Checkpoints:
             )
         found = self._checkpointer.checkpointables_metadata(newest.step).custom_metadata or {}
         differences = [
-            f"{name} is {found.get(name)!r} in the checkpoint and {wanted!r} here"
+            f"{name} is {found[name]!r} in the checkpoint and {wanted!r} here"
             for name, wanted in self._identity.items()
-            if found.get(name) != wanted
+            if name in found and found[name] != wanted
         ]
         if differences:
             raise CheckpointError(

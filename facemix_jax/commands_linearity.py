@@ -120,7 +120,14 @@ class Linearity(Output):
         variables = model.init(rng_key)
         if self.weights is not None:
             variables = from_torch(read_weights(self.weights), variables, keep_head=True)
-        return Run(config, source, model, defenses.build(config.defense), variables, step=0)
+        return Run(
+            config,
+            source,
+            model,
+            defenses.build(config.defense, tiles=model.spec.tiles),
+            variables,
+            step=0,
+        )
 
 
 def _in_dtype(part: Run, dtype: Any) -> models.SplitModel:

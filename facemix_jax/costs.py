@@ -250,13 +250,13 @@ def model_cost(model: SplitModel, *, group_size: int) -> ModelCost:
     spec = model.spec
     variables = jax.eval_shape(model.init, jax.eval_shape(lambda: jax.random.key(0)))
     shapes = {
-        "pre": (*spec.image_size, 3),
-        "main": spec.activation_shape,
-        "post": spec.response_shape,
+        "pre": (1, *spec.image_size, 3),
+        "main": (spec.tiles, *spec.activation_shape),
+        "post": (spec.tiles, *spec.response_shape),
     }
     parts = {}
     for name, shape in shapes.items():
-        x = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
+        x = jax.ShapeDtypeStruct(shape, jnp.float32)
         layers = linear_layers(getattr(model, name).apply, variables[name], x)
         without, batch_norm = parameters(variables[name])
         parts[name] = SegmentCost(
@@ -266,7 +266,7 @@ def model_cost(model: SplitModel, *, group_size: int) -> ModelCost:
             batch_norm_parameters=batch_norm,
         )
     pre, main, post = parts["pre"], parts["main"], parts["post"]
-    activation, response = math.prod(spec.activation_shape), math.prod(spec.response_shape)
+    activation, response = math.prod(shapes["main"]), math.prod(shapes["post"])
     mixing_macs, unmixing_macs = group_size * activation, group_size * response
     without = sum(part.parameters for part in parts.values())
     edge_parameters = pre.parameters + post.parameters

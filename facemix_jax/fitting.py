@@ -62,7 +62,7 @@ def fit(
     """
     source = data.load_source(config.data) if source is None else source
     model = runs.build_model(config, source)
-    defense = defenses.build(config.defense)
+    defense = defenses.build(config.defense, tiles=model.spec.tiles)
     images = len(source.splits["train"])
     steps_per_epoch = images // config.train.batch_size
     if not steps_per_epoch:

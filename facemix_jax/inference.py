@@ -15,10 +15,10 @@ class Trace(NamedTuple):
 
     Attributes:
         secret: the edge's secret.
-        activations: ``[B, H, W, C]``, on the edge.
-        sent: ``[B, H, W, C]``, what the cloud sees.
-        responses: ``[B, D]``, what the cloud returns.
-        features: ``[B, D]``, recovered on the edge.
+        activations: ``[T * B, H, W, C]``, on the edge; ``T`` is 1 unless maps are cut into tiles.
+        sent: ``[T * B, H, W, C]``, what the cloud sees.
+        responses: ``[T * B, D]``, what the cloud returns.
+        features: ``[T * B, D]``, recovered on the edge.
         logits: float32 ``[B, K, classes]``.
     """
 
@@ -46,8 +46,8 @@ def trace(
         UsageError: images of another size, or the group size does not divide ``B``.
     """
     check_images(model, images)
-    secret = defense.init(rng_key, images.shape[0], False)
     activations = model.pre(variables["pre"], images)
+    secret = defense.init(rng_key, activations.shape[0], False)
     sent = defense.protect(secret, activations)
     responses = model.main(main_variables(variables, defense), sent)
     features = defense.recover(secret, responses)

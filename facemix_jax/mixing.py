@@ -31,11 +31,14 @@ class MixKey:
         inverse: ``[G, M, M]``, its inverse: the transpose for the orthogonal families.
         order: int32 ``[B]``; position ``p`` of what is sent holds mixture ``order[p]``. None
             where nothing is shuffled.
+        deal: int32 ``[B]``; place ``r`` among the groups holds example ``deal[r]``. None where
+            consecutive examples form a group.
     """
 
     matrix: Array
     inverse: Array
     order: Array | None = None
+    deal: Array | None = None
 
     def __repr__(self) -> str:
         """Shows shapes only: the values are the secret."""
@@ -119,6 +122,7 @@ def sample_mix_key(
     *,
     family: Family = haar,
     shuffle: bool = True,
+    deal_blocks: int = 0,
 ) -> MixKey:
     """Draws one matrix for each group, and the order in which the mixtures are sent.
 
@@ -132,18 +136,29 @@ def sample_mix_key(
         family: how matrices are drawn, one of ``FAMILIES.values()`` or your own.
         shuffle: whether mixtures are shuffled across groups (section 3.5). Training leaves it
             out: main treats every row alike, so that the result is the same.
+        deal_blocks: where positive, the batch is as many blocks of rows, such as one for each tile
+            of a map, and in each its rows are dealt to the groups at random, so that the rows of
+            an image that lie in different blocks have different company. 0: groups hold
+            consecutive rows.
 
     Returns:
         A ``MixKey`` for ``B = G * M`` examples.
 
     Raises:
-        UsageError: a size is not positive.
+        UsageError: a size is not positive, or blocks are not whole groups.
     """
     _validate.positive(num_groups=num_groups, group_size=group_size)
     matrix_key, order_key = jax.random.split(rng_key)
     matrix, inverse = family(matrix_key, num_groups, group_size)
     order = jax.random.permutation(order_key, num_groups * group_size) if shuffle else None
-    return MixKey(matrix=matrix, inverse=inverse, order=order)
+    deal = None
+    if deal_blocks:
+        _validate.divides(deal_blocks, divisor_name="deal_blocks", num_groups=num_groups)
+        size = num_groups * group_size // deal_blocks
+        deal_keys = jax.random.split(jax.random.fold_in(order_key, 1), deal_blocks)
+        dealt = jax.vmap(lambda k: jax.random.permutation(k, size))(deal_keys)
+        deal = (dealt + size * jnp.arange(deal_blocks)[:, None]).reshape(-1)
+    return MixKey(matrix=matrix, inverse=inverse, order=order, deal=deal)
 
 
 def group(x: Array, group_size: int) -> Array:
@@ -207,6 +222,8 @@ def mix(mix_key: MixKey, x: Array) -> Array:
         UsageError: the batch is not the one that the key was drawn for.
     """
     _check_batch(mix_key, x)
+    if mix_key.deal is not None:
+        x = x[mix_key.deal]
     mixed = jax.vmap(mix_group)(mix_key.matrix, group(x, mix_key.group_size))
     mixed = mixed.reshape(x.shape)
     return mixed if mix_key.order is None else mixed[mix_key.order]
@@ -229,7 +246,8 @@ def unmix(mix_key: MixKey, y: Array) -> Array:
     if mix_key.order is not None:
         y = y[jnp.argsort(mix_key.order)]
     unmixed = jax.vmap(mix_group)(mix_key.inverse, group(y, mix_key.group_size))
-    return unmixed.reshape(y.shape)
+    unmixed = unmixed.reshape(y.shape)
+    return unmixed if mix_key.deal is None else unmixed[jnp.argsort(mix_key.deal)]
 
 
 def _check_batch(mix_key: MixKey, x: Array) -> None:

@@ -86,6 +86,7 @@ def identity(config: RunConfig, model: SplitModel) -> dict[str, Any]:
     """What a checkpoint of the run is good for: the network's names and sizes."""
     return {
         **dataclasses.asdict(config.model),
+        "tile": None if config.model.tile is None else list(config.model.tile),
         "image_size": list(model.spec.image_size),
         "logits_shape": list(model.spec.logits_shape),
         "statistics": config.train.statistics,
@@ -115,7 +116,14 @@ def load(workdir: Path, *, data_dir: str | None = None) -> Run:
     with Checkpoints(workdir / "checkpoints", identity(config, model)) as checkpoints:
         variables = checkpoints.restore_variables(like)
         step = checkpoints.latest() or 0
-    return Run(config, source, model, defenses.build(config.defense), variables, step)
+    return Run(
+        config,
+        source,
+        model,
+        defenses.build(config.defense, tiles=model.spec.tiles),
+        variables,
+        step,
+    )
 
 
 def read_config(workdir: Path) -> RunConfig:
@@ -141,7 +149,8 @@ def read_config(workdir: Path) -> RunConfig:
 
 def from_state(config: RunConfig, source: Source, state: TrainState) -> Run:
     """The run whose training ended in ``state``."""
-    model, defense = build_model(config, source), defenses.build(config.defense)
+    model = build_model(config, source)
+    defense = defenses.build(config.defense, tiles=model.spec.tiles)
     return Run(config, source, model, defense, state.variables, int(state.step))
 
 

@@ -195,8 +195,8 @@ def forward(
     Returns:
         Logits float32 ``[B, K, classes]`` and the variables with updated running statistics.
     """
-    secret = defense.init(rng_key, images.shape[0], True)
     clean, pre = model.pre.train(variables["pre"], images)
+    secret = defense.init(rng_key, clean.shape[0], True)
     main_in = {k: v for k, v in variables["main"].items() if k != "clean_stats"}
     responses, main = model.main.train(main_in, defense.protect(secret, clean))
     logits = model.post(variables["post"], defense.recover(secret, responses))

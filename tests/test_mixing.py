@@ -169,3 +169,20 @@ def test_errors_name_value_limit_and_remedy(call, words):
         call()
     for word in words:
         assert word in str(caught.value)
+
+
+def test_rows_are_dealt_within_their_block_and_come_back():
+    x = jax.random.normal(jax.random.key(1), (24, 5))
+    key = mixing.sample_mix_key(jax.random.key(0), 6, 4, deal_blocks=3)
+    blocks = np.asarray(key.deal).reshape(3, 8)
+    for index, block in enumerate(blocks):
+        assert sorted(block) == list(range(8 * index, 8 * index + 8))
+    assert len({tuple(block % 8) for block in blocks}) == 3, "every block is dealt anew"
+    np.testing.assert_allclose(mixing.unmix(key, mixing.mix(key, x)), x, atol=1e-5)
+    undealt = mixing.MixKey(key.matrix, key.inverse, key.order)
+    assert np.abs(mixing.mix(key, x) - mixing.mix(undealt, x)).max() > 0.1
+
+
+def test_blocks_are_whole_groups():
+    with pytest.raises(UsageError, match="deal_blocks 4 does not divide num_groups 6"):
+        mixing.sample_mix_key(jax.random.key(0), 6, 4, deal_blocks=4)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from facemix_jax import _validate, inference, mixing
+from facemix_jax import _validate, defenses, inference, mixing
 from facemix_jax._types import Array, HostArray, RngKey, Variables
 from facemix_jax.data import Source, normalize
 from facemix_jax.defenses import Defense
@@ -20,9 +20,11 @@ from facemix_jax.models import SplitModel
 class View:
     """Everything that an honest but curious cloud sees of one request.
 
+    ``R = T * B`` rows are sent: one for each example, or for each tile of each example.
+
     Attributes:
-        mixtures: float ``[B, ...]``, activations as they were sent.
-        responses: float ``[B, D]``, what main made of them.
+        mixtures: float ``[R, ...]``, activations as they were sent.
+        responses: float ``[R, D]``, what main made of them.
         main_variables: main's weights and statistics: the cloud runs it.
         group_size: ``M``, public.
     """
@@ -73,11 +75,13 @@ class Recording(NamedTuple):
         images: uint8 ``[B, H, W, 3]``.
         attributes: int8 ``[B, K]``.
         identities: int32 ``[B]``.
-        activations: float32 ``[B, ...]``, before protection.
-        owner_activations: float32 ``[B, ...]``, what the owner recovers from ``view.mixtures``.
+        activations: float32 ``[R, ...]``, before protection.
+        owner_activations: float32 ``[R, ...]``, what the owner recovers from ``view.mixtures``.
         owner_logits: float32 ``[B, K, 2]``, what the owner gets as the answer.
-        groups: int32 ``[B]``, the group of each row of ``view.mixtures``; an attack that is granted
+        groups: int32 ``[R]``, the group of each row of ``view.mixtures``; an attack that is granted
             the grouping may use it, and its threat model says so.
+        examples: int32 ``[R]``, which image each row of ``activations`` is of. The rows of a group
+            follow one another there, and in ``owner_activations``.
     """
 
     view: View
@@ -88,6 +92,7 @@ class Recording(NamedTuple):
     owner_activations: Array
     owner_logits: Array
     groups: HostArray
+    examples: HostArray
 
 
 class Figure(NamedTuple):
@@ -189,13 +194,19 @@ def record(
     _validate.divides(group_size, divisor_name="group_size", rows=len(rows))
     images = np.asarray(target.source.images(rows))
     # As in training, rows stay with their group: `init` leaves the order out.
-    secret = target.defense.init(rng_key, len(rows), not shuffled)
+    sent = target.model.spec.tiles * len(rows)
+    secret = target.defense.init(rng_key, sent, not shuffled)
     activations, mixtures, responses, recovered, logits = _play(
         target.model, target.defense, target.variables, secret, normalize(images)
     )
-    groups = np.arange(len(rows), dtype=np.int32) // group_size
-    if isinstance(secret, mixing.MixKey) and secret.order is not None:
-        groups = groups[np.asarray(secret.order)]
+    groups = np.arange(sent, dtype=np.int32) // group_size
+    mix_key = defenses.mix_key_of(secret)
+    examples = np.arange(sent, dtype=np.int32) % len(rows)
+    if mix_key is not None and mix_key.order is not None:
+        groups = groups[np.asarray(mix_key.order)]
+    if mix_key is not None and mix_key.deal is not None:
+        activations, recovered = activations[mix_key.deal], recovered[mix_key.deal]
+        examples = examples[np.asarray(mix_key.deal)]
     return Recording(
         View(
             mixtures=mixtures,
@@ -210,6 +221,7 @@ def record(
         recovered,
         logits,
         groups,
+        examples,
     )
 
 

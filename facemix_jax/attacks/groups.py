@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from facemix_jax._types import HostArray, RngKey
-from facemix_jax.attacks.base import Recording, Target, by_group
+from facemix_jax.attacks.base import Recording, Target, by_group, record
 from facemix_jax.attacks.separation import separate
 from facemix_jax.data import normalize
 from facemix_jax.metrics import matched_correlation, standardise
@@ -74,6 +74,14 @@ def activations(target: Target, images: HostArray) -> HostArray:
         for part in np.array_split(images, -(-len(images) // 64))
     ]
     return np.concatenate(made)
+
+
+def noise_of(target: Target, rng_key: RngKey) -> float:
+    """Standard deviation of what the public defence adds to the activations, in a rehearsal."""
+    rows = target.source.splits[target.auxiliary_split]
+    count = min(4, len(rows) // target.defense.group_size) * target.defense.group_size
+    own = record(target, rows[:count], rng_key=rng_key)
+    return float(jnp.std(own.owner_activations - own.activations))
 
 
 def match(sources: ArrayLike, truth: ArrayLike) -> HostArray:

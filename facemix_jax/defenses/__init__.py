@@ -6,13 +6,29 @@ from collections.abc import Callable
 from facemix_jax import _validate, mixing
 from facemix_jax.defenses.base import Defense, DefenseCost
 from facemix_jax.defenses.facemix import facemix, none
+from facemix_jax.defenses.noise import mix_key_of, with_noise
 
-__all__ = ["DEFENSES", "Defense", "DefenseConfig", "DefenseCost", "build", "facemix", "none"]
+__all__ = [
+    "DEFENSES",
+    "Defense",
+    "DefenseConfig",
+    "DefenseCost",
+    "build",
+    "facemix",
+    "mix_key_of",
+    "none",
+    "with_noise",
+]
 
-DEFENSES: dict[str, Callable[["DefenseConfig"], Defense]] = {
-    "none": lambda config: none(),
-    "facemix": lambda config: facemix(group_size=config.group_size, family=config.family),
+DEFENSES: dict[str, Callable[["DefenseConfig", int], Defense]] = {
+    "none": lambda config, tiles: none(),
+    "facemix": lambda config, tiles: facemix(
+        group_size=config.group_size,
+        family=config.family,
+        deal_blocks=tiles if config.scatter else 0,
+    ),
 }
+"""By name, from the configuration and the tiles of the network's maps."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -24,23 +40,41 @@ class DefenseConfig:
         group_size: images mixed together (the paper's S_G).
         family: how mixing matrices are drawn: ``haar`` (the paper), ``hadamard``,
             ``signed_permutation`` or ``gaussian`` for studies.
+        noise: standard deviation of Gaussian noise on what is sent, in units of its own; 0 for
+            none, as in the paper.
+        scatter: in every tile, deal the images of a request to groups anew, so that no two tiles
+            have the same company; needs a network with tiles, and helps from ``group_size``
+            groups in a request on.
     """
 
     defense: str = "facemix"
     group_size: int = 8
     family: str = "haar"
+    noise: float = 0.0
+    scatter: bool = False
 
     def __post_init__(self) -> None:
         """Checks names and ranges."""
         _validate.one_of(DEFENSES, defense=self.defense)
         _validate.one_of(mixing.FAMILIES, family=self.family)
         _validate.positive(group_size=self.group_size)
+        _validate.in_range(0, 100, noise=self.noise)
 
 
-def build(config: DefenseConfig) -> Defense:
+def build(config: DefenseConfig, *, tiles: int = 1) -> Defense:
     """Builds the defence.
+
+    Args:
+        config: of the defence.
+        tiles: rows that each image becomes, ``model.spec.tiles``.
 
     Raises:
         UsageError: a value is out of range for this defence.
     """
-    return DEFENSES[config.defense](config)
+    if config.scatter and tiles == 1:
+        raise _validate.UsageError(
+            "scatter deals images to groups anew in every tile, but this network's maps are not "
+            "cut into tiles. Set a tile size smaller than the map (--tile), or leave scatter out."
+        )
+    defense = DEFENSES[config.defense](config, tiles)
+    return with_noise(defense, config.noise) if config.noise else defense

@@ -5,13 +5,17 @@ from facemix_jax._types import Array, RngKey
 from facemix_jax.defenses.base import Defense, DefenseCost
 
 
-def facemix(*, group_size: int = 8, family: str = "haar", shuffle: bool = True) -> Defense:
+def facemix(
+    *, group_size: int = 8, family: str = "haar", shuffle: bool = True, deal_blocks: int = 0
+) -> Defense:
     """Mixes groups of activations with fresh secret matrices.
 
     Args:
         group_size: ``M``, the paper's ``S_G``.
         family: one of ``mixing.FAMILIES``; the paper's is ``haar``.
         shuffle: shuffle mixtures across groups before sending (section 3.5).
+        deal_blocks: deal rows to groups anew in each of so many blocks (tiles), as
+            ``mixing.sample_mix_key`` does; 0 for groups of consecutive rows, as in the paper.
 
     Raises:
         UsageError: the group is smaller than 2 or the family unknown.
@@ -31,6 +35,7 @@ def facemix(*, group_size: int = 8, family: str = "haar", shuffle: bool = True) 
             group_size,
             family=mixing.FAMILIES[family],
             shuffle=shuffle and not training,
+            deal_blocks=deal_blocks,
         )
 
     def cost(activation_elements: int, response_elements: int) -> DefenseCost:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from facemix_jax import _validate
 from facemix_jax._types import ImageSize
-from facemix_jax.models.resnet import resnet18
+from facemix_jax.models.resnet import STEMS, resnet18
 from facemix_jax.models.split import Segment, Spec, SplitModel, split, with_prior
 from facemix_jax.models.torch_weights import from_torch
 from facemix_jax.models.vgg import vgg16
@@ -44,6 +44,11 @@ class ModelConfig:
         norm: ``batch``, or ``none`` for ResNet-18 without BatchNorm.
         centre: subtract running means before mixing and after main, which makes unmixing exact
             for constants too; not in the paper.
+        tile: height, width of the tiles that the map is cut into before mixing, each (group, tile)
+            under a matrix of its own; main runs on tiles, the head reads the features of all. None
+            for the whole map, as in the paper.
+        stem: ``pool``, the standard one, or for ResNet-18 ``signed``, which ends in a linear
+            convolution, so that cut 1 sends signed values; not in the paper.
         compute_dtype: ``float32`` or ``bfloat16``; parameters, statistics and mixing stay float32.
     """
 
@@ -52,14 +57,21 @@ class ModelConfig:
     width: int = 64
     norm: str = "batch"
     centre: bool = False
+    tile: tuple[int, int] | None = None
+    stem: str = "pool"
     compute_dtype: str = "float32"
 
     def __post_init__(self) -> None:
         """Checks names and ranges."""
         _validate.one_of(MODELS, network=self.network)
         _validate.one_of(("batch", "none"), norm=self.norm)
+        _validate.one_of(STEMS, stem=self.stem)
         _validate.one_of(_DTYPES, compute_dtype=self.compute_dtype)
         _validate.positive(width=self.width)
+        if self.tile is not None:
+            height, width = self.tile
+            _validate.positive(tile_height=height, tile_width=width)
+            object.__setattr__(self, "tile", (height, width))  # a list where it was read from JSON
 
 
 def build(
@@ -96,5 +108,7 @@ def build(
         num_classes=num_classes,
         norm=config.norm,
         centre=config.centre,
+        tile=config.tile,
+        stem=config.stem,
         dtype=_DTYPES[config.compute_dtype] if dtype is None else dtype,
     )

@@ -57,6 +57,29 @@ class Stem(nn.Module):
         return MaxPool((3, 3), (2, 2), ((1, 1), (1, 1)))(x)
 
 
+class SignedStem(nn.Module):
+    """As ``Stem``, but a linear 3x3 convolution of stride 2 with BatchNorm in the max-pool's place.
+
+    Its output has no lower bound, and unmixing cannot be found from nonnegativity; values are
+    closer to Gaussian ones than those after a ReLU.
+    """
+
+    features: int
+    norm: str
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        """``[B, H, W, 3]`` to ``[B, H/4, W/4, features]``, rounded up twice."""
+        x = _conv(self.features, 7, 2, self.norm, self.dtype, "conv1")(x)
+        x = Relu()(_Norm(self.norm, self.dtype, name="bn1")(x, train))
+        x = _conv(self.features, 3, 2, self.norm, self.dtype, "conv2")(x)
+        return _Norm(self.norm, self.dtype, name="bn2")(x, train)
+
+
+STEMS = {"pool": Stem, "signed": SignedStem}
+
+
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions and a shortcut.
 
@@ -104,6 +127,8 @@ def resnet18(
     num_classes: int = 2,
     norm: str = "batch",
     centre: bool = False,
+    tile: tuple[int, int] | None = None,
+    stem: str = "pool",
     dtype: jnp.dtype = jnp.float32,
 ) -> SplitModel:
     """ResNet-18 split after the stem or any basic block.
@@ -117,6 +142,8 @@ def resnet18(
         num_classes: classes of each attribute.
         norm: ``batch`` or ``none``.
         centre: subtract running means before mixing and after main (``split.Centre``).
+        tile: size of the tiles that pre's map is cut into (``split.cut_tiles``), or None.
+        stem: ``pool``, the standard one, or ``signed`` (``SignedStem``).
         dtype: of the computation; parameters and statistics stay float32.
 
     Raises:
@@ -129,7 +156,7 @@ def resnet18(
         blocks.append((name, functools.partial(BasicBlock, width * factor, stride, norm, dtype)))
     return split(
         [
-            ("stem", functools.partial(Stem, width, norm, dtype)),
+            ("stem", functools.partial(STEMS[stem], width, norm, dtype)),
             *blocks,
             ("pool", GlobalAveragePool),
         ],
@@ -139,4 +166,5 @@ def resnet18(
         last_cut=9,
         image_size=image_size,
         centre=centre,
+        tile=tile,
     )

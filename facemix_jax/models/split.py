@@ -6,6 +6,7 @@ names wherever the cut lies, so the variables of one cut can be dealt out again 
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -50,9 +51,11 @@ class Spec:
         cut: units on the edge before mixing.
         unit_names: all units in order; the cut lies after ``unit_names[:cut]``.
         image_size: height, width of the input.
-        activation_shape: ``(H, W, C)`` of what pre sends, per example.
-        response_shape: ``(D,)`` of what main returns, per example.
+        activation_shape: ``(H, W, C)`` of what pre sends, per row.
+        response_shape: ``(D,)`` of what main returns, per row.
         logits_shape: ``(K, classes)``.
+        grid: tiles down and across that pre's map is cut into. Pre returns ``[T * B, ...]``, tile
+            by tile: row ``t * B + b``.
     """
 
     name: str
@@ -62,6 +65,12 @@ class Spec:
     activation_shape: tuple[int, ...]
     response_shape: tuple[int, ...]
     logits_shape: tuple[int, int]
+    grid: tuple[int, int] = (1, 1)
+
+    @property
+    def tiles(self) -> int:
+        """``T``, rows that each example becomes between pre and post."""
+        return self.grid[0] * self.grid[1]
 
 
 class SplitModel(NamedTuple):
@@ -70,8 +79,8 @@ class SplitModel(NamedTuple):
     Attributes:
         init: ``rng_key -> variables`` of all three segments; the same ``rng_key`` gives the same
             weights whatever the cut.
-        pre: images float ``[B, H, W, 3]``, normalised, to activations ``[B, h, w, C]``.
-        main: activations to features ``[B, D]``.
+        pre: images float ``[B, H, W, 3]``, normalised, to activations ``[T * B, h, w, C]``.
+        main: activations to features ``[T * B, D]``.
         post: features to logits float32 ``[B, K, classes]``.
         spec: shapes and names.
     """
@@ -141,6 +150,58 @@ class Centre(nn.Module):
         return x - mean[None].astype(x.dtype)
 
 
+def cut_tiles(x: Array, tile: tuple[int, int]) -> Array:
+    """Cuts maps into tiles, each a row of its own: ``[B, H, W, C]`` to ``[T * B, h, w, C]``.
+
+    Row ``t * B + b`` is tile ``t`` of example ``b``, so that groups of consecutive rows hold one
+    tile of several examples wherever the group size divides ``B``. The last tiles are filled up
+    with zeros.
+
+    Args:
+        x: maps.
+        tile: height, width of a tile.
+    """
+    batch, height, width, channels = x.shape
+    h, w = tile
+    down, across = -(-height // h), -(-width // w)
+    x = jnp.pad(x, ((0, 0), (0, down * h - height), (0, across * w - width), (0, 0)))
+    x = x.reshape(batch, down, h, across, w, channels).transpose(1, 3, 0, 2, 4, 5)
+    return x.reshape(down * across * batch, h, w, channels)
+
+
+def put_tiles_back(rows: Array, grid: tuple[int, int]) -> Array:
+    """Undoes ``cut_tiles``: ``[T * B, h, w, C]`` to ``[B, down * h, across * w, C]``.
+
+    Args:
+        rows: tiles.
+        grid: tiles down and across.
+    """
+    _, h, w, channels = rows.shape
+    maps = rows.reshape(*grid, -1, h, w, channels).transpose(2, 0, 3, 1, 4, 5)
+    return maps.reshape(-1, grid[0] * h, grid[1] * w, channels)
+
+
+def side_by_side(rows: Array, tiles: int) -> Array:
+    """Features of the tiles of each example together: ``[T * B, D]`` to ``[B, T * D]``."""
+    return rows.reshape(tiles, -1, rows.shape[1]).swapaxes(0, 1).reshape(-1, tiles * rows.shape[1])
+
+
+class _CutTiles(nn.Module):
+    tile: tuple[int, int]
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        return cut_tiles(x, self.tile)
+
+
+class _SideBySide(nn.Module):
+    tiles: int
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        return side_by_side(x, self.tiles)
+
+
 def with_prior(variables: Variables, rates: HostArray) -> dict[str, Any]:
     """Starts the head's bias at the classes' frequencies, which training would be slow to find.
 
@@ -179,6 +240,21 @@ def _segment(units: Sequence[tuple[str, Unit]]) -> Segment:
     return Segment(init, apply, train, tuple((unit[0], layer(unit)) for unit in units))
 
 
+def _grid(
+    units: Sequence[tuple[str, Unit]], image_size: ImageSize, tile: tuple[int, int]
+) -> tuple[int, int]:
+    pre = _segment(units)
+    image = jax.ShapeDtypeStruct((1, *image_size, 3), jnp.float32)
+    variables = jax.eval_shape(pre.init, jax.random.key(0), image)
+    height, width = jax.eval_shape(pre.apply, variables, image).shape[1:3]
+    if not (0 < tile[0] <= height and 0 < tile[1] <= width):
+        raise _validate.UsageError(
+            f"tile is {tile[0]}x{tile[1]} (height x width), but the map after the cut is "
+            f"{height}x{width}. Use a tile between 1x1 and that."
+        )
+    return -(-height // tile[0]), -(-width // tile[1])
+
+
 def split(
     units: Sequence[tuple[str, Unit]],
     head: Unit,
@@ -188,6 +264,7 @@ def split(
     last_cut: int,
     image_size: ImageSize,
     centre: bool = False,
+    tile: tuple[int, int] | None = None,
 ) -> SplitModel:
     """Splits a network after its first ``cut`` units.
 
@@ -199,9 +276,11 @@ def split(
         last_cut: the largest cut that leaves activations to mix.
         image_size: height, width.
         centre: whether pre and main end with ``Centre``; not in the paper.
+        tile: height, width of the tiles that pre's map is cut into (``cut_tiles``), None for the
+            whole map; not in the paper.
 
     Raises:
-        UsageError: ``cut`` or ``image_size`` is out of range.
+        UsageError: ``cut``, ``image_size`` or ``tile`` is out of range.
     """
     unit_names = tuple(unit_name for unit_name, _ in units)
     if not 0 <= cut <= last_cut:
@@ -211,10 +290,17 @@ def split(
             f"after {listing}. Choose one of these."
         )
     _validate.positive(image_height=image_size[0], image_width=image_size[1])
-    ends = [("pre_centre", Centre)], [("main_centre", Centre)]
-    pre = _segment([*units[:cut], *(ends[0] if centre else [])])
-    main = _segment([*units[cut:], *(ends[1] if centre else [])])
-    post = _segment([("head", head)])
+    pre_ends: list[tuple[str, Unit]] = [("pre_centre", Centre)] if centre else []
+    main_ends: list[tuple[str, Unit]] = [("main_centre", Centre)] if centre else []
+    post_begins: list[tuple[str, Unit]] = []
+    grid = (1, 1)
+    if tile is not None:
+        grid = _grid(units[:cut], image_size, tile)
+        pre_ends.append(("tiles", functools.partial(_CutTiles, tile)))
+        post_begins.append(("tiles", functools.partial(_SideBySide, grid[0] * grid[1])))
+    pre = _segment([*units[:cut], *pre_ends])
+    main = _segment([*units[cut:], *main_ends])
+    post = _segment([*post_begins, ("head", head)])
 
     shapes = [jax.ShapeDtypeStruct((1, *image_size, 3), jnp.float32)]
     for segment in (pre, main, post):
@@ -237,5 +323,6 @@ def split(
         activation_shape=activation,
         response_shape=response,
         logits_shape=logits,
+        grid=grid,
     )
     return SplitModel(init_all, pre, main, post, spec)

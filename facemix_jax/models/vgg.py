@@ -83,6 +83,8 @@ def vgg16(
     num_classes: int = 2,
     norm: str = "batch",
     centre: bool = False,
+    tile: tuple[int, int] | None = None,
+    stem: str = "pool",
     dtype: jnp.dtype = jnp.float32,
 ) -> SplitModel:
     """VGG-16 split after any convolution (with its ReLU) or max-pool.
@@ -98,6 +100,8 @@ def vgg16(
         num_classes: classes of each attribute.
         norm: has no effect; VGG-16 has no BatchNorm.
         centre: subtract running means before mixing and after main (``split.Centre``).
+        tile: size of the tiles that pre's map is cut into (``split.cut_tiles``), or None.
+        stem: has no effect; VGG-16 has none.
         dtype: of the computation; parameters stay float32.
 
     Raises:
@@ -122,4 +126,5 @@ def vgg16(
         last_cut=18,
         image_size=image_size,
         centre=centre,
+        tile=tile,
     )

@@ -66,13 +66,18 @@ def load(workdir: Path, *, with_main: bool = False) -> Segments:
             f"from 'haar'. Train with --family haar."
         )
     directory, step, model, like = loading.find(workdir)
+    if model.spec.tiles > 1 or config.defense.noise:
+        raise UsageError(
+            f"{workdir} was trained with tiles or noise, which clients do not speak yet. Serve a "
+            f"run without --tile and --noise."
+        )
     variables = {
         # At cut 0 pre has no variables, and nothing was written.
         name: checkpoint.restore_segment(directory, step, name, part) if part else part
         for name, part in like.items()
     }
     protected = config.defense.defense != "none"
-    defense = defenses.build(config.defense)
+    defense = defenses.build(config.defense, tiles=model.spec.tiles)
     main = inference.main_variables(variables, defense)
 
     pre, post = _jitted_edge(model)

@@ -1,0 +1,175 @@
+"""Tile keys undone by the likeness of neighbouring tiles.
+
+Where a map is cut into tiles with a matrix each, neighbouring tiles of one image still agree across
+their border, and those of different images do not. How tiles of single images vary together is
+public: the attacker measures it on images of its own. Under Gaussian statistics the likeliest
+rotation of one tile, given those of all others, is an orthogonal Procrustes problem (Schonemann
+1966, "A generalized solution of the orthogonal Procrustes problem"), and going round the tiles
+brings all of them under one common rotation: what is left is the separation of whole maps. This
+needs no value that is not Gaussian.
+
+It presumes that a group holds the same images in every tile.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from facemix_jax._types import Array, HostArray, RngKey
+from facemix_jax.attacks import blind
+from facemix_jax.attacks.base import AttackConfig, Recording, Target
+from facemix_jax.attacks.groups import auxiliary_activations, noise_of
+from facemix_jax.attacks.separation import separate
+from facemix_jax.attacks.unmixing import Separation, matmul, nearest_orthogonal
+from facemix_jax.models.split import put_tiles_back
+
+THREAT_MODEL = (
+    "knows which mixtures form a group, that it holds the same images in every tile, and that the "
+    "mixing is orthogonal; has own images to learn how tiles vary together; no key"
+)
+
+_AUXILIARY = 8192
+"""The attacker's own images."""
+
+_MOST_AXES = 60
+"""Directions of a tile's row that are looked at."""
+
+_STARTS = 3
+_ROUNDS = 40
+
+
+def precision(target: Target, rng_key: RngKey) -> tuple[HostArray, HostArray]:
+    """How the tiles of one image vary together, noise included.
+
+    Args:
+        target: the system; its auxiliary images are the attacker's own.
+        rng_key: draws a rehearsal's secret, which shows how much noise there is; consumed.
+
+    Returns:
+        Axes float32 ``[T, P, D]`` of the tiles' rows, and the inverse of the second moments along
+        them, float32 ``[T, D, T, D]``. Second moments: what all images share is a likeness, too.
+    """
+    tiles = target.model.spec.tiles
+    own = auxiliary_activations(target, _AUXILIARY)
+    own = own.reshape(tiles, -1, int(np.prod(own.shape[1:])))
+    count = min(_MOST_AXES, own.shape[2], own.shape[1] // (2 * tiles))
+    axes = np.stack([_axes(rows, count) for rows in own])
+    along = np.einsum("tnp,tpd->ntd", own, axes).reshape(own.shape[1], -1)
+    moments = along.T @ along / len(along)
+    moments += noise_of(target, rng_key) ** 2 * np.eye(len(moments), dtype=moments.dtype)
+    moments += 1e-4 * np.trace(moments) / len(moments) * np.eye(len(moments), dtype=moments.dtype)
+    inverse = np.linalg.inv(moments.astype(np.float64)).astype(np.float32)
+    return axes, inverse.reshape(tiles, count, tiles, count)
+
+
+@jax.jit
+def align(rows: Array, inverse: Array, starts: Array) -> Array:
+    """Rotations that bring the tiles of one group under a common one.
+
+    Args:
+        rows: float32 ``[T, M, D]``, mixtures along the axes.
+        inverse: float32 ``[T, D, T, D]``.
+        starts: orthogonal ``[S, T, M, M]``.
+
+    Returns:
+        ``[T, M, M]``, the likeliest of all starts.
+    """
+    tiles = len(rows)
+
+    def expected(rotations: Array, tile: Array) -> Array:
+        """Minus the pull of the other tiles on one, ``[M, D]``."""
+        others = (jnp.arange(tiles) != tile).astype(rows.dtype)
+        turned = matmul(rotations, rows) * others[:, None, None]
+        return -jnp.einsum("smd,sde->me", turned, inverse[:, :, tile], precision="highest")
+
+    def improve(rotations: Array, tile: Array) -> tuple[Array, None]:
+        wanted = matmul(expected(rotations, tile), rows[tile].T)
+        return rotations.at[tile].set(nearest_orthogonal(wanted)), None
+
+    def grow(rotations: Array, tile: Array) -> tuple[Array, None]:
+        """As ``improve``, from the tiles before alone: the others are random so far."""
+        before = (jnp.arange(tiles) < tile).astype(rows.dtype)
+        turned = matmul(rotations, rows) * before[:, None, None]
+        pull = -jnp.einsum("smd,sde->me", turned, inverse[:, :, tile], precision="highest")
+        return rotations.at[tile].set(nearest_orthogonal(matmul(pull, rows[tile].T))), None
+
+    def from_start(start: Array) -> tuple[Array, Array]:
+        rotations, _ = jax.lax.scan(grow, start, jnp.arange(1, tiles))
+        order = jnp.tile(jnp.arange(tiles), _ROUNDS)
+        rotations, _ = jax.lax.scan(improve, rotations, order)
+        turned = matmul(rotations, rows)
+        unlikely = jnp.einsum("smd,sdte,tme->", turned, inverse, turned, precision="highest")
+        return rotations, -unlikely
+
+    rotations, likelihoods = jax.lax.map(from_start, starts)
+    return rotations[jnp.argmax(likelihoods)]
+
+
+def separate_aligned(
+    mixtures: Array, axes: Array, inverse: Array, grid: tuple[int, int], *, rng_key: RngKey
+) -> Separation:
+    """Aligns the tiles of every group, then separates the whole maps by gradient ICA.
+
+    Args:
+        mixtures: float ``[T * G, M, h, w, C]``, tile by tile.
+        axes: from ``precision``.
+        inverse: from ``precision``.
+        grid: tiles down and across.
+        rng_key: draws the starts; consumed.
+
+    Returns:
+        Of every (tile, group), as ``mixtures`` are ordered.
+    """
+    tiles, size, shape = len(axes), mixtures.shape[1], mixtures.shape[2:]
+    by_tile = mixtures.astype(jnp.float32).reshape(tiles, -1, size, int(np.prod(shape)))
+    align_key, separate_key = jax.random.split(rng_key)
+    rotations = []
+    for group in range(by_tile.shape[1]):
+        rows = jnp.einsum("tmp,tpd->tmd", by_tile[:, group], axes, precision="highest")
+        group_key = jax.random.fold_in(align_key, group)
+        starts = jax.random.orthogonal(group_key, size, (_STARTS, tiles))
+        rotations.append(align(rows, inverse, starts))
+    common = jnp.stack(rotations, axis=1)  # [T, G, M, M]
+    aligned = matmul(common, by_tile).reshape(-1, *shape)
+    maps = put_tiles_back(aligned, grid)
+    maps = maps.reshape(-1, size, *maps.shape[1:])
+    found = separate(maps, rng_key=separate_key)
+    unmixing = matmul(found.unmixing[None], common)
+    sources = matmul(unmixing, by_tile).reshape(mixtures.shape)
+    return Separation(
+        unmixing.reshape(-1, size, size),
+        sources,
+        jnp.tile(found.iterations, tiles),
+        jnp.tile(found.converged, tiles),
+    )
+
+
+def _prepare(
+    target: Target, recording: Recording, rng_key: RngKey, config: AttackConfig
+) -> blind.Separate:
+    axes, inverse = (jnp.asarray(x) for x in precision(target, rng_key))
+    return functools.partial(_separate, axes=axes, inverse=inverse, grid=target.model.spec.grid)
+
+
+def _separate(
+    mixtures: Array, *, rng_key: RngKey, axes: Array, inverse: Array, grid: tuple[int, int]
+) -> Separation:
+    return separate_aligned(mixtures, axes, inverse, grid, rng_key=rng_key)
+
+
+def _no_tiles(target: Target) -> str | None:
+    if target.model.spec.tiles > 1:
+        return None
+    return "The maps are not cut into tiles, so that nothing is to be aligned."
+
+
+ALIGNMENT = blind.attack("alignment", THREAT_MODEL, _prepare, unsuitable=_no_tiles)
+"""Tiles under one rotation, then gradient ICA; grouping granted."""
+
+
+def _axes(rows: HostArray, count: int) -> HostArray:
+    """Leading directions of ``[n, P]``: float32 ``[P, D]``."""
+    _, vectors = np.linalg.eigh(rows.T @ rows)
+    return np.ascontiguousarray(vectors[:, ::-1][:, :count], dtype=np.float32)

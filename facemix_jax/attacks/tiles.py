@@ -1,0 +1,78 @@
+"""Networks whose maps are cut into tiles, seen as if they were not.
+
+Attacks that know nothing of tiles get whole maps, every tile back in its place. As each (group,
+tile) has a matrix of its own, row ``k`` of a group is another mixture in every tile.
+"""
+
+import dataclasses
+import functools
+import math
+from typing import Any, NamedTuple
+
+from facemix_jax._types import Array, RngKey, Variables
+from facemix_jax.attacks.base import Target
+from facemix_jax.defenses import Defense
+from facemix_jax.models import Segment, SplitModel
+from facemix_jax.models.split import cut_tiles, put_tiles_back, side_by_side
+
+
+class _Secret(NamedTuple):
+    """Of all tiles; nobody who sees whole maps can make use of its parts."""
+
+    inner: Any
+
+
+def whole(target: Target) -> Target:
+    """The same system with maps in the place of tiles; ``target`` itself where there are none."""
+    if target.model.spec.tiles == 1:
+        return target
+    model, defense = _whole(target.model, target.defense)
+    return dataclasses.replace(target, model=model, defense=defense)
+
+
+@functools.cache  # the parts are static arguments of jitted functions
+def _whole(model: SplitModel, defense: Defense) -> tuple[SplitModel, Defense]:
+    spec = model.spec
+    grid, tiles, tile = spec.grid, spec.tiles, spec.activation_shape[:2]
+    map_shape = (grid[0] * tile[0], grid[1] * tile[1], spec.activation_shape[2])
+    features = math.prod(spec.response_shape)
+
+    def by_tile(values: Array) -> Array:
+        if values.ndim == 4:
+            return cut_tiles(values, (tile[0], tile[1]))
+        return values.reshape(-1, tiles, features).swapaxes(0, 1).reshape(-1, features)
+
+    def together(rows: Array) -> Array:
+        return put_tiles_back(rows, grid) if rows.ndim == 4 else side_by_side(rows, tiles)
+
+    def pre(variables: Variables, images: Array) -> Array:
+        return together(model.pre.apply(variables, images))
+
+    def main(variables: Variables, maps: Array) -> Array:
+        return together(model.main.apply(variables, by_tile(maps)))
+
+    def post(variables: Variables, responses: Array) -> Array:
+        return model.post.apply(variables, by_tile(responses))
+
+    def init(rng_key: RngKey, batch_size: int, training: bool) -> _Secret:
+        return _Secret(defense.init(rng_key, tiles * batch_size, True))  # rows stay in place
+
+    def protect(secret: _Secret, maps: Array) -> Array:
+        return together(defense.protect(secret.inner, by_tile(maps)))
+
+    def recover(secret: _Secret, values: Array) -> Array:
+        return together(defense.recover(secret.inner, by_tile(values)))
+
+    whole_model = model._replace(
+        pre=_applied(model.pre, pre),
+        main=_applied(model.main, main),
+        post=_applied(model.post, post),
+        spec=dataclasses.replace(
+            spec, activation_shape=map_shape, response_shape=(tiles * features,), grid=(1, 1)
+        ),
+    )
+    return whole_model, defense._replace(init=init, protect=protect, recover=recover)
+
+
+def _applied(segment: Segment, apply: Any) -> Segment:
+    return segment._replace(apply=apply, layers=())

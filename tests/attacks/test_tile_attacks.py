@@ -1,0 +1,149 @@
+"""Networks with tiles under attack: what is recorded, whole maps, and the attacks made for them."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from attack_support import PatchworkSource
+
+from facemix_jax import attacks, defenses, models
+from facemix_jax.attacks import alignment, contrast, separation
+from facemix_jax.attacks.tiles import whole
+from facemix_jax.defenses import DefenseConfig
+from facemix_jax.models import ModelConfig
+from facemix_jax.models.split import put_tiles_back, side_by_side
+
+EFFORT = attacks.AttackConfig(num_groups=2, steps=2, batch_size=16)
+
+
+@functools.cache
+def make_target(**options):
+    source = PatchworkSource()
+    model = models.build(
+        ModelConfig(width=8, tile=(8, 7)), image_size=source.image_size, num_attributes=3
+    )
+    defense = defenses.build(DefenseConfig(**{"group_size": 4, **options}), tiles=model.spec.tiles)
+    variables = model.init(jax.random.key(0))
+    return attacks.Target(model=model, defense=defense, variables=variables, source=source)
+
+
+def recording_of(target, shuffled=False):
+    rows = attacks.recorded_rows(target, 2)
+    return attacks.record(target, rows, rng_key=jax.random.key(1), shuffled=shuffled)
+
+
+@pytest.mark.parametrize("scatter", [False, True])
+@pytest.mark.parametrize("shuffled", [False, True])
+def test_rows_are_recorded_group_by_group_with_whose_they_are(scatter, shuffled):
+    target = make_target(scatter=scatter)
+    found = recording_of(target, shuffled)
+    assert found.activations.shape == (32, 8, 7, 8)  # 4 tiles of 8 images
+    clean = target.model.pre(target.variables["pre"], attacks.base.normalize(found.images)).reshape(
+        4, 8, -1
+    )
+    for row, (example, activation) in enumerate(
+        zip(found.examples, found.activations, strict=True)
+    ):
+        np.testing.assert_allclose(activation.ravel(), clean[row // 8, example], atol=1e-5)
+    # The owner recovers what was protected, and mixtures span the same space as their group.
+    np.testing.assert_allclose(found.owner_activations, found.activations, atol=1e-4)
+    mixtures = np.asarray(attacks.base.by_group(found.view.mixtures, found)).reshape(8, 4, -1)
+    truth = np.asarray(attacks.base.truth_by_group(found.activations, found)).reshape(8, 4, -1)
+    for mixed, true in zip(mixtures, truth, strict=True):
+        np.testing.assert_allclose(mixed.T @ mixed, true.T @ true, atol=1e-2)
+
+
+def test_without_scatter_a_group_is_the_same_images_in_every_tile():
+    kept = recording_of(make_target()).examples.reshape(4, 2, 4)
+    assert all(set(tile[0]) == set(kept[0, 0]) for tile in kept)
+    dealt = recording_of(make_target(scatter=True)).examples.reshape(4, 2, 4)
+    assert any(set(tile[0]) != set(dealt[0, 0]) for tile in dealt)
+
+
+def test_the_whole_system_is_the_same_with_maps_in_the_place_of_tiles():
+    tiled, joined = make_target(noise=0.3), whole(make_target(noise=0.3))
+    assert joined.model.spec.activation_shape == (16, 14, 8)
+    first, second = recording_of(tiled), recording_of(joined)
+    np.testing.assert_allclose(second.owner_logits, first.owner_logits, atol=1e-4)
+    for name, together in (
+        ("activations", lambda x: put_tiles_back(x, (2, 2))),
+        ("owner_activations", lambda x: put_tiles_back(x, (2, 2))),
+    ):
+        np.testing.assert_allclose(getattr(second, name), together(getattr(first, name)), atol=1e-4)
+    np.testing.assert_allclose(
+        second.view.responses, side_by_side(first.view.responses, 4), atol=1e-4
+    )
+    assert second.view.mixtures.shape == (8, 16, 14, 8)
+
+
+def test_a_network_without_tiles_is_whole_already():
+    target = make_target()
+    plain = dataclasses.replace(
+        target, model=models.build(ModelConfig(width=8), image_size=target.source.image_size)
+    )
+    assert whole(plain) is plain
+
+
+def test_likeness_of_tiles_finds_the_common_rotation():
+    """Three tiles of Gaussian rows that are nearly copies of one another, each turned anew."""
+    rng_key = jax.random.key(0)
+    base_key, own_key, turn_key, start_key = jax.random.split(rng_key, 4)
+    size, dims = 6, 40
+    base = jax.random.normal(base_key, (1, size, dims))
+    rows = 0.9 * base + (1 - 0.81) ** 0.5 * jax.random.normal(own_key, (3, size, dims))
+    turns = jax.random.orthogonal(turn_key, size, (3,))
+    like = 0.81 * np.ones((3, 3)) + 0.19 * np.eye(3)
+    inverse = np.einsum("st,de->sdte", np.linalg.inv(like), np.eye(dims)).astype(np.float32)
+    starts = jax.random.orthogonal(start_key, size, (3, 3))
+    found = alignment.align(turns @ rows, jnp.asarray(inverse), starts)
+    common = found @ turns
+    assert jnp.abs(common - common[:1]).max() < 0.5
+    unlike = np.einsum("st,de->sdte", np.eye(3), np.eye(dims)).astype(np.float32)
+    blind = alignment.align(turns @ rows, jnp.asarray(unlike), starts) @ turns
+    assert jnp.abs(blind - blind[:1]).max() > 0.5, "without likeness there is nothing to find"
+
+
+@pytest.mark.library_promotes
+def test_a_trained_contrast_unmixes_what_it_was_trained_on():
+    """Pairs: a network of a few hundred steps finds more than an untrained one, whose loss is
+    not blind either."""
+    target = make_target(noise=0.05, group_size=2)
+    found = recording_of(target)
+    trained, untrained = (
+        contrast.train(target, jax.random.key(0), steps=steps, batch_size=256) for steps in (400, 1)
+    )
+    mixtures = attacks.base.by_group(found.view.mixtures, found)
+    tiles = contrast.tile_of_group(target, len(mixtures))
+    assert list(tiles) == [0, 0, 1, 1, 2, 2, 3, 3]  # two groups in each
+    values = []
+    for which in (trained, untrained):
+        got = contrast.separate_by_contrast(which, mixtures, tiles=tiles, rng_key=jax.random.key(1))
+        np.testing.assert_allclose(
+            got.unmixing @ got.unmixing.mT, np.broadcast_to(np.eye(2), (8, 2, 2)), atol=1e-4
+        )
+        values.append(attacks.blind.score(found, got.sources, "").figures[0])
+    assert values[0].value > values[0].floor + 0.1
+    assert values[0].value > values[1].value + 0.01
+
+
+@pytest.mark.parametrize("attack", [alignment.ALIGNMENT, separation.GRADIENT_ICA])
+def test_attacks_run_on_tiles(attack):
+    target = make_target(noise=0.2)
+    assert attack.unsuitable(target) is None
+    result = attack.run(target, recording_of(target), jax.random.key(2), EFFORT)
+    assert 0 < result.figures[0].value <= result.figures[0].owner + 0.05
+    assert result.recovered.shape == (32, 8, 7, 8)
+
+
+def test_alignment_needs_tiles():
+    assert "not cut into tiles" in alignment.ALIGNMENT.unsuitable(
+        attacks.Target(
+            model=models.build(ModelConfig(width=8), image_size=(64, 56)),
+            defense=defenses.facemix(group_size=4),
+            variables={},
+            source=PatchworkSource(),
+        )
+    )
