@@ -207,5 +207,6 @@ def _utilities(part: Run, split: str) -> dict[str, Any]:
         "split": split,
         "step": part.step,
         **scores,
+        "attack": leakage.attack,
         "leakage": [output.figure_dict(figure) for figure in leakage.figures],
     }
