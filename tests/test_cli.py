@@ -39,7 +39,8 @@ def test_evaluate_prints_clean_and_protected_with_the_leakage(capsys, workdir):
     code, out, _ = run(capsys, "evaluate", "--workdir", workdir, "--json", "-")
     result = json.loads(out)
     assert code == 0
-    assert set(result) == {"split", "step", "clean", "protected", "leakage", "provenance"}
+    parts = {"split", "step", "clean", "protected", "attack", "leakage", "provenance"}
+    assert set(result) == parts
     assert result["step"] == 4
     assert len(result["protected"]["per_attribute"]) == 40
     assert {"value", "floor", "owner", "key_advantage"} <= set(result["leakage"][0])

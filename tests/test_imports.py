@@ -22,9 +22,11 @@ LAYERS = (
     ("serving", "onnx_graph"),
     ("export",),
     ("fitting", "evaluation", "report"),
+    ("anonymizing",),
     ("demo", "output"),
     (
         "commands",
+        "commands_anonymize",
         "commands_attack",
         "commands_data",
         "commands_export",
