@@ -16,7 +16,7 @@ LAYERS = (
     ("costs", "costs_paper", "defenses", "keys", "key_ring"),
     ("inference", "linearity"),
     ("training", "attacks"),
-    ("slalom",),
+    ("slalom", "osia"),
     ("checkpoint",),
     ("runs",),
     ("serving", "onnx_graph"),
