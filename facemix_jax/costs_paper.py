@@ -28,6 +28,8 @@ NOTES = (
     "logits that come back. FaceMix's 12.3 MB counts both ways; 3.0 MB is 3.06 (up) or 3.08 "
     "(both ways) truncated.",
     "Every round waits 25 ms each way: Slalom's 16 linear layers are 16 rounds.",
+    "Slalom's edge_share_all is Freivalds' test of every answer, twice, while a request runs; before "
+    "it, the edge computes all layers once on its pads.",
     "Table 2's edge MACs are pre and mixing at M = 8; macs_all adds unmixing and the head.",
     "Table 3 has Table 2's rows but the anonymizer's.",
     "Noise and blurring are 0 in the paper, as no network runs on the edge; macs_all counts "
@@ -134,6 +136,8 @@ def table1(*, link: Link | None = None, group_size: int = 8) -> list[Row]:
     layers = (*any_cut.pre.layers, *any_cut.main.layers, *any_cut.post.layers)
     image, logits = (costs.WIRE_BYTES * n for n in (layers[0].input_size, layers[-1].output_size))
 
+    verification = sum(freivalds_macs(layer) for layer in layers)
+
     def osia() -> Row:
         cost = after["conv5_1"]
         edge = {
@@ -184,8 +188,12 @@ def table1(*, link: Link | None = None, group_size: int = 8) -> list[Row]:
         osia(),
         _table1_row(
             "Tramer et al. (Slalom), every linear layer",
-            # The authors' talk is the paper's source: an enclave's work is not its MACs.
-            edge={"edge_share": _figure(None, "~1%")},
+            # The authors' talk is the paper's source: an enclave's work is not its MACs alone.
+            edge={
+                "edge_share": _figure(None, "~1%"),
+                "edge_macs_all": _figure(verification),
+                "edge_share_all": _figure(verification / any_cut.macs),
+            },
             up=costs.WIRE_BYTES * sum(layer.input_size for layer in layers),
             down=costs.WIRE_BYTES * sum(layer.output_size for layer in layers),
             rounds=len(layers),
@@ -196,6 +204,15 @@ def table1(*, link: Link | None = None, group_size: int = 8) -> list[Row]:
         facemix("conv1_1", "1%", "12.3 MB", "6.6 sec"),
         facemix("pool1", "13%", "3.0 MB", "1.7 sec"),
     ]
+
+
+def freivalds_macs(layer: costs.LinearLayer, repetitions: int = 2) -> int:
+    """What Slalom's edge multiplies to verify one layer's answer, online.
+
+    The layer with one output in the place of all of them, and a product with the answer.
+    """
+    outputs = layer.output_size * layer.weights // layer.macs
+    return repetitions * (layer.macs // outputs + layer.output_size)
 
 
 def resnet18_table() -> list[Row]:

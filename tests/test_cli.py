@@ -175,7 +175,9 @@ def test_faults_of_our_own_show_a_trace(capsys, monkeypatch):
     assert "fault of facemix" in err
 
 
-@pytest.mark.parametrize("command", ["demo", "train", "evaluate", "attack", "linearity", "cost"])
+@pytest.mark.parametrize(
+    "command", ["demo", "train", "anonymize", "evaluate", "attack", "linearity", "cost"]
+)
 def test_every_command_has_help_with_an_example(capsys, command):
     code, out, _ = run(capsys, command, "--help")
     assert code == 0

@@ -199,6 +199,7 @@ def test_table1_figures(table1):
     check(second, mib=3.078, up_mib=3.0625, seconds=1.688, edge_share=0.125)
     assert slalom["edge_share"].mark == "paper"
     assert slalom["edge_share"].derived is None
+    check(slalom, edge_share_all=0.0123)
 
 
 def test_every_printed_figure_is_met(table1, resnet18_table):
@@ -215,6 +216,18 @@ def test_every_printed_figure_is_met(table1, resnet18_table):
         ("face anonymizer, 256x256", "macs"),
     ]
     assert len(agreement) == 24 + 2 * 5
+
+
+def test_verification_costs_a_layer_of_one_output_and_a_product():
+    layers = costs.linear_layers(
+        lambda x, k, w: _conv(x, k, window_strides=(2, 2), padding="SAME").reshape(1, -1) @ w,
+        _abstract(1, 8, 6, 4),
+        _abstract(3, 3, 4, 8),
+        _abstract(96, 5),
+    )
+    conv, dense = (costs_paper.freivalds_macs(layer, 1) for layer in layers)
+    assert conv == 4 * 3 * (9 * 4 + 8)
+    assert dense == 96 + 5
 
 
 def test_a_wrong_figure_would_differ():
