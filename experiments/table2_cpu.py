@@ -64,6 +64,7 @@ class Config:
         cache_dir: folder for decoded images; None for the data sets' default.
         workdirs: folder for the runs; finished ones are not trained again.
         rows: which; all of them by default.
+        pix2pix: draw faces from what is sent, instead, in those of these rows that are trained.
         train_examples: training images.
         test_examples: test images.
         epochs: of training.
@@ -76,6 +77,7 @@ class Config:
     cache_dir: str | None = None
     workdirs: Path = Path("runs/table2_cpu")
     rows: tuple[str, ...] = (*ROWS, SLALOM, OSIA)
+    pix2pix: bool = False
     train_examples: int = 4096
     test_examples: int = 1024
     epochs: int = 4
@@ -152,6 +154,28 @@ def attacked(run: Run, config: Config) -> dict[str, Any]:
     )
     found[leakage.attack] = report.figures(leakage.figures)
     return found
+
+
+def drawn(run: Run, config: Config) -> dict[str, Any]:
+    """Faces by Pix2Pix, and the ridge regression on the same rows where it applies."""
+    began = time.perf_counter()
+    target = attacks.Target(
+        model=run.model, defense=run.defense, variables=run.variables, source=run.source
+    )
+    rows = attacks.recorded_rows(target, 128 // run.defense.group_size)
+    recording = attacks.record(target, rows, rng_key=jax.random.key(1))
+    effort = attacks.AttackConfig(steps=config.steps, batch_size=32)
+    result = suite.ATTACKS["pix2pix"].run(target, recording, jax.random.key(2), effort)
+    found: dict[str, Any] = {"pix2pix": report.figures(result.figures)}
+    if suite.ATTACKS["restoration"].unsuitable(target) is None:
+        # The restored activations are normalised images: on Pix2Pix's scale, too.
+        restored = suite.ATTACKS["restoration"].run(target, recording, jax.random.key(2), effort)
+        assert restored.recovered is not None
+        for name, images in (("ridge", restored.recovered), ("as sent", recording.view.mixtures)):
+            unit = 2 * np.clip(np.asarray(data.denormalize(images)), 0, 1) - 1
+            truth = recording.images / np.float32(127.5) - 1
+            found[f"minus squared error, {name}"] = round(-float(((unit - truth) ** 2).mean()), 4)
+    return {**found, "seconds": round(time.perf_counter() - began, 1)}
 
 
 class Resized:
@@ -239,6 +263,10 @@ def main(config: Config) -> None:
     """Runs the cells that the JSON file lacks, and writes each into it."""
     cells = report.Cells(config.output, config)
     for row in config.rows:
+        if config.pix2pix and row in ROWS:
+            if not cells.has(row=row, attack="pix2pix"):
+                cells.add({"row": row, "attack": "pix2pix", **drawn(trained(config, row), config)})
+            continue
         if cells.has(row=row):
             continue
         began = time.perf_counter()

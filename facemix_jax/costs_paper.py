@@ -28,8 +28,8 @@ NOTES = (
     "logits that come back. FaceMix's 12.3 MB counts both ways; 3.0 MB is 3.06 (up) or 3.08 "
     "(both ways) truncated.",
     "Every round waits 25 ms each way: Slalom's 16 linear layers are 16 rounds.",
-    "Slalom's edge_share_all is Freivalds' test of every answer, twice, while a request runs; before "
-    "it, the edge computes all layers once on its pads.",
+    "Slalom's edge_share_all is Freivalds' test of every answer, twice, while a request runs; "
+    "before it, the edge computes all layers once on its pads.",
     "Table 2's edge MACs are pre and mixing at M = 8; macs_all adds unmixing and the head.",
     "Table 3 has Table 2's rows but the anonymizer's.",
     "Noise and blurring are 0 in the paper, as no network runs on the edge; macs_all counts "
