@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from attack_support import PatchworkSource
 
-from facemix_jax import attacks, data, defenses, inference, training
+from facemix_jax import anonymizing, attacks, data, defenses, inference, slalom, training
 from facemix_jax.attacks import suite
 from facemix_jax.defenses import DefenseConfig
-from facemix_jax.models import resnet18
+from facemix_jax.models import anonymizer, resnet18
 
 RNG_KEY = jax.random.key(4)
 EFFORT = attacks.AttackConfig(num_groups=16, steps=2, batch_size=16)
@@ -99,3 +99,43 @@ def test_no_attack_on_perturbed_images_stands_without_those_that_restore(monkeyp
     for defense, expected in (("blur", set(names)), ("facemix", {names[0], names[-1]})):
         found = suite.run_suite(built(defense), names[:1], rng_key=RNG_KEY, config=EFFORT)
         assert set(found.results) == expected
+
+
+@pytest.mark.slow
+@pytest.mark.library_promotes
+def test_the_anonymizer_trains_infers_and_is_attacked():
+    source = PatchworkSource()
+    model = anonymizer(image_size=source.image_size, num_attributes=3, width=2, num_blocks=1)
+    config = anonymizing.AnonymizerConfig(identifier_width=4)
+    train = training.TrainConfig(batch_size=16)
+    state = anonymizing.init_state(model, config, train, 2, num_people=16)
+    step = anonymizing.make_step(model, config, train, 2)
+    rows = np.arange(16)
+    for _ in range(2):
+        state, _ = step(
+            state, source.images(rows), source.attributes[rows], source.identities[rows]
+        )
+    target = attacks.Target(
+        model=model, defense=defenses.none(), variables=state.variables, source=source
+    )
+    images = data.normalize(source.images(np.arange(5)))
+    logits = inference.infer(model, target.defense, target.variables, RNG_KEY, images)
+    assert bool(jnp.isfinite(logits).all())
+    for name in ("attributes", "identity", "pix2pix", "inversion"):
+        check(target, name)
+
+
+@pytest.mark.slow
+@pytest.mark.library_promotes
+def test_slalom_infers_a_trained_network_and_is_attacked():
+    target = trained("none")
+    images = np.asarray(data.normalize(target.source.images(np.arange(5))))
+    part = slalom.quantize(target.model, target.variables, images)
+    blinding = slalom.precompute(part, len(images))
+    logits, _ = slalom.infer(part, images, slalom.honest_cloud(part), blinding)
+    np.testing.assert_array_equal(logits, slalom.run_plain(part, images))
+    for group_size in (1, 4):
+        defense = slalom.first_layer(part, group_size=group_size)
+        blinded = dataclasses.replace(target, defense=defense)
+        for name in ("attributes", "pix2pix", "gradient_ica", "inversion", "robust"):
+            check(blinded, name)
