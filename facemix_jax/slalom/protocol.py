@@ -59,8 +59,8 @@ class Challenge:
         image: ``W s`` modulo the prime, ``[..., I, repetitions]``.
     """
 
-    vector: HostArray
-    image: HostArray
+    vector: HostArray = dataclasses.field(repr=False)
+    image: HostArray = dataclasses.field(repr=False)
 
 
 @dataclasses.dataclass
@@ -93,7 +93,7 @@ def precompute(
     Args:
         network: in fixed point.
         batch_size: ``B`` of the request.
-        challenge_set: ``|S|``; a wrong answer passes with probability ``|S| ** -repetitions``.
+        challenge_set: ``|S|``; a wrong answer passes with at most ``|S| ** -repetitions``.
         repetitions: independent challenges.
         random_bytes: the operating system's by default; anything else is for tests.
 
