@@ -2,7 +2,8 @@
 
 The attacker perturbs images of its own and regresses the clean activations on them. Faces lie near
 few directions, so that a thousand of them already show which part of a perturbed one is face: a
-closed form that takes seconds, where Pix2Pix, which does better, takes minutes.
+closed form that takes seconds. Pix2Pix takes minutes; it does better against noise, and after short
+training not against blurring (``docs/defenses.md``).
 """
 
 from typing import NamedTuple
