@@ -1,4 +1,4 @@
-"""Table 1 and the edge columns of Table 2, derived from the architectures.
+"""Table 1 and the edge columns of Tables 2 and 3, derived from the architectures.
 
 Takes about ten seconds on a CPU; expected: every printed figure is met, two of them truncated.
 
@@ -24,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for title, table in (
         ("Table 1: VGG-16, 224x224, per image", costs_paper.format_table1(costs_paper.table1())),
         (
-            "Table 2, edge columns: ResNet-18, 218x178, M = 8, per image",
+            "Tables 2 and 3, edge columns: ResNet-18, 218x178, M = 8, per image",
             costs_paper.format_resnet18(costs_paper.resnet18_table()),
         ),
     ):

@@ -73,9 +73,11 @@ class Checkpoints:
             CheckpointError: it cannot be written, for example because the disk is full. Earlier
                 checkpoints stay as they are.
         """
+        # An empty segment (pre at cut 0) has nothing to write, and Orbax refuses it.
+        parts = {name: part for name, part in _parts(state).items() if jax.tree.leaves(part)}
         with _explained(self._directory):
             self._checkpointer.save_checkpointables(
-                int(state.step), _parts(state), custom_metadata=self._identity, overwrite=True
+                int(state.step), parts, custom_metadata=self._identity, overwrite=True
             )
 
     def restore(self, like: "TrainState") -> "TrainState":

@@ -15,6 +15,7 @@ import tyro
 
 from facemix_jax._validate import FacemixError, UsageError
 from facemix_jax.commands import Cost, Demo, Evaluate, Train
+from facemix_jax.commands_anonymize import Anonymize
 from facemix_jax.commands_attack import Attack
 from facemix_jax.commands_data import Data
 from facemix_jax.commands_export import Export
@@ -36,6 +37,7 @@ class _Serve:
 _Command = Union[  # noqa: UP007  # tyro reads the annotations of each member
     Annotated[Demo, tyro.conf.subcommand("demo")],
     Annotated[Train, tyro.conf.subcommand("train")],
+    Annotated[Anonymize, tyro.conf.subcommand("anonymize")],
     Annotated[Evaluate, tyro.conf.subcommand("evaluate")],
     Annotated[Attack, tyro.conf.subcommand("attack")],
     Annotated[Linearity, tyro.conf.subcommand("linearity")],

@@ -83,7 +83,7 @@ class Train(Output):
 
     def run(self) -> None:
         """Runs the command."""
-        config = _absolute(self.config)
+        config = absolute(self.config)
         runs.check_claim(self.workdir, config)
         initial = None
         if self.initial_weights is not None:
@@ -94,7 +94,7 @@ class Train(Output):
         state = fitting.fit(config, self.workdir, source=source, initial_variables=initial)
         trained = runs.from_state(config, source, state)
         NOTES.print(f"{int(state.step)} steps done; evaluating on the test split")
-        result = _utilities(trained, "test")
+        result = utilities(trained, "test")
         output.emit(self.json, result, output.utility_table(result))
 
 
@@ -114,7 +114,7 @@ class Evaluate(Output):
 
     def run(self) -> None:
         """Runs the command."""
-        result = _utilities(runs.load(self.workdir, data_dir=self.data_dir), self.split)
+        result = utilities(runs.load(self.workdir, data_dir=self.data_dir), self.split)
         output.emit(self.json, result, output.utility_table(result))
 
 
@@ -180,7 +180,7 @@ def read_weights(path: Path) -> dict[str, HostArray]:
         ) from error
 
 
-def _absolute(config: RunConfig) -> RunConfig:
+def absolute(config: RunConfig) -> RunConfig:
     """The images' place is kept with the run, which may be used from another folder."""
     if config.data.data_dir is None:
         return config
@@ -188,7 +188,7 @@ def _absolute(config: RunConfig) -> RunConfig:
     return dataclasses.replace(config, data=dataclasses.replace(config.data, data_dir=place))
 
 
-def _utilities(part: Run, split: str) -> dict[str, Any]:
+def utilities(part: Run, split: str) -> dict[str, Any]:
     """Clean and protected scores, and what leaks, side by side."""
     rng_key = jax.random.key(0)
     protections = {"clean": defenses.none(), "protected": part.defense}
@@ -207,5 +207,6 @@ def _utilities(part: Run, split: str) -> dict[str, Any]:
         "split": split,
         "step": part.step,
         **scores,
+        "attack": leakage.attack,
         "leakage": [output.figure_dict(figure) for figure in leakage.figures],
     }

@@ -1,4 +1,4 @@
-"""The paper's cost figures, derived: Table 1 (VGG-16) and the edge columns of Table 2 (ResNet-18).
+"""The paper's cost figures, derived: Table 1 (VGG-16), edge columns of Tables 2 and 3 (ResNet-18).
 
 Every derived figure comes from ``facemix_jax.costs``; what the paper prints stands beside it, with
 how the two relate. Where the paper's accounting leaves something out, both figures are given.
@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from facemix_jax import costs
+from facemix_jax import costs, defenses
 from facemix_jax.costs import MIB, Link
 from facemix_jax.models import resnet18, vgg16
 from facemix_jax.models.generators import resnet9_generator
@@ -28,7 +28,12 @@ NOTES = (
     "logits that come back. FaceMix's 12.3 MB counts both ways; 3.0 MB is 3.06 (up) or 3.08 "
     "(both ways) truncated.",
     "Every round waits 25 ms each way: Slalom's 16 linear layers are 16 rounds.",
+    "Slalom's edge_share_all is Freivalds' test of every answer, twice, while a request runs; "
+    "before it, the edge computes all layers once on its pads.",
     "Table 2's edge MACs are pre and mixing at M = 8; macs_all adds unmixing and the head.",
+    "Table 3 has Table 2's rows but the anonymizer's.",
+    "Noise and blurring are 0 in the paper, as no network runs on the edge; macs_all counts "
+    "blurring's averages and interpolation, and noise multiplies nothing.",
     "Parameters leave BatchNorm out; parameters_with_norm counts its scales and shifts.",
     "The anonymizer's 47.13G is truncated and leaves its two transposed convolutions out; "
     "macs_all counts them.",
@@ -131,6 +136,8 @@ def table1(*, link: Link | None = None, group_size: int = 8) -> list[Row]:
     layers = (*any_cut.pre.layers, *any_cut.main.layers, *any_cut.post.layers)
     image, logits = (costs.WIRE_BYTES * n for n in (layers[0].input_size, layers[-1].output_size))
 
+    verification = sum(freivalds_macs(layer) for layer in layers)
+
     def osia() -> Row:
         cost = after["conv5_1"]
         edge = {
@@ -181,8 +188,12 @@ def table1(*, link: Link | None = None, group_size: int = 8) -> list[Row]:
         osia(),
         _table1_row(
             "Tramer et al. (Slalom), every linear layer",
-            # The authors' talk is the paper's source: an enclave's work is not its MACs.
-            edge={"edge_share": _figure(None, "~1%")},
+            # The authors' talk is the paper's source: an enclave's work is not its MACs alone.
+            edge={
+                "edge_share": _figure(None, "~1%"),
+                "edge_macs_all": _figure(verification),
+                "edge_share_all": _figure(verification / any_cut.macs),
+            },
             up=costs.WIRE_BYTES * sum(layer.input_size for layer in layers),
             down=costs.WIRE_BYTES * sum(layer.output_size for layer in layers),
             rounds=len(layers),
@@ -195,27 +206,56 @@ def table1(*, link: Link | None = None, group_size: int = 8) -> list[Row]:
     ]
 
 
+def freivalds_macs(layer: costs.LinearLayer, repetitions: int = 2) -> int:
+    """What Slalom's edge multiplies to verify one layer's answer, online.
+
+    The layer with one output in the place of all of them, and a product with the answer.
+    """
+    outputs = layer.output_size * layer.weights // layer.macs
+    return repetitions * (layer.macs // outputs + layer.output_size)
+
+
 def resnet18_table() -> list[Row]:
     """The edge columns of Tables 2 and 3: ResNet-18 at 218x178, 40 two-way heads, M = 8."""
-    printed = (("0.05M", "0.09G"), ("0.12M", "0.28G"), ("0.20M", "0.46G"))
-    rows: list[Row] = []
-    for cut, (paper_parameters, paper_macs) in enumerate(printed, start=1):
-        cost = costs.model_cost(resnet18(cut=cut), group_size=8)
-        if not rows:
-            figures = {
-                "parameters": _figure(cost.parameters, "11.21M"),
-                "parameters_with_norm": _figure(cost.parameters_with_norm),
-                "macs": _figure(cost.macs, "1.50G"),
-            }
-            rows.append(Row(name="all on the edge", figures=figures))
-        figures = {
-            "parameters": _figure(cost.edge_parameters, paper_parameters),
-            "parameters_with_norm": _figure(cost.edge_parameters_with_norm),
-            "macs": _figure(cost.edge_macs_paper, paper_macs),
-            "macs_all": _figure(cost.edge_macs),
-        }
-        rows.append(Row(name=f"FaceMix, N_pre = {cut}", figures=figures))
-    return [*rows, _anonymizer()]
+    whole = costs.model_cost(resnet18(cut=1), group_size=8)
+    edge = {
+        "parameters": _figure(whole.parameters, "11.21M"),
+        "parameters_with_norm": _figure(whole.parameters_with_norm),
+        "macs": _figure(whole.macs, "1.50G"),
+    }
+    return [
+        Row(name="all on the edge", figures=edge),
+        _perturbed("all on the cloud", defenses.none()),
+        *(_perturbed(f"noise N(0, {v})", defenses.noise(variance=v)) for v in (4, 8)),
+        *(_perturbed(f"blurring {n}x{n}", defenses.blur(size=n)) for n in (16, 8)),
+        _anonymizer(),
+        _facemix(1, "0.05M", "0.09G"),
+        _facemix(2, "0.12M", "0.28G"),
+        _facemix(3, "0.20M", "0.46G"),
+    ]
+
+
+def _perturbed(name: str, defense: defenses.Defense) -> Row:
+    """The image itself is sent, whatever was done to it: no network runs on the edge."""
+    elements = 3 * math.prod(resnet18().spec.image_size)
+    figures = {
+        "parameters": _figure(0, "0"),
+        "parameters_with_norm": _figure(0),
+        "macs": _figure(0, "0"),
+        "macs_all": _figure(defense.cost(elements, 0).protect_macs),
+    }
+    return Row(name=name, figures=figures)
+
+
+def _facemix(cut: int, parameters: str, macs: str) -> Row:
+    cost = costs.model_cost(resnet18(cut=cut), group_size=8)
+    figures = {
+        "parameters": _figure(cost.edge_parameters, parameters),
+        "parameters_with_norm": _figure(cost.edge_parameters_with_norm),
+        "macs": _figure(cost.edge_macs_paper, macs),
+        "macs_all": _figure(cost.edge_macs),
+    }
+    return Row(name=f"FaceMix, N_pre = {cut}", figures=figures)
 
 
 def _anonymizer() -> Row:

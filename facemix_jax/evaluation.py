@@ -9,6 +9,7 @@ from facemix_jax import inference
 from facemix_jax._types import HostArray, RngKey, Variables
 from facemix_jax.attacks import AttackConfig, Figure, Target, record, recorded_rows
 from facemix_jax.attacks.base import truth_by_group
+from facemix_jax.attacks.restoration import RESTORATION
 from facemix_jax.attacks.separation import GRADIENT_ICA
 from facemix_jax.data import Source, eval_batches, normalize
 from facemix_jax.defenses import Defense
@@ -84,19 +85,21 @@ def evaluate_utility(
 
 
 class Leakage(NamedTuple):
-    """What the strongest attack implemented learns, with pictures of a few groups.
+    """What a fast and strong attack learns, with pictures of a few groups.
 
     Attributes:
         figures: each with its floor and the owner's own recovery.
         truth: float32 ``[G, M, H, W, C]``, activations at the cut.
         mixtures: the same shape, what the cloud sees.
         recovered: the same shape, what the attack returns, matched to ``truth`` in order and sign.
+        attack: what it is.
     """
 
     figures: tuple[Figure, ...]
     truth: HostArray
     mixtures: HostArray
     recovered: HostArray
+    attack: str = "gradient ICA"
 
 
 def evaluate_leakage(
@@ -109,10 +112,11 @@ def evaluate_leakage(
     split: str = "test",
     num_groups: int = 16,
 ) -> Leakage:
-    """Attacks the activations of the first groups of a split by gradient ICA.
+    """Attacks the activations of the first groups of a split: by gradient ICA where they are mixed.
 
-    The attacker is granted which mixtures belong together. Without a defence there is nothing to
-    attack: floor, attacker and owner all have the activations themselves.
+    The attacker is granted which mixtures belong together. Noise and blurring are undone by ridge
+    regression. Without a defence there is nothing to attack: floor, attacker and owner all have
+    the activations themselves.
 
     Args:
         model: the split network.
@@ -137,16 +141,17 @@ def evaluate_leakage(
     record_key, attack_key = jax.random.split(rng_key)
     recording = record(target, recorded_rows(target, num_groups), rng_key=record_key)
     mixtures = recording.view.mixtures
-    if defense.group_size == 1:
+    if defense.name == "none":
         seen = np.asarray(mixtures)[:, None]
         figure = Figure(
             "mean matched |correlation|", 1.0, 1.0, 1.0, "the cloud sees the activations"
         )
-        return Leakage((figure,), seen, seen, seen)
-    result = GRADIENT_ICA.run(target, recording, attack_key, AttackConfig())
+        return Leakage((figure,), seen, seen, seen, "none needed")
+    attack, label = (GRADIENT_ICA, "gradient ICA") if defense.keyed else (RESTORATION, "ridge")
+    result = attack.run(target, recording, attack_key, AttackConfig())
     assert result.recovered is not None  # it recovers activations
-    groups = (
+    truth, sent, recovered = (
         np.asarray(truth_by_group(rows, recording))
         for rows in (recording.activations, mixtures, result.recovered)
     )
-    return Leakage(result.figures, *groups)
+    return Leakage(result.figures, truth, sent, recovered, label)

@@ -30,7 +30,7 @@ def utility_table(result: dict[str, Any]) -> Table:
     figure = result["leakage"][0]
     learned = f"attacker {figure['value']:.3f}, floor {figure['floor']:.3f}"
     rows.append(
-        (f"leakage: {figure['name']}, gradient ICA", learned, f"owner {figure['owner']:.3f}")
+        (f"leakage: {figure['name']}, {result['attack']}", learned, f"owner {figure['owner']:.3f}")
     )
     title = f"{result['split']} split, {result['clean']['examples']} images"
     return table(title, ("accuracy", "balanced"), rows)

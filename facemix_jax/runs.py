@@ -45,7 +45,7 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         """Checks that the parts fit together."""
-        if self.defense.defense != "none":
+        if self.defense.defense == "facemix":
             divides(
                 self.defense.group_size,
                 divisor_name="group_size",

@@ -39,7 +39,8 @@ def test_evaluate_prints_clean_and_protected_with_the_leakage(capsys, workdir):
     code, out, _ = run(capsys, "evaluate", "--workdir", workdir, "--json", "-")
     result = json.loads(out)
     assert code == 0
-    assert set(result) == {"split", "step", "clean", "protected", "leakage", "provenance"}
+    parts = {"split", "step", "clean", "protected", "attack", "leakage", "provenance"}
+    assert set(result) == parts
     assert result["step"] == 4
     assert len(result["protected"]["per_attribute"]) == 40
     assert {"value", "floor", "owner", "key_advantage"} <= set(result["leakage"][0])
@@ -174,7 +175,9 @@ def test_faults_of_our_own_show_a_trace(capsys, monkeypatch):
     assert "fault of facemix" in err
 
 
-@pytest.mark.parametrize("command", ["demo", "train", "evaluate", "attack", "linearity", "cost"])
+@pytest.mark.parametrize(
+    "command", ["demo", "train", "anonymize", "evaluate", "attack", "linearity", "cost"]
+)
 def test_every_command_has_help_with_an_example(capsys, command):
     code, out, _ = run(capsys, command, "--help")
     assert code == 0

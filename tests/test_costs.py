@@ -162,7 +162,12 @@ def test_network_without_norm_has_no_norm_parameters():
 
 def test_resnet18_figures(resnet18_table):
     """Section 4's edge columns; every integer exact."""
-    edge, one, two, three, anonymizer = (row.figures for row in resnet18_table)
+    edge, *without, anonymizer, one, two, three = (row.figures for row in resnet18_table)
+    assert len(without) == 5
+    for row in without:
+        assert row["parameters"].derived == row["macs"].derived == 0
+    blurred = 6 * 3 * 218 * 178  # two averages of an element, four for an element
+    assert [row["macs_all"].derived for row in without] == [0, 0, 0, blurred, blurred]
     assert edge["macs"].derived == 1_498_546_112
     assert edge["parameters"].derived == 11_207_952
     assert edge["parameters_with_norm"].derived == 11_217_552
@@ -194,6 +199,7 @@ def test_table1_figures(table1):
     check(second, mib=3.078, up_mib=3.0625, seconds=1.688, edge_share=0.125)
     assert slalom["edge_share"].mark == "paper"
     assert slalom["edge_share"].derived is None
+    check(slalom, edge_share_all=0.0123)
 
 
 def test_every_printed_figure_is_met(table1, resnet18_table):
@@ -209,7 +215,19 @@ def test_every_printed_figure_is_met(table1, resnet18_table):
         ("FaceMix, after pool1", "mib"),
         ("face anonymizer, 256x256", "macs"),
     ]
-    assert len(agreement) == 24
+    assert len(agreement) == 24 + 2 * 5
+
+
+def test_verification_costs_a_layer_of_one_output_and_a_product():
+    layers = costs.linear_layers(
+        lambda x, k, w: _conv(x, k, window_strides=(2, 2), padding="SAME").reshape(1, -1) @ w,
+        _abstract(1, 8, 6, 4),
+        _abstract(3, 3, 4, 8),
+        _abstract(96, 5),
+    )
+    conv, dense = (costs_paper.freivalds_macs(layer, 1) for layer in layers)
+    assert conv == 4 * 3 * (9 * 4 + 8)
+    assert dense == 96 + 5
 
 
 def test_a_wrong_figure_would_differ():

@@ -311,3 +311,17 @@ def test_fit_works_outside_the_main_thread(tiny_source, tmp_path):
     thread.start()
     thread.join()
     assert int(states[0].step) == 8
+
+
+def test_perturbed_images_train_at_cut_0_and_are_restored(tmp_path, tiny_source):
+    """Pre has no variables there; group_size, which the defence does not use, need not fit."""
+    config = dataclasses.replace(
+        config_of(num_epochs=1),
+        model=ModelConfig(cut=0, width=4),
+        defense=DefenseConfig(defense="noise", group_size=7),
+    )
+    state = fit_in(tmp_path, tiny_source, config)
+    model = runs.build_model(config, tiny_source)
+    with Checkpoints(tmp_path / "checkpoints", runs.identity(config, model)) as checkpoints:
+        kept = checkpoints.restore(state)
+    assert_same(kept.variables, state.variables)

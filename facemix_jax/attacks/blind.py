@@ -129,6 +129,8 @@ def attack(
         return score(recording, separate(mixtures, rng_key=separate_key).sources, threat_model)
 
     def reason(target: Target) -> str | None:
+        if target.defense.name != "none" and not target.defense.keyed:
+            return f"The defence {target.defense.name!r} mixes nothing that could be separated."
         height, width = target.model.spec.activation_shape[:2]
         if min(height, width) < 2 and target.defense.group_size > 1:
             return (

@@ -28,7 +28,9 @@ from facemix_jax.attacks.base import (
 )
 from facemix_jax.attacks.decoder_network import decoder
 from facemix_jax.attacks.groups import activations, correlation, in_order, match, unmix
+from facemix_jax.attacks.learning import protect
 from facemix_jax.data import denormalize, normalize
+from facemix_jax.defenses import none
 from facemix_jax.metrics import psnr, ssim
 from facemix_jax.models import SplitModel
 
@@ -125,10 +127,11 @@ class Inverter(NamedTuple):
 
 
 def train_decoder(target: Target, *, steps: int, batch_size: int, rng_key: RngKey) -> Inverter:
-    """Trains a decoder on clean activations of auxiliary images, slightly scaled and with noise.
+    """Trains a decoder on activations of auxiliary images, slightly scaled and with noise.
 
-    Where pre is nothing at all (cut 0 without parameters), activations are normalised pixels and
-    nothing needs training.
+    They are clean ones, as separation gives those back, unless the defence has no key: then they
+    are perturbed as it perturbs. Where pre is nothing at all (cut 0 without parameters), clean
+    activations are normalised pixels and nothing needs training.
 
     Args:
         target: gives the public pre-model and the attacker's own images.
@@ -136,8 +139,9 @@ def train_decoder(target: Target, *, steps: int, batch_size: int, rng_key: RngKe
         batch_size: images in a step.
         rng_key: consumed.
     """
-    if not jax.tree.leaves(target.variables["pre"]):
-        return Inverter(lambda z: np.clip(np.asarray(denormalize(z)), 0.0, 1.0), ())
+    defense = target.defense if not target.defense.keyed else none()
+    if defense.name == "none" and _sends_pixels(target):
+        return Inverter(_pixels, ())
     network = decoder(target.model.spec.image_size)
     auxiliary = target.source.splits[target.auxiliary_split]
     seed_key, init_key, noise_key = jax.random.split(rng_key, 3)
@@ -156,8 +160,8 @@ def train_decoder(target: Target, *, steps: int, batch_size: int, rng_key: RngKe
     def step(
         variables: Any, state: Any, pre: Variables, images: Array, step_key: RngKey
     ) -> tuple[Any, Any, Array]:
-        scale_key, level_key, draw_key = jax.random.split(step_key, 3)
-        z = target.model.pre(pre, normalize(images)).astype(jnp.float32)
+        scale_key, level_key, draw_key, protect_key = jax.random.split(step_key, 4)
+        z = protect(target.model, defense, pre, protect_key, images)
         one = (len(z), 1, 1, 1)
         z = z * jax.random.uniform(scale_key, one, minval=_SCALES[0], maxval=_SCALES[1])
         level = jax.random.uniform(level_key, one, maxval=_NOISE * float(scale))
@@ -186,12 +190,21 @@ def train_decoder(target: Target, *, steps: int, batch_size: int, rng_key: RngKe
     return Inverter(invert, tuple(losses))
 
 
+def _sends_pixels(target: Target) -> bool:
+    return not jax.tree.leaves(target.variables["pre"])
+
+
+def _pixels(z: Array | HostArray) -> HostArray:
+    return np.clip(np.asarray(denormalize(z)), 0.0, 1.0)
+
+
 class Inverted(NamedTuple):
     """Images float32 ``[B, H, W, 3]`` in [0, 1], in the order of the examples.
 
     Attributes:
         attacker: separation, then the decoder.
-        floor: the decoder on the mixtures themselves, with the better sign.
+        floor: the decoder on the mixtures themselves, with the better sign; of images perturbed
+            without a key, these themselves.
         owner: the decoder on what the owner recovers.
         blind: the mean auxiliary image, for every row: what a guess gives.
     """
@@ -223,11 +236,12 @@ def invert_recording(
     mixtures = in_order(sent, match(sent, truth))
     # The floor is granted the sign: a mixture alone does not show it.
     agreement = (mixtures * np.asarray(recording.activations)).sum((1, 2, 3), keepdims=True)
+    as_sent = _sends_pixels(target) and not target.defense.keyed
     auxiliary = target.source.splits[target.auxiliary_split][:512]
     mean = np.asarray(target.source.images(auxiliary)).mean(0, dtype=np.float64) / 255.0
     return Inverted(
         inverter.invert(in_order(sources, match(sources, truth))),
-        inverter.invert(np.where(agreement < 0, -mixtures, mixtures)),
+        (_pixels if as_sent else inverter.invert)(np.where(agreement < 0, -mixtures, mixtures)),
         inverter.invert(recording.owner_activations),
         np.broadcast_to(mean.astype(np.float32), recording.images.shape),
     )

@@ -90,7 +90,8 @@ def train_pair(
 ) -> tuple[Predict, Predict]:
     """Trains the attacker and what the owner gets: the same network on unprotected activations.
 
-    The owner, who knows which row is whose, asks about single rows.
+    The owner, who knows which row is whose, asks about single rows. Where the defence has no key,
+    the owner sees what the attacker sees, and both are the same.
 
     Args:
         target: the system.
@@ -154,6 +155,8 @@ def train_pair(
 
         return predict
 
+    if not target.defense.keyed:
+        owner = attacker
     return predictor(attacker, group_size), predictor(owner, 1)
 
 

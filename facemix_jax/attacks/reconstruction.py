@@ -195,7 +195,7 @@ def _run(target: Target, recording: Recording, rng_key: RngKey, config: AttackCo
     matched = _match(drawn, truth, group_size)
     value = _score(matched, truth)
     owner = value
-    if target.defense.name != "none":
+    if target.defense.keyed:
         plain = learning.unprotected(target)
         owner = _score(draw(plain, rows, recording.owner_activations), truth)
 

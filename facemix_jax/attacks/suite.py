@@ -19,6 +19,7 @@ from facemix_jax.attacks import (
     picard,
     recognition,
     reconstruction,
+    restoration,
     robust,
     separation,
     vectors,
@@ -57,6 +58,8 @@ ATTACKS: dict[str, Attack] = {
         picard.PICARD,
         grouping.SHUFFLED_CHAIN,
         separation.GRADIENT_ICA,
+        # Where there is no key.
+        restoration.RESTORATION,
         # What separation opens.
         output.OUTPUT,
         inversion.INVERSION,
@@ -70,6 +73,9 @@ _DEFAULT = AttackConfig()
 
 STRONGEST = robust.ROBUST.name
 """Runs whatever else is asked for: no weak attacker's figure stands alone."""
+
+WITHOUT_KEY = reconstruction.PIX2PIX.name, restoration.RESTORATION.name
+"""Run as well where noise or blurring has to be undone instead of mixing."""
 
 
 class Suite(NamedTuple):
@@ -100,7 +106,7 @@ def run_suite(
 
     Args:
         target: the system.
-        names: of attacks; the strongest is added where it is missing.
+        names: of attacks; the strongest are added where they are missing.
         rng_key: draws the recording's secret and the attacks' randomness; consumed.
         config: effort.
         say: told the name of each attack before it starts.
@@ -109,6 +115,8 @@ def run_suite(
         UsageError: an unknown name, or a split smaller than one group.
     """
     wanted = {*names, STRONGEST}
+    if target.defense.name != "none" and not target.defense.keyed:
+        wanted |= {*WITHOUT_KEY}
     for name in sorted(wanted):
         _validate.one_of(ATTACKS, attack=name)
     rows = recorded_rows(target, config.num_groups)

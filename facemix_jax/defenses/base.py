@@ -26,6 +26,8 @@ class Defense(NamedTuple):
         protect: ``(secret, z) -> z'``: activations ``[B, H, W, C]`` to what is sent.
         recover: ``(secret, y') -> y``: responses ``[B, D]`` to features in the examples' order.
         cost: ``(activation_elements, response_elements) -> DefenseCost``, per example.
+        keyed: whether ``recover`` knows something that the cloud does not. Without it, the owner
+            sees what an attacker sees.
     """
 
     name: str
@@ -34,3 +36,4 @@ class Defense(NamedTuple):
     protect: Callable[[Any, Array], Array]
     recover: Callable[[Any, Array], Array]
     cost: Callable[[int, int], DefenseCost]
+    keyed: bool = True

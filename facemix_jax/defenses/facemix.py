@@ -53,4 +53,4 @@ def none() -> Defense:
     def identity(secret: tuple[()], x: Array) -> Array:
         return x
 
-    return Defense("none", 1, init, identity, identity, lambda z, y: DefenseCost(0, 0))
+    return Defense("none", 1, init, identity, identity, lambda z, y: DefenseCost(0, 0), False)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from facemix_jax import _validate
 from facemix_jax._types import ImageSize
+from facemix_jax.models.anonymizer import anonymizer
 from facemix_jax.models.resnet import STEMS, resnet18
 from facemix_jax.models.split import Segment, Spec, SplitModel, split, with_prior
 from facemix_jax.models.torch_weights import from_torch
@@ -18,6 +19,7 @@ __all__ = [
     "Segment",
     "Spec",
     "SplitModel",
+    "anonymizer",
     "build",
     "from_torch",
     "resnet18",
@@ -26,10 +28,14 @@ __all__ = [
     "with_prior",
 ]
 
-MODELS: dict[str, Callable[..., SplitModel]] = {"resnet18": resnet18, "vgg16": vgg16}
+MODELS: dict[str, Callable[..., SplitModel]] = {
+    "resnet18": resnet18,
+    "vgg16": vgg16,
+    "anonymizer": anonymizer,
+}
 
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
-_SMALLEST = {"resnet18": 33, "vgg16": 32}
+_SMALLEST = {"resnet18": 33, "vgg16": 32, "anonymizer": 33}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,9 +43,10 @@ class ModelConfig:
     """A network and where it is cut.
 
     Attributes:
-        network: ``resnet18`` or ``vgg16``.
+        network: ``resnet18``, ``vgg16`` or ``anonymizer`` (a generator before a ResNet-18).
         cut: units that run on the edge before mixing. ResNet-18: 0 the image itself, 1 the stem
             (the paper's N_pre = 1), 2 to 9 basic blocks. VGG-16: 1 conv1_1, 3 pool1, up to 18.
+            The anonymizer: 1, the generator.
         width: channels of the first stage; 64 is the standard network.
         norm: ``batch``, or ``none`` for ResNet-18 without BatchNorm.
         centre: subtract running means before mixing and after main, which makes unmixing exact

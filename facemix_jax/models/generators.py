@@ -8,8 +8,9 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from facemix_jax._types import Array, RngKey, Variables
+from facemix_jax.models.initialization import normal
 
-_KERNEL_INIT = nn.initializers.normal(0.02)
+_KERNEL_INIT = normal(0.02)
 UP_PADDING = ((1, 2), (1, 2))
 """PyTorch's padding 1 and output padding 1 of a 3x3 stride 2, seen from the output's side."""
 

@@ -1,4 +1,4 @@
-"""He-normal kernels that compile twice instead of once per shape.
+"""Normal kernels that compile twice instead of once per shape.
 
 XLA spends up to half a second on every new shape of ``jax.random.normal``; a network has dozens.
 Here every kernel is cut from draws of two fixed sizes.
@@ -32,12 +32,20 @@ def scaled_normal(scale: float, fan: str) -> Callable[[RngKey, Sequence[int], An
     """
 
     def init(rng_key: RngKey, shape: Sequence[int], dtype: Any = jnp.float32) -> Array:
+        receptive_field = math.prod(shape[:-2])
+        connections = receptive_field * (shape[-2] if fan == "in" else shape[-1])
+        return normal(math.sqrt(scale / connections))(rng_key, shape, dtype)
+
+    return init
+
+
+def normal(deviation: float) -> Callable[[RngKey, Sequence[int], Any], Array]:
+    """Initialiser of normal kernels of any shape with one standard deviation."""
+
+    def init(rng_key: RngKey, shape: Sequence[int], dtype: Any = jnp.float32) -> Array:
         count = math.prod(shape)
         size = _SIZES[0] if count <= _SIZES[0] else _SIZES[1]
         draws = [_draw(jax.random.fold_in(rng_key, i), size) for i in range(-(-count // size))]
-        receptive_field = math.prod(shape[:-2])
-        connections = receptive_field * (shape[-2] if fan == "in" else shape[-1])
-        values = jnp.concatenate(draws)[:count].reshape(shape)
-        return (values * math.sqrt(scale / connections)).astype(dtype)
+        return (jnp.concatenate(draws)[:count].reshape(shape) * deviation).astype(dtype)
 
     return init

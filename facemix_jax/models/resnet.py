@@ -8,7 +8,7 @@ from flax import linen as nn
 from facemix_jax._types import Array, ImageSize
 from facemix_jax.models.initialization import scaled_normal
 from facemix_jax.models.operations import MaxPool, Relu
-from facemix_jax.models.split import Head, SplitModel, split
+from facemix_jax.models.split import Head, SplitModel, Unit, split
 
 _STAGES = (1, 1, 2, 2, 4, 4, 8, 8)
 """Width factor of each of the eight basic blocks."""
@@ -118,6 +118,20 @@ class GlobalAveragePool(nn.Module):
         return jnp.mean(x, axis=(1, 2), dtype=wide)
 
 
+def units(width: int, norm: str, dtype: jnp.dtype, *, stem: str = "pool") -> list[tuple[str, Unit]]:
+    """Names and builders of all units but the head; see ``resnet18``."""
+    blocks: list[tuple[str, Unit]] = []
+    for index, factor in enumerate(_STAGES):
+        stride = 2 if index in (2, 4, 6) else 1
+        name = f"layer{index // 2 + 1}_{index % 2}"
+        blocks.append((name, functools.partial(BasicBlock, width * factor, stride, norm, dtype)))
+    return [
+        ("stem", functools.partial(STEMS[stem], width, norm, dtype)),
+        *blocks,
+        ("pool", GlobalAveragePool),
+    ]
+
+
 def resnet18(
     *,
     cut: int = 1,
@@ -149,17 +163,8 @@ def resnet18(
     Raises:
         UsageError: a value is out of range.
     """
-    blocks = []
-    for index, factor in enumerate(_STAGES):
-        stride = 2 if index in (2, 4, 6) else 1
-        name = f"layer{index // 2 + 1}_{index % 2}"
-        blocks.append((name, functools.partial(BasicBlock, width * factor, stride, norm, dtype)))
     return split(
-        [
-            ("stem", functools.partial(STEMS[stem], width, norm, dtype)),
-            *blocks,
-            ("pool", GlobalAveragePool),
-        ],
+        units(width, norm, dtype, stem=stem),
         functools.partial(Head, num_attributes, num_classes),
         name="resnet18",
         cut=cut,

@@ -56,10 +56,16 @@ def load(workdir: Path, *, with_main: bool = False) -> Segments:
         with_main: keep main as well, to check the cloud's answers.
 
     Raises:
-        UsageError: nothing usable is there, or the run mixes by another family than Haar.
+        UsageError: nothing usable is there, or the run is protected by something else than mixing
+            by the family Haar.
         FacemixError: the files cannot be read.
     """
     config = runs.read_config(workdir)
+    if config.defense.defense not in ("none", "facemix"):
+        raise UsageError(
+            f"{workdir} was trained with the defence {config.defense.defense!r}, but as processes "
+            f"edge and cloud run 'facemix' and 'none'. Use facemix_jax.infer in one process."
+        )
     if config.defense.defense != "none" and config.defense.family != "haar":
         raise UsageError(
             f"{workdir} was trained with the family {config.defense.family!r}, but keys are drawn "

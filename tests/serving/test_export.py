@@ -339,7 +339,8 @@ def test_an_interrupted_export_has_no_manifest(place, tmp_path, monkeypatch, fai
 
 
 def test_only_networks_that_mix_by_haar_matrices_are_exported(tmp_path):
-    for name, words in (("none", "without a defence"), ("facemix", "'hadamard'")):
+    names = (("none", "without a defence"), ("facemix", "'hadamard'"), ("blur", "'blur', but"))
+    for name, words in names:
         config = run_config()
         defense = DefenseConfig(defense=name, group_size=4, family="hadamard")
         save_checkpoint(tmp_path / name, config=dataclasses.replace(config, defense=defense))

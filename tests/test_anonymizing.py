@@ -1,0 +1,205 @@
+"""The face anonymizer: its network, its loss, its work directory."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from facemix_jax import anonymizing, costs, costs_paper, defenses, inference, runs
+from facemix_jax._validate import UsageError
+from facemix_jax.anonymizing import AnonymizerConfig, angular_logits
+from facemix_jax.defenses import DefenseConfig
+from facemix_jax.models import ModelConfig, anonymizer
+from facemix_jax.models.anonymizer import from_unit, to_unit
+from facemix_jax.runs import RunConfig
+from facemix_jax.training import TrainConfig
+
+pytestmark = pytest.mark.library_promotes  # Optax
+
+OPTIONS = AnonymizerConfig(identifier_width=4)
+
+
+def run_config(**train):
+    train = {"num_epochs": 1, "batch_size": 32, "log_every": 2, "checkpoint_every": 2, **train}
+    return RunConfig(
+        model=ModelConfig(network="anonymizer", width=2),
+        defense=DefenseConfig(defense="none"),
+        train=TrainConfig(**train),
+    )
+
+
+class People:
+    """The tiny source with four people in training, who differ in one corner."""
+
+    def __init__(self, source):
+        self._source = source
+        self.identities = (np.arange(len(source)) % 4).astype(np.int32)
+        images = source.images(np.arange(len(source))).copy()
+        images[:, :8, :8] = 60 * self.identities[:, None, None, None]
+        self._images = images
+
+    def __getattr__(self, name):
+        return getattr(self._source, name)
+
+    def __len__(self):
+        return len(self._source)
+
+    def images(self, indices):
+        return self._images[indices]
+
+
+@pytest.fixture(scope="module")
+def source(tiny_source):
+    return People(tiny_source)
+
+
+# The network.
+
+
+def test_what_is_sent_are_images_of_the_same_size_and_range():
+    image_size = (41, 34)  # padded to 44 x 36 and cropped
+    model = anonymizer(image_size=image_size, width=2, num_blocks=1)
+    variables = model.init(jax.random.key(0))
+    images = jax.random.normal(jax.random.key(1), (2, *image_size, 3))
+    pre = jax.jit(model.pre.apply)
+    sent = pre(variables["pre"], images)
+    assert model.spec.activation_shape == (*image_size, 3)
+    assert sent.shape == images.shape
+    assert float(jnp.abs(to_unit(sent)).max()) <= 1 + 1e-5
+    # Examples stay apart, and the picture matters.
+    other = pre(variables["pre"], images.at[1].set(0.0))
+    np.testing.assert_allclose(sent[0], other[0], atol=1e-4)
+    assert float(jnp.abs(sent[0] - sent[1]).max()) > 1e-3
+
+
+def test_units_are_each_others_inverse():
+    x = jax.random.normal(jax.random.key(0), (2, 3, 4, 3))
+    np.testing.assert_allclose(from_unit(to_unit(x)), x, atol=1e-5)
+    grey = to_unit(jnp.asarray([0.485, 0.456, 0.406]).reshape(1, 1, 3) * 0.0)
+    np.testing.assert_allclose(grey.ravel(), 2 * np.array([0.485, 0.456, 0.406]) - 1, atol=1e-6)
+
+
+def test_the_edge_holds_the_papers_generator_and_the_cloud_a_whole_resnet18():
+    cost = costs.model_cost(anonymizer(image_size=(256, 256)), group_size=1)
+    (row,) = (r.figures for r in costs_paper.resnet18_table() if "anonymizer" in r.name)
+    assert cost.pre.parameters == row["parameters"].derived == 11_378_179
+    assert cost.pre.macs == row["macs_all"].derived
+    assert cost.main.parameters + cost.post.parameters == 11_207_952
+    # 109x89 images are padded to 112x92.
+    small = costs.model_cost(anonymizer(image_size=(109, 89)), group_size=1)
+    fitting = costs.model_cost(anonymizer(image_size=(112, 92)), group_size=1)
+    assert small.pre.macs == fitting.pre.macs
+
+
+# The loss.
+
+
+def test_margin_makes_the_true_angle_larger_and_nothing_else():
+    rng = np.random.default_rng(0)
+    features, people = rng.standard_normal((2, 50, 8)).astype(np.float32)
+    labels = rng.integers(0, 50, 50)
+    plain = np.asarray(angular_logits(features, people, None, margin=0.4, scale=1.0))
+    moved = np.asarray(angular_logits(features, people, labels, margin=0.4, scale=1.0))
+    rows = np.arange(50)
+    angles = np.arccos(plain[rows, labels])
+    inside = angles + 0.4 < np.pi
+    expected = np.cos(angles + 0.4)
+    np.testing.assert_allclose(moved[rows, labels][inside], expected[inside], atol=1e-5)
+    assert (moved[rows, labels] < plain[rows, labels]).all()
+    others = np.ones_like(plain, bool)
+    others[rows, labels] = False
+    np.testing.assert_array_equal(moved[others], plain[others])
+    again = angular_logits(7 * features, 3 * people, labels, margin=0.4, scale=5.0)
+    np.testing.assert_allclose(again, 5 * moved, atol=1e-4)
+
+
+def test_a_larger_angle_never_gets_a_larger_logit():
+    angles = np.linspace(0.01, np.pi - 0.01, 200)
+    features = np.stack([np.cos(angles), np.sin(angles)], 1).astype(np.float32)
+    people, labels = np.array([[1.0, 0.0]], np.float32), np.zeros(200, np.int32)
+    logits = np.asarray(angular_logits(features, people, labels, margin=0.5, scale=1.0))[:, 0]
+    # But for the step where the margin's two branches meet.
+    assert (np.diff(logits) < 0).sum() >= 198
+
+
+# Training.
+
+
+def test_a_step_changes_both_sides(source):
+    model = anonymizer(image_size=(40, 36), width=2, num_attributes=3, num_blocks=1)
+    train = TrainConfig(batch_size=16, warmup_fraction=0.0)
+    state = anonymizing.init_state(model, OPTIONS, train, 4, num_people=4)
+    before = jax.tree.map(np.array, (state.variables, state.identifier))
+    step = anonymizing.make_step(model, OPTIONS, train, 4)
+    rows = np.arange(16)
+    state, info = step(state, source.images(rows), source.attributes[rows], source.identities[rows])
+    for part, after in zip(before, (state.variables, state.identifier), strict=True):
+        moved = jax.tree.map(lambda a, b: bool((a != b).any()), part, after)
+        assert all(jax.tree.leaves(moved))
+    assert all(np.isfinite(float(getattr(info, f.name))) for f in dataclasses.fields(info))
+    assert 0 < float(info.distance) < 2
+
+
+@pytest.mark.slow
+def test_a_work_directory_is_evaluated_like_any_other(tmp_path, source):
+    state = anonymizing.fit(run_config(), OPTIONS, tmp_path / "run", source=source)
+    assert int(state.step) == 4
+    config = runs.read_config(tmp_path / "run")
+    model = runs.build_model(config, source)
+    with runs.Checkpoints(tmp_path / "run" / "checkpoints", runs.identity(config, model)) as kept:
+        variables = kept.restore_variables(jax.eval_shape(model.init, jax.random.key(0)))
+    jax.tree.map(np.testing.assert_array_equal, variables, state.variables)
+    images = jnp.zeros((2, 40, 36, 3))
+    logits = inference.infer(model, defenses.none(), variables, jax.random.key(0), images)
+    assert logits.shape == (2, 3, 2)
+
+
+@pytest.mark.slow
+def test_an_interrupted_run_ends_as_an_uninterrupted_one(tmp_path, source):
+    whole = anonymizing.fit(run_config(), OPTIONS, tmp_path / "whole", source=source)
+
+    class StopError(Exception):
+        pass
+
+    def stop(text):
+        if text.startswith("step 4"):
+            raise StopError
+
+    with pytest.raises(StopError):
+        anonymizing.fit(run_config(), OPTIONS, tmp_path / "part", source=source, say=stop)
+    resumed = anonymizing.fit(run_config(), OPTIONS, tmp_path / "part", source=source)
+    for name in ("variables", "identifier"):
+        jax.tree.map(np.testing.assert_array_equal, getattr(resumed, name), getattr(whole, name))
+    other = dataclasses.replace(OPTIONS, margin=0.1)
+    with pytest.raises(UsageError, match="other options"):
+        anonymizing.fit(run_config(), other, tmp_path / "part", source=source)
+
+
+def test_other_networks_are_refused(tmp_path, source):
+    with pytest.raises(UsageError, match="resnet18"):
+        anonymizing.fit(RunConfig(), OPTIONS, tmp_path / "run", source=source)
+
+
+@pytest.mark.slow
+def test_the_adversary_keeps_the_identifier_from_naming_people(source):
+    """Four people of one corner each: with the adversary off, they are named."""
+    model = anonymizer(image_size=(40, 36), width=4, num_attributes=3, num_blocks=1)
+    found = {}
+    for weight in (0.0, 1.0):
+        config = AnonymizerConfig(adversary_weight=weight, closeness_weight=0.5, identifier_width=8)
+        train = TrainConfig(batch_size=32, learning_rate=3e-3, flip=False)
+        state = anonymizing.init_state(model, config, train, 150, num_people=4)
+        step = anonymizing.make_step(model, config, train, 150)
+        rng = np.random.default_rng(0)
+        named = []
+        for _ in range(150):
+            rows = rng.choice(128, 32, replace=False)
+            state, info = step(
+                state, source.images(rows), source.attributes[rows], source.identities[rows]
+            )
+            named.append(float(info.identified))
+        found[weight] = np.mean(named[-30:])
+    assert found[0.0] > 0.8
+    assert found[1.0] < found[0.0] - 0.2
