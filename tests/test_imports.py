@@ -12,11 +12,12 @@ import facemix_jax
 PACKAGE = Path(facemix_jax.__file__).parent
 LAYERS = (
     ("_types", "_validate", "_files", "_runtime", "provenance"),
+    ("hosts", "sharding"),
     ("mixing", "metrics", "models", "data"),
     ("costs", "costs_paper", "defenses", "keys", "key_ring"),
     ("inference", "linearity"),
     ("training", "attacks"),
-    ("checkpoint",),
+    ("checkpoint", "population", "records", "speed"),
     ("runs",),
     ("serving", "onnx_graph"),
     ("export",),
