@@ -34,7 +34,15 @@ __all__ = ["DivergedError", "Interrupted", "Options", "fit", "fit_together", "re
 
 
 class DivergedError(FacemixError):
-    """The loss is no longer a finite number."""
+    """The loss is no longer a finite number.
+
+    Attributes:
+        reasons: work directory to what happened, where several runs trained together.
+        states: of all runs in their order; None for those that diverged.
+    """
+
+    reasons: dict[Path, str]
+    states: list[TrainState | None]
 
 
 class Interrupted(FacemixError):  # noqa: N818  # not an error: the user asked for it
@@ -171,9 +179,11 @@ def fit_together(
             if member.state is None and not member.diverged:
                 _load([member], plan, whole, plan.num_steps, None)
                 member.state = sharding.gather(member.state, whole)
-    diverged = [member for member in members if member.diverged]
-    if diverged:
-        raise DivergedError("\n".join(str(member.diverged) for member in diverged))
+    reasons = {member.workdir: str(member.diverged) for member in members if member.diverged}
+    if reasons:
+        error = DivergedError("\n".join(reasons.values()))
+        error.reasons, error.states = reasons, [member.state for member in members]
+        raise error
     return [member.state for member in members if member.state is not None]
 
 
@@ -318,6 +328,7 @@ def _train(
         ]
         bar = stack.enter_context(_bar(options.show_progress and first))
         task = bar.add_task("training", total=plan.num_steps, completed=start, note="")
+        stack.callback(trace.stop)
         clock, done = time.perf_counter(), start
         for step in range(start + 1, plan.num_steps + 1):
             trace.before(step)
@@ -328,15 +339,20 @@ def _train(
                 jax.block_until_ready([part.state for part in parts])
                 clock, done = time.perf_counter(), step
                 meter.forget()
-            trace.after(step, [part.state for part in parts], stop=asked)
+            if step == trace.last:
+                jax.block_until_ready([part.state for part in parts])
+                trace.stop()
             if note:
                 found = [hosts.fetch(part.recent) for part in parts]
                 seconds, count = time.perf_counter() - clock, step - done
                 if done > start:
                     meter.add(count, count * batch_size * len(members), seconds)
                 losses = _means(found)
-                for member, writer, (loss, accuracy) in zip(members, records, losses, strict=True):
+                for member, (loss, _) in zip(members, losses, strict=True):
                     _note_finite(member, loss, step, alone=len(members) == 1)
+                if all(member.diverged for member in members):
+                    return
+                for member, writer, (loss, accuracy) in zip(members, records, losses, strict=True):
                     if writer is not None and not member.diverged:
                         writer.write(
                             step,
@@ -368,8 +384,8 @@ def _train(
                 )
     for part in parts:
         for index, member in enumerate(part.members):
-            alone = part.program.member(part.state, index)
-            member.state = sharding.gather(alone, mesh)
+            if not member.diverged:
+                member.state = sharding.gather(part.program.member(part.state, index), mesh)
 
 
 def _step(part: _Part, batch_size: int, meter: Meter) -> None:
@@ -474,7 +490,7 @@ def _means(found: Sequence[Sequence[StepInfo]]) -> list[tuple[float, float]]:
 
 
 def _note_finite(member: _Member, loss: float, step: int, *, alone: bool) -> None:
-    """Raises ``DivergedError`` for a run alone; notes it in a group, where the others go on."""
+    """Notes that a run diverged; in a group the others go on."""
     if np.isfinite(loss) or member.diverged:
         return
     saved = member.checkpoints.latest()
@@ -485,8 +501,6 @@ def _note_finite(member: _Member, loss: float, step: int, *, alone: bool) -> Non
         f"use --compute-dtype float32, (c) the images are damaged: look at them."
         + ("" if alone else f" This is {member.workdir}.")
     )
-    if alone:
-        raise member.diverged
 
 
 def _bar(show: bool) -> Progress:

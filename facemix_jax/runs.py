@@ -154,7 +154,7 @@ def check_claim(workdir: Path, config: RunConfig) -> None:
     Where the images are, and the devices, may change between the calls; nothing else may.
     """
     if (workdir / "config.json").exists():
-        differences = _differences(_portable(read_config(workdir)), _portable(config))
+        differences = _differences(portable(read_config(workdir)), portable(config))
         if differences:
             raise UsageError(
                 f"{workdir} holds a run with another configuration: {'; '.join(differences)}. "
@@ -193,7 +193,8 @@ def _parse(values: Mapping[str, Any]) -> RunConfig:
     )
 
 
-def _portable(config: RunConfig) -> dict[str, Any]:
+def portable(config: RunConfig) -> dict[str, Any]:
+    """What makes a run what it is: all but where its images are and on which devices it runs."""
     values = dataclasses.asdict(config)
     del values["mesh"]
     for name in ("data_dir", "cache_dir", "device_resident"):

@@ -99,7 +99,7 @@ def check_batch(mesh: Mesh, batch_size: int, group_size: int) -> None:
 
 
 def batch_sharding(mesh: Mesh, *, stacked: bool = False) -> NamedSharding:
-    """Where a batch ``[B, ...]`` lies, or with ``stacked`` those of several runs ``[S, B, ...]``."""
+    """Where a batch ``[B, ...]`` lies; with ``stacked`` those of several runs, ``[S, B, ...]``."""
     return NamedSharding(mesh, PartitionSpec("seed", "data") if stacked else PartitionSpec("data"))
 
 

@@ -134,9 +134,8 @@ class Trace:
             jax.profiler.start_trace(str(self.folder))
             self._running = True
 
-    def after(self, step: int, state: Any, *, stop: bool = False) -> None:
-        """To be called after each step, and with ``stop`` when there will be no other."""
-        if self._running and (step == self.last or stop):
-            jax.block_until_ready(state)
+    def stop(self) -> None:
+        """Ends it, if it runs; the caller waits for the last step first."""
+        if self._running:
             jax.profiler.stop_trace()
             self._running = False

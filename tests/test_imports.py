@@ -23,6 +23,9 @@ LAYERS = (
     ("export",),
     ("fitting", "evaluation", "report"),
     ("demo", "output"),
+    ("trials",),
+    ("sweep",),
+    ("sweep_runners", "sweep_search"),
     (
         "commands",
         "commands_attack",
@@ -31,6 +34,7 @@ LAYERS = (
         "commands_infer",
         "commands_key",
         "commands_linearity",
+        "commands_sweep",
     ),
     ("cli", "__init__"),
     ("__main__",),

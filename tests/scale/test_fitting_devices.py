@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import scale_support as support
 
-from facemix_jax import fitting
+from facemix_jax import checkpoint, fitting
 
 TOLERANCE = 1e-5
 
@@ -66,7 +66,8 @@ try:
 except fitting.Interrupted as error:
     print(json.dumps({"stopped": str(error)}))
 else:
-    np.save(Path(folder) / f"process-{index}.npy", np.concatenate([numbers(s.variables) for s in states]))
+    ends = np.concatenate([numbers(state.variables) for state in states])
+    np.save(Path(folder) / f"process-{index}.npy", ends)
     print(json.dumps({"devices": jax.device_count(), "bits": [digest(s) for s in states]}))
 """
 
@@ -146,9 +147,7 @@ def test_ten_signals_at_random_moments_change_no_bit(tmp_path, number):
         if finished:
             break
         done += 1
-        saved = max(
-            int(p.name) for p in (records.parent / "checkpoints").iterdir() if p.name.isdecimal()
-        )
+        saved = checkpoint.newest(records.parent / "checkpoints") or 0
         if number == signal.SIGTERM:
             assert saved >= before, "what was done is saved"
         else:
