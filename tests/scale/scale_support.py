@@ -25,10 +25,16 @@ from scale_support import *
 """
 
 
-def start(body, *arguments, devices=8, **options):
-    """A process that runs ``body`` with ``arguments`` as ``sys.argv[2:]``."""
+def start(body, *arguments, devices=8, bare=False, **options):
+    """A process that runs ``body``, its arguments ``sys.argv[2:]``; ``bare`` imports nothing."""
     environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
-    command = [sys.executable, "-c", _START + body, str(devices), *map(str, arguments)]
+    command = [
+        sys.executable,
+        "-c",
+        ("" if bare else _START) + body,
+        str(devices),
+        *map(str, arguments),
+    ]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment, **options)
 
 

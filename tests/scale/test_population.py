@@ -131,7 +131,7 @@ def test_one_that_diverges_does_not_stop_the_others(tiny_source, tmp_path):
     train = dataclasses.replace(several[1].train, learning_rate=1e38)
     several[1] = dataclasses.replace(several[1], train=train)
     folders = [tmp_path / str(i) for i in range(4)]
-    with pytest.raises(fitting.DivergedError, match="loss is (nan|inf)") as caught:
+    with pytest.raises(fitting.DivergedError, match=r"loss is (nan|inf)") as caught:
         fitting.fit_together(several, folders, source=tiny_source, method="loop", options=QUIET)
     assert list(caught.value.reasons) == [folders[1]]
     states = caught.value.states
