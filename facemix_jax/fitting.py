@@ -107,6 +107,8 @@ def fit_together(
     config = configs[0]
     source = data.load_source(config.data) if source is None else source
     plan = _plan(config, source)
+    wanted = sharding.make_mesh(config.mesh, num_runs=len(configs))
+    sharding.check_batch(wanted, config.train.batch_size, plan.defense.group_size)
     for run_config, workdir in zip(configs, workdirs, strict=True):
         runs.check_claim(workdir, run_config)
     hosts.wait("all have compared configurations")

@@ -30,9 +30,18 @@ def fit(name, devices, after=None):
 alone = fit("alone", (1, 1))
 stopped = [fit("moving", (4, 2), after=1), fit("moving", (2, 1), after=1)]
 end = fit("moving", (1, 1))
+from facemix_jax.serving import loading
+loading._build = lambda config, image_size, *sizes: model
+model = tiny_model()
+served = [loading.load(folder / "moving", model_devices=n) for n in (1, 4)]
+rows = np.random.default_rng(0).normal(size=(4, *model.spec.activation_shape)).astype(np.float32)
+answers = [np.asarray(each.apply(each.variables, rows)) for each in served]
 print(json.dumps({
     "stopped": stopped, "difference": difference(end.variables, alone.variables),
     "moments": difference(end.opt_state, alone.opt_state), "step": int(end.step),
+    "served": float(np.abs(answers[0] - answers[1]).max()),
+    "names": [each.model_id for each in served],
+    "where": sorted({str(x.sharding.spec) for x in jax.tree.leaves(served[1].variables)}),
 }))
 """
 
@@ -43,6 +52,10 @@ def test_a_checkpoint_of_eight_devices_goes_on_with_two_and_with_one(tmp_path):
     assert found["step"] == 8
     assert found["difference"] < TOLERANCE
     assert found["moments"] < TOLERANCE
+    # Main alone, served by four devices.
+    assert found["served"] < TOLERANCE
+    assert found["names"][0] == found["names"][1]
+    assert all("'model'" in spec for spec in found["where"])
 
 
 _HOSTS = """
