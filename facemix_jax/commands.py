@@ -120,8 +120,6 @@ class Train(Output):
                 profile=self.workdir / "profile" if self.profile else None, meter=meter
             ),
         )
-        if not hosts.is_first():
-            return
         trained = [
             runs.from_state(each, source, state)
             for each, state in zip(configs, states, strict=True)
@@ -129,7 +127,10 @@ class Train(Output):
         speed = meter.summary(trained[0].model, config.model.compute_dtype)
         NOTES.print(f"{trained[0].step} steps done: {speed_line(speed)}")
         NOTES.print("evaluating on the test split")
+        # By all processes, each for itself: none has to wait for the first.
         results = [trials.utilities(run, "test") for run in trained]
+        if not hosts.is_first():
+            return
         if self.num_seeds == 1:
             output.emit(self.json, {**results[0], "speed": speed}, output.utility_table(results[0]))
             return

@@ -72,14 +72,14 @@ class Sweep(Output):
             raise UsageError("A sweep takes either --grid or --search. Give one of them.")
         if self.runner != "submitit_debug":  # the trials' processes need the accelerator
             jax.config.update("jax_platforms", "cpu")
-        base = absolute(self.config)
+        base, folder = absolute(self.config), self._folder
         if self.search:
             space = sweep_search.parse_space(self.search)
             varied = list(space)
             trials = sweep_search.search(
                 base,
                 space,
-                folder=self.workdir,
+                folder=folder,
                 num_trials=self.trials,
                 num_seeds=self.num_seeds,
                 parallel=self.parallel,
@@ -89,16 +89,21 @@ class Sweep(Output):
         else:
             grid = sweep.parse_grid(self.grid)
             varied = [name for name in grid if name != "train.seed"]
-            trials = sweep.expand(base, grid, self.num_seeds, self.workdir)
+            trials = sweep.expand(base, grid, self.num_seeds, folder)
             self._execute(trials)
-        rows = sweep.write_summary(self.workdir, trials)
+        rows = sweep.write_summary(folder, trials)
         if self.search:
             rows.sort(key=lambda row: -row.get(self.metric, 0.0))
-        write_atomically(self.workdir / "summary.png", sweep.picture(rows, varied))
+        write_atomically(folder / "summary.png", sweep.picture(rows, varied))
         for each in trials:
             if (each.workdir / FAILURE).exists():
                 NOTES.print(f"failed: {each.workdir / FAILURE}")
         output.emit(self.json, {"rows": rows}, sweep.rows_table(rows, varied))
+
+    @property
+    def _folder(self) -> Path:
+        """Absolute: programs on other machines start elsewhere."""
+        return self.workdir.expanduser().absolute()
 
     def _execute(self, trials: Sequence[Trial]) -> None:
         """Checks all trials, then trains and scores those that are not done."""
@@ -115,7 +120,7 @@ class Sweep(Output):
             parallel=self.parallel,
             split=self.split,
             method=self.seeds_method,
-            folder=self.workdir,
+            folder=self._folder,
             options=_options(self.runner_options),
             say=NOTES.print,
         )

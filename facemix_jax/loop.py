@@ -120,7 +120,7 @@ def train(
     config, meter = members[0].config.train, options.meter
     parts = _parts(members, plan, mesh, start, method, choice)
     meter.devices = mesh.size
-    trace = Trace.of(options.profile, start, plan.num_steps)
+    trace = Trace.of(options.profile if hosts.is_first() else None, start, plan.num_steps)
     with contextlib.ExitStack() as stack:
         notes = stack.enter_context(_Notes(members, plan, start, options))
         stack.callback(trace.stop)

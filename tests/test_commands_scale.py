@@ -36,7 +36,7 @@ def test_several_seeds_leave_ordinary_work_directories(capsys, tmp_path, quick_s
         assert config["train"]["seed"] == seed
         assert (folder / f"seed-{seed}" / "metrics.jsonl").read_text().count("\n") == 2
     assert list((folder / "profile").rglob("*.xplane.pb"))
-    assert cli.main(["attack", "--workdir", str(folder / "seed-6"), "--attack", "span"]) == 0
+    assert cli.main(["evaluate", "--workdir", str(folder / "seed-6")]) == 0
     one = ["train", "--workdir", str(folder / "seed-5"), *TRAIN, "--num-seeds", "2"]
     assert cli.main(one) == 2
     assert "holds one run" in " ".join(capsys.readouterr().err.split())

@@ -70,7 +70,7 @@ def stop_all(processes):
 # For the programs themselves: imported there after the devices are set.
 
 
-def tiny_model(width=8):
+def tiny_model(width=8, dtype=None):
     """A stem, two blocks and a pool: compiled in a second."""
     import functools
 
@@ -79,9 +79,10 @@ def tiny_model(width=8):
     from facemix_jax.models import resnet
     from facemix_jax.models.split import Head, split
 
-    block = functools.partial(resnet.BasicBlock, norm="batch", dtype=jnp.float32)
+    dtype = dtype or jnp.float32
+    block = functools.partial(resnet.BasicBlock, norm="batch", dtype=dtype)
     units = [
-        ("stem", functools.partial(resnet.Stem, width, "batch", jnp.float32)),
+        ("stem", functools.partial(resnet.Stem, width, "batch", dtype)),
         ("layer1_0", functools.partial(block, width, 1)),
         ("layer2_0", functools.partial(block, 2 * width, 2)),
         ("pool", resnet.GlobalAveragePool),

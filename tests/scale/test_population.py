@@ -51,7 +51,7 @@ def alone(tmp_path_factory, tiny_source):
     return folder, states
 
 
-@pytest.mark.parametrize("method", ["loop", "vmap", "auto"])
+@pytest.mark.parametrize("method", ["loop", "vmap", pytest.param("auto", marks=pytest.mark.slow)])
 def test_runs_together_end_as_alone(alone, tiny_source, tmp_path, method):
     folder, states = alone
     folders = [tmp_path / str(i) for i in range(4)]

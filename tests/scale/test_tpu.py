@@ -113,13 +113,11 @@ def test_inference_lowers_with_every_family_of_keys(family):
 
 def test_bfloat16_is_for_computing_only():
     """Parameters, statistics, moments and mixing stay float32; convolutions are bfloat16."""
-    from facemix_jax.models import resnet18
-
     defense = defenses.facemix(group_size=8)
     config = training.TrainConfig(batch_size=16)
     found = {}
     for dtype in (jnp.float32, jnp.bfloat16):
-        model = resnet18(image_size=(40, 36), width=4, num_attributes=3, dtype=dtype)
+        model = support.tiny_model(dtype=dtype)
         state = training.init_state(model, config, STEPS)
         step = training.make_step(model, defense, config, STEPS)
         arguments = (np.zeros((16, 40, 36, 3), np.uint8), np.zeros((16, 3), np.int8))
@@ -135,7 +133,7 @@ def test_bfloat16_is_for_computing_only():
         kinds = {"conv_general_dilated": set(), "dot_general": set()}
         _operands(jax.make_jaxpr(step)(state, *arguments, scalars).jaxpr, kinds)
         found[jnp.dtype(dtype).name] = kinds
-        z = jax.ShapeDtypeStruct((16, 10, 9, 4), dtype)
+        z = jax.ShapeDtypeStruct((16, 10, 9, 8), dtype)
         sent = jax.eval_shape(defense.protect, defense.init(jax.random.key(0), 16, True), z)
         assert sent.dtype == jnp.float32, "mixing is in the matrix's dtype"
     assert found["bfloat16"]["conv_general_dilated"] == {"bfloat16"}
