@@ -75,7 +75,8 @@ def parse_value(name: str, text: str) -> Any:
         UsageError: as ``parse_grid``.
     """
     kind = field_type(name)
-    options = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+    several = typing.get_origin(kind) in (types.UnionType, typing.Union)
+    options = typing.get_args(kind) if several else (kind,)
     if type(None) in options and text.lower() == "none":
         return None
     for option in options:
@@ -207,12 +208,13 @@ LEAKAGE = {"leak_gradient_ica": "value", "leak_no_attack": "floor", "leak_owner"
 
 SHOWN = {
     "accuracy": "accuracy",
+    "majority_accuracy": "majority",
     "balanced_accuracy": "balanced",
     "leak_gradient_ica": "gradient ICA",
     "leak_no_attack": "no attack",
     "leak_owner": "owner",
 }
-"""What tables have room for; the files hold the rest."""
+"""What tables have room for; ``majority`` always gives the more frequent answer."""
 
 
 def metrics_of(result: Mapping[str, Any]) -> dict[str, float]:
@@ -220,6 +222,7 @@ def metrics_of(result: Mapping[str, Any]) -> dict[str, float]:
     found = {}
     for name, (part, metric) in METRICS.items():
         found[name] = float(result.get(part, result["clean"])[metric])
+    found["majority_accuracy"] = float(result["clean"]["majority_accuracy"])
     figure = result["leakage"][0]
     return found | {name: float(figure[key]) for name, key in LEAKAGE.items()}
 

@@ -25,7 +25,7 @@ FIGURE = {"value": 0.99, "floor": 0.6, "owner": 1.0}
 
 
 def result_of(accuracy):
-    scores = {"accuracy": accuracy, "balanced_accuracy": accuracy / 2}
+    scores = {"accuracy": accuracy, "balanced_accuracy": accuracy / 2, "majority_accuracy": 0.8}
     return {"split": "test", "clean": scores, "protected": scores, "leakage": [FIGURE]}
 
 

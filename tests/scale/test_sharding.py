@@ -15,6 +15,7 @@ _STEPS = """
 model, defense = tiny_model(), defenses.facemix(group_size=4)
 source = TinySource()
 steps, size = 6, 64
+sharding._WHOLE = 1024  # so that moments of this network are divided, too
 
 def config(seed):
     return training.TrainConfig(batch_size=size, learning_rate=5e-4, seed=seed, warmup_fraction=0.0)
@@ -83,12 +84,13 @@ def check_shapes(shapes, *, twice=()):
         for what in ("variables", "opt_state", "losses"):
             assert each[what] < TOLERANCE, each
         assert each["moved"] > 100 * TOLERANCE, "the control: a step does something"
-        _, _, m = each["shape"]
+        _, d, m = each["shape"]
         axes = " ".join(each["where"]["main"])
         assert ("model" in axes) == (m > 1)
         assert ("seed" in axes) == (each["runs"] > 1)
         assert "model" not in " ".join(each["where"]["post"])
         assert "data" not in axes
+        assert ("data" in " ".join(each["where"]["moments"])) == (d > 1)
 
 
 def test_sharded_equals_unsharded():
