@@ -32,6 +32,7 @@ from facemix_jax.checkpoint import Checkpoints
 from facemix_jax.data import Source
 from facemix_jax.models import SplitModel, resnet18, with_prior
 from facemix_jax.models.anonymizer import to_unit
+from facemix_jax.records import Records
 from facemix_jax.runs import RunConfig
 
 
@@ -319,7 +320,7 @@ def fit(
             source, batch_size=run.train.batch_size, seed=run.train.seed, start_step=start
         )
         clock = time.perf_counter()
-        with fitting.Records(workdir, start) as records:
+        with Records(workdir, start) as records:
             for index in range(start + 1, num_steps + 1):
                 batch = next(batches)
                 state, info = step(

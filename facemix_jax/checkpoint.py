@@ -66,6 +66,17 @@ class Checkpoints:
         newest = self._checkpointer.latest
         return None if newest is None else newest.step
 
+    def steps(self) -> set[int]:
+        """Steps done in each checkpoint that is kept."""
+        return {checkpoint.step for checkpoint in self._checkpointer.checkpoints}
+
+    def forget_after(self, step: int) -> None:
+        """Deletes the checkpoints of later steps, which a run that goes back does again."""
+        with _explained(self._directory):
+            for later in sorted(self.steps()):
+                if later > step:
+                    self._checkpointer.delete(later)
+
     def save(self, state: "TrainState") -> None:
         """Writes a checkpoint and returns when it is complete on disk.
 

@@ -22,6 +22,7 @@ from facemix_jax.commands_export import Export
 from facemix_jax.commands_infer import Infer
 from facemix_jax.commands_key import Key
 from facemix_jax.commands_linearity import Linearity
+from facemix_jax.commands_sweep import Sweep
 from facemix_jax.output import NOTES
 
 
@@ -38,6 +39,7 @@ _Command = Union[  # noqa: UP007  # tyro reads the annotations of each member
     Annotated[Demo, tyro.conf.subcommand("demo")],
     Annotated[Train, tyro.conf.subcommand("train")],
     Annotated[Anonymize, tyro.conf.subcommand("anonymize")],
+    Annotated[Sweep, tyro.conf.subcommand("sweep")],
     Annotated[Evaluate, tyro.conf.subcommand("evaluate")],
     Annotated[Attack, tyro.conf.subcommand("attack")],
     Annotated[Linearity, tyro.conf.subcommand("linearity")],

@@ -4,9 +4,7 @@ import dataclasses
 import functools
 import zipfile
 from pathlib import Path
-from typing import Any
 
-import jax
 import numpy as np
 import tyro
 
@@ -14,18 +12,24 @@ from facemix_jax import (
     costs,
     costs_paper,
     data,
-    defenses,
     demo,
-    evaluation,
     fitting,
+    hosts,
     output,
+    population,
     runs,
+    sweep,
+    trials,
 )
 from facemix_jax._types import HostArray
-from facemix_jax._validate import DataError, positive
+from facemix_jax._validate import DataError, UsageError, one_of, positive
+from facemix_jax.fitting import Options
+from facemix_jax.hosts import HostsConfig
 from facemix_jax.models import ModelConfig, from_torch
 from facemix_jax.output import NOTES
-from facemix_jax.runs import Run, RunConfig
+from facemix_jax.runs import RunConfig
+from facemix_jax.speed import Meter
+from facemix_jax.speed import line as speed_line
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -80,22 +84,78 @@ class Train(Output):
     initial_weights: Path | None = None
     """Start from pretrained weights: an .npz of torchvision's state_dict, names as there; its
     head is left out."""
+    num_seeds: int = 1
+    """Train this many seeds from --seed on, each into WORKDIR/seed-N."""
+    seeds_method: str = "auto"
+    """How several seeds share a device: vmap (one program computes all), loop (in turn), or auto,
+    which times both; results agree within rounding."""
+    profile: bool = False
+    """Write an XLA trace of a few steps to WORKDIR/profile, for TensorBoard or Perfetto."""
+    hosts: tyro.conf.OmitArgPrefixes[HostsConfig] = HostsConfig()
 
     def run(self) -> None:
         """Runs the command."""
+        positive(num_seeds=self.num_seeds)
+        one_of(population.METHODS, seeds_method=self.seeds_method)
         config = absolute(self.config)
-        runs.check_claim(self.workdir, config)
+        configs, workdirs = self._members(config)
+        for each, workdir in zip(configs, workdirs, strict=True):
+            runs.check_claim(workdir, each)
         initial = None
         if self.initial_weights is not None:
             initial = functools.partial(
                 from_torch, read_weights(self.initial_weights), keep_head=True
             )
+        hosts.start(self.hosts)
         source = data.load_source(config.data)
-        state = fitting.fit(config, self.workdir, source=source, initial_variables=initial)
-        trained = runs.from_state(config, source, state)
-        NOTES.print(f"{int(state.step)} steps done; evaluating on the test split")
-        result = utilities(trained, "test")
-        output.emit(self.json, result, output.utility_table(result))
+        meter = Meter()
+        states = fitting.fit_together(
+            configs,
+            workdirs,
+            source=source,
+            initial_variables=initial,
+            method=self.seeds_method,
+            choice=self.workdir / trials.CHOICE if self.num_seeds > 1 else None,
+            options=Options(
+                profile=self.workdir / "profile" if self.profile else None, meter=meter
+            ),
+        )
+        trained = [
+            runs.from_state(each, source, state)
+            for each, state in zip(configs, states, strict=True)
+        ]
+        speed = meter.summary(trained[0].model, config.model.compute_dtype)
+        NOTES.print(f"{trained[0].step} steps done: {speed_line(speed)}")
+        NOTES.print("evaluating on the test split")
+        # By all processes, each for itself: none has to wait for the first.
+        results = [trials.utilities(run, "test") for run in trained]
+        if not hosts.is_first():
+            return
+        if self.num_seeds == 1:
+            output.emit(self.json, {**results[0], "speed": speed}, output.utility_table(results[0]))
+            return
+        seeds = [each.train.seed for each in configs]
+        output.emit(
+            self.json,
+            {"seeds": dict(zip(seeds, results, strict=True)), "speed": speed},
+            sweep.seeds_table(seeds, results),
+        )
+
+    def _members(self, config: RunConfig) -> tuple[list[RunConfig], list[Path]]:
+        """The runs of all seeds and their work directories."""
+        if self.num_seeds == 1:
+            return [config], [self.workdir]
+        if (self.workdir / "config.json").exists():
+            raise UsageError(
+                f"{self.workdir} holds one run, so that there is no place for {self.num_seeds}. "
+                f"Give another --workdir, or leave --num-seeds out."
+            )
+        first = config.train.seed
+        configs = [
+            dataclasses.replace(config, train=dataclasses.replace(config.train, seed=seed))
+            for seed in range(first, first + self.num_seeds)
+        ]
+        return configs, [self.workdir / f"seed-{each.train.seed}" for each in configs]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -114,7 +174,7 @@ class Evaluate(Output):
 
     def run(self) -> None:
         """Runs the command."""
-        result = utilities(runs.load(self.workdir, data_dir=self.data_dir), self.split)
+        result = trials.utilities(runs.load(self.workdir, data_dir=self.data_dir), self.split)
         output.emit(self.json, result, output.utility_table(result))
 
 
@@ -186,27 +246,3 @@ def absolute(config: RunConfig) -> RunConfig:
         return config
     place = str(Path(config.data.data_dir).expanduser().absolute())
     return dataclasses.replace(config, data=dataclasses.replace(config.data, data_dir=place))
-
-
-def utilities(part: Run, split: str) -> dict[str, Any]:
-    """Clean and protected scores, and what leaks, side by side."""
-    rng_key = jax.random.key(0)
-    protections = {"clean": defenses.none(), "protected": part.defense}
-    if part.defense.name == "none":
-        del protections["protected"]
-    scores = {
-        name: evaluation.evaluate_utility(
-            part.model, defense, part.variables, part.source, rng_key=rng_key, split=split
-        )._asdict()
-        for name, defense in protections.items()
-    }
-    leakage = evaluation.evaluate_leakage(
-        part.model, part.defense, part.variables, part.source, rng_key=rng_key, split=split
-    )
-    return {
-        "split": split,
-        "step": part.step,
-        **scores,
-        "attack": leakage.attack,
-        "leakage": [output.figure_dict(figure) for figure in leakage.figures],
-    }

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import tyro
 
-from facemix_jax import anonymizing, data, output, runs
+from facemix_jax import anonymizing, data, output, runs, trials
 from facemix_jax.anonymizing import AnonymizerConfig
-from facemix_jax.commands import absolute, utilities
+from facemix_jax.commands import absolute
 from facemix_jax.defenses import DefenseConfig
 from facemix_jax.models import ModelConfig
 from facemix_jax.output import NOTES
@@ -38,6 +38,6 @@ class Anonymize:
         config = absolute(self.config)
         source = data.load_source(config.data)
         anonymizing.fit(config, self.anonymizer, self.workdir, source=source, say=NOTES.print)
-        result = utilities(runs.load(self.workdir), "test")
+        result = trials.utilities(runs.load(self.workdir), "test")
         output.emit(self.json, result, output.utility_table(result))
         NOTES.print("What is sent is all that the cloud needs to attack: facemix attack.")

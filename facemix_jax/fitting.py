@@ -1,32 +1,23 @@
-"""The training loop around the pure step: batches, records, checkpoints, resuming."""
+"""Training in a work directory: resuming, several runs at once, one device or many processes."""
 
-import json
-import signal
-import time
-from collections.abc import Callable
+import contextlib
+import dataclasses
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import FrameType, TracebackType
 from typing import Any
 
-import jax
-import numpy as np
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from jax.sharding import Mesh
 
-from facemix_jax import data, defenses, runs, training
-from facemix_jax._files import write_atomically
-from facemix_jax._validate import FacemixError, UsageError
+from facemix_jax import data, defenses, hosts, loop, population, runs, sharding, training
+from facemix_jax._validate import UsageError, one_of
 from facemix_jax.checkpoint import Checkpoints
+from facemix_jax.loop import DivergedError, Interrupted, Member, Options, Plan
+from facemix_jax.records import read_records
 from facemix_jax.runs import RunConfig
-from facemix_jax.training import StepInfo, TrainState
+from facemix_jax.sharding import MeshConfig
+from facemix_jax.training import TrainState
 
-
-class DivergedError(FacemixError):
-    """The loss is no longer a finite number."""
-
-
-class Interrupted(FacemixError):  # noqa: N818  # not an error: the user asked for it
-    """The run was asked to stop; it saved and can go on."""
+__all__ = ["DivergedError", "Interrupted", "Options", "fit", "fit_together", "read_records"]
 
 
 def fit(
@@ -36,12 +27,16 @@ def fit(
     source: data.Source | None = None,
     initial_variables: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
     show_progress: bool = True,
+    options: Options | None = None,
 ) -> TrainState:
     """Trains, or goes on training, in a work directory.
 
     The order of a resume: the configuration is compared, the newest checkpoint restored, records
     after it are dropped, and batches start at its step. The parameters end bit for bit as those
-    of an uninterrupted run on the same machine.
+    of an uninterrupted run on the same mesh of the same machine.
+
+    In several processes (``hosts.start``) all call it with the same arguments, ``workdir`` in a
+    folder that all of them see.
 
     Args:
         config: of the run.
@@ -49,20 +44,130 @@ def fit(
         source: the images, if they are loaded already; otherwise ``load_source(config.data)``.
         initial_variables: changes freshly drawn variables before the first step, for example
             ``functools.partial(from_torch, state_dict)``.
-        show_progress: a bar on standard error.
+        show_progress: a bar on standard error; ``options`` take its place.
+        options: how to watch it.
 
     Returns:
-        The state after the last step.
+        The state after the last step, on one device.
 
     Raises:
-        UsageError: the configuration does not fit the images or the work directory.
+        UsageError: the configuration does not fit the images, the devices or the work directory.
         DivergedError: the loss is not finite; the last checkpoint is from before that.
         CheckpointError: a checkpoint cannot be written, or belongs to another model.
-        Interrupted: SIGINT or SIGTERM; the state was saved.
+        Interrupted: SIGINT or SIGTERM, to any of the processes; the state was saved.
     """
+    (state,) = fit_together(
+        [config],
+        [workdir],
+        source=source,
+        initial_variables=initial_variables,
+        options=options or Options(show_progress=show_progress),
+    )
+    return state
+
+
+def fit_together(
+    configs: Sequence[RunConfig],
+    workdirs: Sequence[Path],
+    *,
+    source: data.Source | None = None,
+    initial_variables: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
+    method: str = "auto",
+    choice: Path | None = None,
+    options: Options | None = None,
+) -> list[TrainState]:
+    """Trains several runs that differ in seed, learning rate and weight decay only.
+
+    Each has an ordinary work directory, the same as if it had been trained alone (parameters
+    within 1e-5 relative to their largest after tens of steps: sums are added in another order).
+    Finished runs are not trained again; a run that diverges stops being recorded and saved, and
+    the others go on.
+
+    Args:
+        configs: of the runs.
+        workdirs: of the runs.
+        source: as in ``fit``.
+        initial_variables: as in ``fit``, for each run.
+        method: one of ``population.METHODS``; ``auto`` times both and takes the faster.
+        choice: JSON file that keeps what ``auto`` found, so that a resumed group goes on with it.
+        options: how to watch it.
+
+    Returns:
+        The states after the last step, on one device.
+
+    Raises:
+        UsageError: as ``fit``, or the runs differ in more.
+        DivergedError: at least one run's loss is not finite; all others are done.
+        CheckpointError: as ``fit``.
+        Interrupted: as ``fit``.
+    """
+    options = options or Options()
+    one_of(population.METHODS, method=method)
+    _check_alike(configs)
+    config = configs[0]
     source = data.load_source(config.data) if source is None else source
+    plan = _plan(config, source)
+    wanted = sharding.make_mesh(config.mesh, num_runs=len(configs))
+    sharding.check_batch(wanted, config.train.batch_size, plan.defense.group_size)
+    for run_config, workdir in zip(configs, workdirs, strict=True):
+        runs.check_claim(workdir, run_config)
+    hosts.wait("all have compared configurations")
+    if hosts.is_first():
+        for run_config, workdir in zip(configs, workdirs, strict=True):
+            runs.claim(workdir, run_config)
+    hosts.wait("the work directories are there")
+
+    identity = runs.identity(config, plan.model)
+    with contextlib.ExitStack() as stack:
+        opened = [
+            stack.enter_context(Checkpoints(workdir / "checkpoints", identity))
+            for workdir in workdirs
+        ]
+        members = [Member(*parts) for parts in zip(configs, workdirs, opened, strict=True)]
+        stop = stack.enter_context(hosts.StopSignals())
+        every = config.train.checkpoint_every
+        saved = [checkpoints.steps() for checkpoints in opened]
+        for start, numbers in _cohorts(saved, plan.num_steps, every):
+            cohort = [members[number] for number in numbers]
+            mesh = _mesh(config, plan, len(cohort))
+            _load(cohort, plan, mesh, start, initial_variables)
+            loop.train(
+                cohort, plan, mesh, start, stop, method=method, choice=choice, options=options
+            )
+        whole = sharding.make_mesh(MeshConfig(seed_devices=1))
+        for member in members:
+            if member.state is None and not member.diverged:
+                _load([member], plan, whole, plan.num_steps, None)
+                member.state = sharding.gather(member.state, whole)
+    reasons = {member.workdir: str(member.diverged) for member in members if member.diverged}
+    if reasons:
+        error = DivergedError("\n".join(reasons.values()))
+        error.reasons, error.states = reasons, [member.state for member in members]
+        raise error
+    return [member.state for member in members if member.state is not None]
+
+
+def _check_alike(configs: Sequence[RunConfig]) -> None:
+    def shared(config: RunConfig) -> RunConfig:
+        same = configs[0].train
+        train = dataclasses.replace(
+            config.train,
+            seed=same.seed,
+            learning_rate=same.learning_rate,
+            weight_decay=same.weight_decay,
+        )
+        return dataclasses.replace(config, train=train)
+
+    for config in configs:
+        if shared(config) != configs[0]:
+            raise UsageError(
+                f"Runs trained together may differ in seed, learning_rate and weight_decay only, "
+                f"but {config} differs from {configs[0]} in more. Train them one after another."
+            )
+
+
+def _plan(config: RunConfig, source: data.Source) -> Plan:
     model = runs.build_model(config, source)
-    defense = defenses.build(config.defense, tiles=model.spec.tiles)
     images = len(source.splits["train"])
     steps_per_epoch = images // config.train.batch_size
     if not steps_per_epoch:
@@ -70,160 +175,63 @@ def fit(
             f"batch_size is {config.train.batch_size}, but there are {images} training images. "
             f"Use a smaller batch, or more images."
         )
-    num_steps = steps_per_epoch * config.train.num_epochs
-    runs.claim(workdir, config)
-
-    with (
-        Checkpoints(workdir / "checkpoints", runs.identity(config, model)) as checkpoints,
-        _StopSignals() as stop,
-    ):
-        rates = source.attributes[source.splits["train"]].mean(axis=0)
-        state = training.init_state(model, config.train, num_steps, rates=rates)
-        if checkpoints.latest() is not None:
-            state = checkpoints.restore(state)
-        elif initial_variables is not None:
-            state = training.start_from(state, initial_variables(state.variables))
-        start = int(state.step)
-        if start >= num_steps:
-            return state
-        batches = data.train_batches(
-            data.on_device(source) if config.data.device_resident else source,
-            distinct_groups=defense.group_size if config.data.distinct_people else 1,
-            batch_size=config.train.batch_size,
-            seed=config.train.seed,
-            start_step=start,
-        )
-        train_step = training.make_train_step(model, defense, config.train, num_steps)
-        rate = training.learning_rate(config.train, num_steps)
-        recent: list[StepInfo] = []
-        with Records(workdir, start) as records, _bar(show_progress) as bar:
-            task = bar.add_task("training", total=num_steps, completed=start, note="")
-            clock = time.perf_counter()
-            for step in range(start + 1, num_steps + 1):
-                batch = next(batches)
-                state, info = train_step(state, batch.images, batch.attributes)
-                recent.append(info)
-                last = step == num_steps or stop.asked
-                save = last or step % config.train.checkpoint_every == 0
-                if save or step % config.train.log_every == 0:
-                    loss, accuracy = _mean(recent)
-                    _check_finite(loss, step, checkpoints.latest())
-                    seconds = time.perf_counter() - clock
-                    records.write(
-                        step,
-                        loss=loss,
-                        accuracy=accuracy,
-                        learning_rate=float(rate(step - 1)),
-                        epoch=step / steps_per_epoch,
-                        images_per_second=len(recent) * config.train.batch_size / seconds,
-                    )
-                    bar.update(task, completed=step, note=f"loss {loss:.4f}  acc {accuracy:.2%}")
-                    recent, clock = [], time.perf_counter()
-                if save:
-                    checkpoints.save(state)
-                if stop.asked and step < num_steps:
-                    raise Interrupted(
-                        f"Stopped after step {step} of {num_steps}; everything is saved in "
-                        f"{workdir}. The same command goes on from there."
-                    )
-    return state
-
-
-class Records:
-    """Appends records to ``metrics.jsonl`` and TensorBoard; drops those after ``step`` first.
-
-    Args:
-        workdir: of the run.
-        step: of the checkpoint that the run goes on from.
-    """
-
-    def __init__(self, workdir: Path, step: int) -> None:
-        from tensorboardX import SummaryWriter
-
-        path = workdir / "metrics.jsonl"
-        if path.exists():
-            kept = [line for line in read_records(workdir) if line["step"] <= step]
-            write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept))
-        self._file = path.open("a")
-        self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
-
-    def __enter__(self) -> "Records":
-        """Returns itself."""
-        return self
-
-    def write(self, step: int, **values: float) -> None:
-        """Appends one record."""
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
-        self._file.flush()
-        for name, value in values.items():
-            self._board.add_scalar(name, value, step)
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Closes both."""
-        self._board.close()
-        self._file.close()
-
-
-def read_records(workdir: Path) -> list[dict[str, float]]:
-    """The records of a run; a line cut short by a kill is left out."""
-    records = []
-    for line in (workdir / "metrics.jsonl").read_text().splitlines():
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return records
-
-
-def _mean(infos: list[StepInfo]) -> tuple[float, float]:
-    losses, accuracies = zip(*((info.loss, info.accuracy) for info in infos), strict=True)
-    return float(np.mean(jax.device_get(losses))), float(np.mean(jax.device_get(accuracies)))
-
-
-def _check_finite(loss: float, step: int, saved: int | None) -> None:
-    if not np.isfinite(loss):
-        kept = "no checkpoint was written" if saved is None else f"checkpoint {saved} is kept"
-        raise DivergedError(
-            f"The loss is {loss} at step {step}; training stopped and {kept}. Likely causes: (a) "
-            f"the learning rate is too high: lower --learning-rate, (b) bfloat16 overflows: "
-            f"use --compute-dtype float32, (c) the images are damaged: look at them."
-        )
-
-
-def _bar(show: bool) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[note]}"),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-        disable=not show,
+    return Plan(
+        source,
+        model,
+        defenses.build(config.defense, tiles=model.spec.tiles),
+        steps_per_epoch,
+        steps_per_epoch * config.train.num_epochs,
     )
 
 
-class _StopSignals:
-    """Notes SIGINT and SIGTERM, so that the step in hand ends and is saved."""
+def _cohorts(
+    saved: Sequence[set[int]], num_steps: int, checkpoint_every: int
+) -> list[tuple[int, list[int]]]:
+    """Which unfinished runs go on together, and from which step.
 
-    asked = False
+    A kill between two saves leaves runs one save apart: all go back to the newest step that all
+    have. Where there is none (a run was trained alone before), those at the same step go on
+    together, one lot after another.
+    """
+    unfinished = [i for i, steps in enumerate(saved) if num_steps not in steps]
+    # A run can go back to the start where it lies one save behind at most.
+    starts = [
+        {*steps, 0} if max(steps, default=0) <= checkpoint_every else steps for steps in saved
+    ]
+    if not unfinished:
+        return []
+    common = set.intersection(*(starts[i] for i in unfinished))
+    if common:
+        return [(max(common), unfinished)]
+    newest = {i: max(starts[i]) for i in unfinished}
+    return [
+        (step, [i for i in unfinished if newest[i] == step])
+        for step in sorted(set(newest.values()), reverse=True)
+    ]
 
-    def __enter__(self) -> "_StopSignals":
-        self._before: dict[int, Any] = {}
-        for number in (signal.SIGINT, signal.SIGTERM):
-            try:
-                self._before[number] = signal.signal(number, self._ask)
-            except ValueError:  # not the main thread: the caller handles signals
-                break
-        return self
 
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        self.asked = True
+def _load(
+    members: Sequence[Member],
+    plan: Plan,
+    mesh: Mesh,
+    start: int,
+    initial_variables: Callable[[dict[str, Any]], dict[str, Any]] | None,
+) -> None:
+    """Gives each member its state at ``start``, laid out on the mesh."""
+    rates = plan.source.attributes[plan.source.splits["train"]].mean(axis=0)
+    for member in members:
+        member.checkpoints.forget_after(start)
+        state = training.init_state(plan.model, member.config.train, plan.num_steps, rates=rates)
+        if not start and initial_variables is not None:
+            state = training.start_from(state, initial_variables(state.variables))
+        state = sharding.put(state, sharding.shardings(mesh, state))
+        member.state = member.checkpoints.restore(state) if start else state
 
-    def __exit__(self, *exc: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+
+def _mesh(config: RunConfig, plan: Plan, num_runs: int) -> Mesh:
+    wanted = config.mesh
+    if wanted.seed_devices and num_runs % wanted.seed_devices:  # some runs are done already
+        wanted = dataclasses.replace(wanted, seed_devices=0)
+    mesh = sharding.make_mesh(wanted, num_runs=num_runs)
+    sharding.check_batch(mesh, config.train.batch_size, plan.defense.group_size)
+    return mesh

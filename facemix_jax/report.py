@@ -222,6 +222,29 @@ def bars(
     return _png(figure)
 
 
+def intervals(
+    names: Sequence[str], series: Mapping[str, tuple[HostArray, HostArray]], *, x_label: str
+) -> bytes:
+    """A PNG of points with error bars, one line of names down.
+
+    Args:
+        names: of the lines, from above.
+        series: label to values and half widths, float ``[len(names)]`` each; NaN is left out.
+        x_label: below the picture.
+    """
+    figure, axes = _axes(8, 1.2 + 0.4 * len(names))
+    for index, (label, (values, widths)) in enumerate(series.items()):
+        places = np.arange(len(names)) + 0.15 * (index - (len(series) - 1) / 2)
+        axes.errorbar(values, places, xerr=widths, fmt="o", capsize=3, label=label)
+    axes.set_yticks(range(len(names)), names)
+    axes.invert_yaxis()
+    axes.set_xlabel(x_label)
+    axes.grid(alpha=0.3, axis="x")
+    if len(series) > 1:
+        axes.legend()
+    return _png(figure)
+
+
 class Line(NamedTuple):
     """Points of one curve and a matplotlib line style; curves of one ``colour`` belong together."""
 

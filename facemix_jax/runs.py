@@ -24,6 +24,7 @@ from facemix_jax.checkpoint import Checkpoints
 from facemix_jax.data import DataConfig, Source
 from facemix_jax.defenses import Defense, DefenseConfig
 from facemix_jax.models import ModelConfig, SplitModel
+from facemix_jax.sharding import MeshConfig
 from facemix_jax.training import TrainConfig, TrainState
 
 
@@ -36,12 +37,14 @@ class RunConfig:
         model: the network and its cut.
         defense: how activations are protected, in training and after it.
         train: how the network is trained.
+        mesh: on which devices; may change when the run goes on.
     """
 
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     defense: DefenseConfig = DefenseConfig()
     train: TrainConfig = TrainConfig()
+    mesh: MeshConfig = MeshConfig()
 
     def __post_init__(self) -> None:
         """Checks that the parts fit together."""
@@ -157,10 +160,10 @@ def from_state(config: RunConfig, source: Source, state: TrainState) -> Run:
 def check_claim(workdir: Path, config: RunConfig) -> None:
     """Raises ``UsageError`` where the work directory holds a run with another configuration.
 
-    Where the images are may change between the calls; nothing else may.
+    Where the images are, and the devices, may change between the calls; nothing else may.
     """
     if (workdir / "config.json").exists():
-        differences = _differences(_portable(read_config(workdir)), _portable(config))
+        differences = _differences(portable(read_config(workdir)), portable(config))
         if differences:
             raise UsageError(
                 f"{workdir} holds a run with another configuration: {'; '.join(differences)}. "
@@ -195,11 +198,14 @@ def _parse(values: Mapping[str, Any]) -> RunConfig:
         model=ModelConfig(**values["model"]),
         defense=DefenseConfig(**values["defense"]),
         train=TrainConfig(**values["train"]),
+        mesh=MeshConfig(**values.get("mesh", {})),  # runs from before there were meshes
     )
 
 
-def _portable(config: RunConfig) -> dict[str, Any]:
+def portable(config: RunConfig) -> dict[str, Any]:
+    """What makes a run what it is: all but where its images are and on which devices it runs."""
     values = dataclasses.asdict(config)
+    del values["mesh"]
     for name in ("data_dir", "cache_dir", "device_resident"):
         del values["data"][name]
     return values

@@ -6,11 +6,13 @@ everything random depend on the step alone, so a resumed run repeats an uninterr
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from facemix_jax import _validate
@@ -98,26 +100,54 @@ class StepInfo:
     accuracy: Array
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Scalars:
+    """What a step takes as numbers, so that runs that differ in them share one program.
+
+    Attributes:
+        learning_rate: float32 scalar, the peak.
+        weight_decay: float32 scalar.
+    """
+
+    learning_rate: Array | np.float32
+    weight_decay: Array | np.float32
+
+    @classmethod
+    def of(cls, config: TrainConfig) -> "Scalars":
+        """A configuration's own."""
+        return cls(np.float32(config.learning_rate), np.float32(config.weight_decay))
+
+
 TrainStep = Callable[
     [TrainState, Array | HostArray, Array | HostArray], tuple[TrainState, StepInfo]
 ]
+PureStep = Callable[..., tuple[TrainState, StepInfo]]
+"""``(state, images, attributes, scalars) -> (state, info)``."""
 
 
 def learning_rate(config: TrainConfig, num_steps: int) -> optax.Schedule:
     """Linear warm-up, then a cosine to zero at ``num_steps``."""
-    return optax.warmup_cosine_decay_schedule(
+    return _schedule(config, num_steps, Scalars.of(config).learning_rate)
+
+
+def _schedule(config: TrainConfig, num_steps: int, peak: Array | np.float32) -> optax.Schedule:
+    shape = optax.warmup_cosine_decay_schedule(
         init_value=0.0,
-        peak_value=config.learning_rate,
+        peak_value=1.0,
         warmup_steps=round(config.warmup_fraction * num_steps),
         decay_steps=num_steps,
     )
+    return lambda step: peak * shape(step)
 
 
-def _optimizer(config: TrainConfig, num_steps: int) -> optax.GradientTransformation:
+def _optimizer(
+    config: TrainConfig, num_steps: int, scalars: Scalars
+) -> optax.GradientTransformation:
     return optax.adamw(
-        learning_rate(config, num_steps),
+        _schedule(config, num_steps, scalars.learning_rate),
         b2=config.adam_b2,
-        weight_decay=config.weight_decay,
+        weight_decay=scalars.weight_decay,
         nesterov=config.nesterov,
     )
 
@@ -154,7 +184,7 @@ def init_state(
         main = variables["main"]
         clean = jax.tree.map(jnp.copy, main["batch_stats"])  # a donated buffer has one owner
         variables = {**variables, "main": {**main, "clean_stats": clean}}
-    opt_state = _optimizer(config, num_steps).init(_params(variables))
+    opt_state = _optimizer(config, num_steps, Scalars.of(config)).init(_params(variables))
     return TrainState(jnp.zeros((), jnp.int32), variables, opt_state, step_key)
 
 
@@ -210,17 +240,16 @@ def forward(
     return logits, {**variables, "pre": pre, "main": main}
 
 
-def make_train_step(
-    model: SplitModel, defense: Defense, config: TrainConfig, num_steps: int
-) -> TrainStep:
-    """Builds the jitted step ``(state, images, attributes) -> (state, info)``.
+def make_step(model: SplitModel, defense: Defense, config: TrainConfig, num_steps: int) -> PureStep:
+    """Builds the pure step ``(state, images, attributes, scalars) -> (state, info)``.
 
-    ``images`` are uint8 ``[B, H, W, 3]``, ``attributes`` integer ``[B, K]``. The state is donated:
-    the caller goes on with what comes back.
+    Of ``config``, ``seed``, ``learning_rate`` and ``weight_decay`` play no part: they come with
+    the state and the scalars. See ``make_train_step`` for shapes.
     """
-    optimizer = _optimizer(config, num_steps)
 
-    def step(state: TrainState, images: Array, attributes: Array) -> tuple[TrainState, StepInfo]:
+    def step(
+        state: TrainState, images: Array, attributes: Array, scalars: Scalars
+    ) -> tuple[TrainState, StepInfo]:
         flip_key, mix_rng_key = jax.random.split(jax.random.fold_in(state.rng_key, state.step))
         x = normalize(images)
         if config.flip:
@@ -240,6 +269,7 @@ def make_train_step(
 
         params = _params(state.variables)
         (loss, (logits, variables)), gradient = jax.value_and_grad(loss_of, has_aux=True)(params)
+        optimizer = _optimizer(config, num_steps, scalars)
         updates, opt_state = optimizer.update(gradient, state.opt_state, params)
         params = optax.apply_updates(params, updates)
         correct = jnp.argmax(logits, axis=-1) == attributes.astype(jnp.int32)
@@ -248,4 +278,16 @@ def make_train_step(
             StepInfo(loss, jnp.mean(correct, dtype=jnp.float32)),
         )
 
-    return jax.jit(step, donate_argnums=0)
+    return step
+
+
+def make_train_step(
+    model: SplitModel, defense: Defense, config: TrainConfig, num_steps: int
+) -> TrainStep:
+    """Builds the jitted step ``(state, images, attributes) -> (state, info)``.
+
+    ``images`` are uint8 ``[B, H, W, 3]``, ``attributes`` integer ``[B, K]``. The state is donated:
+    the caller goes on with what comes back.
+    """
+    step = make_step(model, defense, config, num_steps)
+    return jax.jit(functools.partial(step, scalars=Scalars.of(config)), donate_argnums=0)

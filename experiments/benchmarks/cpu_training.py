@@ -38,18 +38,27 @@ Contestant = Callable[[int], float]
 """Runs so many steps and returns the seconds that they took."""
 
 
-def ours(defense_name: str, batch_size: int) -> Contestant:
-    """The library's own step."""
+def ours(
+    defense_name: str,
+    batch_size: int,
+    image_size: tuple[int, int] = IMAGE_SIZE,
+    *,
+    width: int = 64,
+    dtype: str = "float32",
+    group_size: int = GROUP_SIZE,
+) -> Contestant:
+    """The library's own step, on a batch that lies on the device."""
     import jax
 
     from facemix_jax import defenses, models, training
 
-    model = models.resnet18(cut=1, image_size=IMAGE_SIZE)
+    network = models.ModelConfig(width=width, compute_dtype=dtype)
+    model = models.build(network, image_size=image_size)
     config = training.TrainConfig(batch_size=batch_size)
-    defense = defenses.build(defenses.DefenseConfig(defense=defense_name, group_size=GROUP_SIZE))
+    defense = defenses.build(defenses.DefenseConfig(defense=defense_name, group_size=group_size))
     step = training.make_train_step(model, defense, config, num_steps=1000)
     stream = np.random.default_rng(0)
-    images = jax.device_put(stream.integers(0, 256, (batch_size, *IMAGE_SIZE, 3), np.uint8))
+    images = jax.device_put(stream.integers(0, 256, (batch_size, *image_size, 3), np.uint8))
     attributes = jax.device_put(stream.integers(0, 2, (batch_size, 40), np.int8))
     state = training.init_state(model, config, num_steps=1000)
 
@@ -67,9 +76,15 @@ def ours(defense_name: str, batch_size: int) -> Contestant:
 class TorchWorker:
     """PyTorch in its own interpreter, computing only when asked."""
 
-    def __init__(self, python: str, batch_size: int) -> None:
-        command = [python, str(HERE / "torch_reference.py"), "train"]
-        command += ["--batch-size", str(batch_size), "--image-size", *map(str, IMAGE_SIZE)]
+    def __init__(
+        self,
+        python: str,
+        batch_size: int,
+        image_size: tuple[int, int] = IMAGE_SIZE,
+        *options: str,
+    ) -> None:
+        command = [python, str(HERE / "torch_reference.py"), "train", *options]
+        command += ["--batch-size", str(batch_size), "--image-size", *map(str, image_size)]
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )

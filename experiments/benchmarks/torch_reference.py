@@ -6,7 +6,8 @@ with an interpreter that has it. It prints the logits that stand as constants in
 
     python experiments/benchmarks/torch_reference.py
 
-With ``train`` it is the PyTorch side of ``cpu_training.py``, which starts it.
+With ``train`` it is the PyTorch side of ``cpu_training.py`` and ``training_speed.py``, which
+start it.
 
 Weights and images come from ``np.random.RandomState(seed)``, whose streams are frozen, in this
 order: the entries of the state dict sorted by name (the BatchNorm counters left out), then the
@@ -26,6 +27,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -158,35 +160,58 @@ def reference_logits(
 class Trainer:
     """ResNet-18 for 40 two-way attributes, trained as the JAX step trains it."""
 
-    def __init__(self, layout: torch.memory_format) -> None:
+    def __init__(
+        self,
+        layout: torch.memory_format,
+        *,
+        width: int = 64,
+        device: str = "cpu",
+        dtype: str = "float32",
+        compiled: bool = False,
+    ) -> None:
         torch.manual_seed(0)
-        self.layout = layout
-        self.model = ResNet18(num_outputs=80).train().to(memory_format=layout)
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), 5e-4, weight_decay=1e-4)
-        self.mean = torch.tensor([0.485, 0.456, 0.406]).reshape(1, 3, 1, 1)
-        self.std = torch.tensor([0.229, 0.224, 0.225]).reshape(1, 3, 1, 1)
+        self.layout, self.device, self.dtype = layout, device, dtype
+        self.model = ResNet18(width, num_outputs=80).train().to(device, memory_format=layout)
+        fused = device != "cpu"
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameters(), 5e-4, weight_decay=1e-4, fused=fused
+        )
+        self.mean = torch.tensor([0.485, 0.456, 0.406], device=device).reshape(1, 3, 1, 1)
+        self.std = torch.tensor([0.229, 0.224, 0.225], device=device).reshape(1, 3, 1, 1)
+        self.loss = torch.compile(self._loss) if compiled else self._loss
 
-    def step(self, images: torch.Tensor, attributes: torch.Tensor) -> float:
-        """One step on uint8 ``[B, 3, H, W]`` and int64 ``[B, 40]``; returns the loss."""
+    def _loss(
+        self, images: torch.Tensor, attributes: torch.Tensor, mirrored: torch.Tensor
+    ) -> torch.Tensor:
         x = ((images.float() / 255 - self.mean) / self.std).contiguous(memory_format=self.layout)
-        mirrored = torch.rand(x.shape[0], 1, 1, 1) < 0.5
         x = torch.where(mirrored, x.flip(3), x)
-        logits = self.model(x).reshape(-1, 2)
-        loss = nn.functional.cross_entropy(logits, attributes.flatten())
+        half = self.dtype != "float32"
+        with torch.autocast(self.device, getattr(torch, self.dtype), enabled=half):
+            logits = self.model(x).reshape(-1, 2)
+        return nn.functional.cross_entropy(logits.float(), attributes.flatten())
+
+    def step(self, images: torch.Tensor, attributes: torch.Tensor) -> torch.Tensor:
+        """One step on uint8 ``[B, 3, H, W]`` and int64 ``[B, 40]``; returns the loss."""
+        mirrored = torch.rand(images.shape[0], 1, 1, 1, device=self.device) < 0.5
+        loss = self.loss(images, attributes, mirrored)
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
-        return float(loss.detach())
+        return loss.detach()
 
 
 LAYOUTS = {"default": torch.contiguous_format, "channels_last": torch.channels_last}
 
 
-def train_on_request(batch_size: int, height: int, width: int) -> None:
+def train_on_request(batch_size: int, image_size: Sequence[int], **options: Any) -> None:
     """Answers each line ``layout steps`` of standard input with the seconds that it took."""
-    images = torch.randint(0, 256, (batch_size, 3, height, width), dtype=torch.uint8)
-    attributes = torch.randint(0, 2, (batch_size, 40))
-    trainers = {name: Trainer(layout) for name, layout in LAYOUTS.items()}
+    device = options["device"]
+    shape = (batch_size, 3, *image_size)
+    images = torch.randint(0, 256, shape, dtype=torch.uint8, device=device)
+    attributes = torch.randint(0, 2, (batch_size, 40), device=device)
+    # Channels last alone where the other layout would need memory for nothing.
+    layouts = LAYOUTS if device == "cpu" else {"channels_last": torch.channels_last}
+    trainers = {name: Trainer(layout, **options) for name, layout in layouts.items()}
     ready = {"torch": torch.__version__, "threads": torch.get_num_threads()}
     print(json.dumps(ready), flush=True)
     for line in sys.stdin:
@@ -194,7 +219,8 @@ def train_on_request(batch_size: int, height: int, width: int) -> None:
         start = time.perf_counter()
         for _ in range(int(steps)):
             loss = trainers[layout].step(images, attributes)
-        print(json.dumps({"seconds": time.perf_counter() - start, "loss": loss}), flush=True)
+        value = float(loss)  # waits for the device
+        print(json.dumps({"seconds": time.perf_counter() - start, "loss": value}), flush=True)
 
 
 def print_reference_logits() -> None:
@@ -213,9 +239,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     train = commands.add_parser("train")
     train.add_argument("--batch-size", type=int, required=True)
     train.add_argument("--image-size", type=int, nargs=2, required=True)
+    train.add_argument("--width", type=int, default=64)
+    train.add_argument("--device", default="cpu")
+    train.add_argument("--dtype", default="float32")
+    train.add_argument("--compiled", action="store_true")
     options = parser.parse_args(arguments)
     if options.command == "train":
-        train_on_request(options.batch_size, *options.image_size)
+        train_on_request(
+            options.batch_size,
+            options.image_size,
+            width=options.width,
+            device=options.device,
+            dtype=options.dtype,
+            compiled=options.compiled,
+        )
     else:
         print_reference_logits()
 

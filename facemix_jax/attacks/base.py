@@ -167,12 +167,15 @@ class Attack(NamedTuple):
             the threat model says so, ``recording.groups`` may enter the attack itself.
         unsuitable: ``target -> reason``, a sentence, where the attack has nothing to work with,
             such as no person with two images; None where it can run.
+        by_tile: whether it attacks every tile for itself where maps are cut into tiles. Others
+            get whole maps (``attacks.tiles.whole``).
     """
 
     name: str
     threat_model: str
     run: Callable[[Target, Recording, RngKey, AttackConfig], Result]
     unsuitable: Callable[[Target], str | None] = lambda target: None
+    by_tile: bool = False
 
 
 def record(

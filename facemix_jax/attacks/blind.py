@@ -139,4 +139,4 @@ def attack(
             )
         return unsuitable(target)
 
-    return Attack(name, threat_model, run, reason)
+    return Attack(name, threat_model, run, reason, by_tile=True)

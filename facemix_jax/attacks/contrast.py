@@ -148,8 +148,14 @@ def _prepare(
     return separate
 
 
-CONTRAST = blind.attack("contrast", THREAT_MODEL, _prepare)
-"""A trained contrast, grouping granted."""
+def _no_tiles(target: Target) -> str | None:
+    if target.model.spec.tiles > 1:
+        return None
+    return "The maps are whole and have samples enough for separation without training."
+
+
+CONTRAST = blind.attack("contrast", THREAT_MODEL, _prepare, unsuitable=_no_tiles)
+"""A trained contrast for each tile, grouping granted."""
 
 
 def _axes(rows: HostArray) -> HostArray:

@@ -10,7 +10,9 @@ from facemix_jax._types import RngKey
 from facemix_jax.attacks import (
     adversarial,
     algebraic,
+    alignment,
     collusion,
+    contrast,
     grouping,
     inversion,
     judge,
@@ -34,6 +36,7 @@ from facemix_jax.attacks.base import (
     record,
     recorded_rows,
 )
+from facemix_jax.attacks.tiles import whole
 
 ATTACKS: dict[str, Attack] = {
     attack.name: attack
@@ -55,6 +58,8 @@ ATTACKS: dict[str, Attack] = {
         nonnegative.NONNEGATIVE,
         adversarial.ADVERSARIAL,
         vectors.IVA,
+        contrast.CONTRAST,
+        alignment.ALIGNMENT,
         picard.PICARD,
         grouping.SHUFFLED_CHAIN,
         separation.GRADIENT_ICA,
@@ -82,7 +87,7 @@ class Suite(NamedTuple):
     """What every attack reached.
 
     Attributes:
-        recording: the request that was attacked.
+        recording: the request that was attacked, by tile where there are tiles.
         results: by the attack's name, in the order of ``ATTACKS``.
         skipped: name to the reason why an attack had nothing to work with.
     """
@@ -102,7 +107,8 @@ def run_suite(
 ) -> Suite:
     """Attacks one recorded request, and the system behind it, in every way that is asked for.
 
-    An attack's figures do not depend on which others run.
+    An attack's figures do not depend on which others run. Where maps are cut into tiles, blind
+    separation gets every tile for itself and the other attacks get whole maps.
 
     Args:
         target: the system.
@@ -120,16 +126,21 @@ def run_suite(
     for name in sorted(wanted):
         _validate.one_of(ATTACKS, attack=name)
     rows = recorded_rows(target, config.num_groups)
-    recording = record(target, rows, rng_key=jax.random.fold_in(rng_key, 0))
+    record_key = jax.random.fold_in(rng_key, 0)
+    recording = record(target, rows, rng_key=record_key)
+    views = {True: (target, recording), False: (target, recording)}
+    if target.model.spec.tiles > 1:
+        views[False] = whole(target), record(whole(target), rows, rng_key=record_key)
     results: dict[str, Result] = {}
     skipped: dict[str, str] = {}
     for index, (name, attack) in enumerate(ATTACKS.items(), 1):
         if name not in wanted:
             continue
-        reason = attack.unsuitable(target)
+        seen, recorded = views[attack.by_tile]
+        reason = attack.unsuitable(seen)
         if reason is not None:
             skipped[name] = reason
             continue
         say(name)
-        results[name] = attack.run(target, recording, jax.random.fold_in(rng_key, index), config)
+        results[name] = attack.run(seen, recorded, jax.random.fold_in(rng_key, index), config)
     return Suite(recording, results, skipped)

@@ -75,7 +75,7 @@ class Cloud:
             else None
         )
         self._tokens = None if config.tokens is None else access.Tokens(config.tokens)
-        self._served = loading.load(config.workdir)
+        self._served = loading.load(config.workdir, model_devices=config.model_devices)
         group = self._served.group_size
         if config.max_rows < group:
             raise UsageError(
@@ -192,7 +192,12 @@ class Cloud:
             step = checkpoint.newest(self.config.workdir / "checkpoints")
             if step is None or (step == old.step and not force):
                 return False
-            new = await asyncio.to_thread(loading.load, self.config.workdir, step)
+            new = await asyncio.to_thread(
+                loading.load,
+                self.config.workdir,
+                step,
+                model_devices=self.config.model_devices,
+            )
             if new.apply is not old.apply or new.group_size != old.group_size:
                 raise FacemixError(
                     f"The checkpoint {step} in {self.config.workdir} is of another network than "

@@ -46,12 +46,15 @@ class CloudConfig:
     small requests and on accelerators and equal within rounding."""
     max_wait_ms: float = 2.0
     """How long a batch that is not full waits for more rows (with --no-exact)."""
+    model_devices: int = 1
+    """Devices among which main's output channels are dealt, for networks too large for one;
+    results are then those of one device within rounding."""
     metrics_port: int | None = None
     """Port for Prometheus, in plain text on the same host; none by default."""
 
     def __post_init__(self) -> None:
         """Checks ranges, and that nothing travels in plain text by accident."""
-        positive(max_rows=self.max_rows)
+        positive(max_rows=self.max_rows, model_devices=self.model_devices)
         in_range(0, 65535, port=self.port)
         in_range(0, 10_000, max_wait_ms=self.max_wait_ms)
         if self.metrics_port is not None:

@@ -14,11 +14,12 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from facemix_jax import checkpoint, models
+from facemix_jax import checkpoint, models, sharding
 from facemix_jax._types import Array, HostArray, ImageSize, Variables
 from facemix_jax._validate import FacemixError, UsageError
 from facemix_jax.models import ModelConfig, Spec, SplitModel
 from facemix_jax.serving import wire
+from facemix_jax.sharding import MeshConfig
 
 UNMIXED_ROWS = 8
 """Rows run together where training did not mix."""
@@ -113,12 +114,13 @@ def jitted_main(model: SplitModel) -> Callable[[Variables, Array | HostArray], A
     return jax.jit(model.main.apply)
 
 
-def load(workdir: Path, step: int | None = None) -> Served:
+def load(workdir: Path, step: int | None = None, *, model_devices: int = 1) -> Served:
     """Loads main.
 
     Args:
         workdir: of a finished or running training.
         step: which checkpoint; None for the newest.
+        model_devices: devices among which main's output channels are dealt; each reads its part.
 
     Raises:
         UsageError: nothing usable is there.
@@ -127,7 +129,16 @@ def load(workdir: Path, step: int | None = None) -> Served:
     group_size, protected = _read_config(workdir)
     directory, step, model, like = find(workdir, step)
     apply = jitted_main(model)
-    variables = checkpoint.restore_segment(directory, step, "main", like["main"])
+    wanted = like["main"]
+    if model_devices > 1:
+        sizes = MeshConfig(seed_devices=1, data_devices=1, model_devices=model_devices)
+        places = sharding.shardings(sharding.make_mesh(sizes), {"main": wanted})["main"]
+        wanted = jax.tree.map(
+            lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+            wanted,
+            places,
+        )
+    variables = checkpoint.restore_segment(directory, step, "main", wanted)
     clean = variables.pop("clean_stats", None)
     if clean is not None and not protected:
         variables["batch_stats"] = clean

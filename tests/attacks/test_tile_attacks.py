@@ -10,7 +10,7 @@ import pytest
 from attack_support import PatchworkSource
 
 from facemix_jax import attacks, defenses, models
-from facemix_jax.attacks import alignment, contrast, separation
+from facemix_jax.attacks import alignment, contrast, separation, suite
 from facemix_jax.attacks.tiles import whole
 from facemix_jax.defenses import DefenseConfig
 from facemix_jax.models import ModelConfig
@@ -147,3 +147,22 @@ def test_alignment_needs_tiles():
             source=PatchworkSource(),
         )
     )
+
+
+def test_the_suite_gives_tiles_to_separation_and_whole_maps_to_the_others(monkeypatch):
+    shapes = {}
+
+    def fake(name, by_tile):
+        def run(target, recording, rng_key, config):
+            shapes[name] = recording.activations.shape
+            assert target.model.spec.activation_shape == recording.activations.shape[1:]
+            return attacks.Result((attacks.Figure(name, 0.0, 0.0, 1.0, "nothing"),))
+
+        return attacks.Attack(name, "nothing", run, by_tile=by_tile)
+
+    fakes = {"learned": fake("learned", False), suite.STRONGEST: fake(suite.STRONGEST, True)}
+    monkeypatch.setattr(suite, "ATTACKS", fakes)
+    suite.run_suite(make_target(), ["learned"], rng_key=jax.random.key(0), config=EFFORT)
+    assert shapes == {"learned": (8, 16, 14, 8), suite.STRONGEST: (32, 8, 7, 8)}
+    assert alignment.ALIGNMENT.by_tile
+    assert separation.GRADIENT_ICA.by_tile

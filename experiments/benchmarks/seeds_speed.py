@@ -1,0 +1,114 @@
+"""Eight seeds in one program against one after another, by width and method.
+
+ResNet-18 with M = 8 after the stem, on random images that lie on the device: a step of one run
+alone, and a step of all runs by each method of ``facemix_jax.population`` (``loop``: one program
+for each set of devices in turn; ``vmap``: one program for all), taking turns. Figures are the time
+of a step of all runs over that of one run (eight means that nothing is gained) and images/s.
+
+    python experiments/benchmarks/seeds_speed.py
+"""
+
+import argparse
+import json
+import pathlib
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from facemix_jax import _runtime, defenses, models, population, sharding, training
+from facemix_jax.provenance import provenance
+from facemix_jax.sharding import MeshConfig
+
+RESULT = pathlib.Path(__file__).parent.parent / "results" / "seeds_speed.json"
+NUM_STEPS = 1000
+
+
+def runner(size: int, count: int, width: int, options: argparse.Namespace) -> Callable[[], float]:
+    """Seconds of a step of ``count`` runs in programs of ``size``."""
+    image_size = tuple(options.image_size)
+    network = models.ModelConfig(width=width, compute_dtype=options.dtype)
+    model = models.build(network, image_size=image_size)
+    config = training.TrainConfig(batch_size=options.batch_size)
+    step = training.make_step(model, defenses.facemix(group_size=8), config, NUM_STEPS)
+    mesh = sharding.make_mesh(MeshConfig(), num_runs=count)
+    first = training.init_state(model, config, NUM_STEPS)
+    first = sharding.put(first, sharding.shardings(mesh, first))
+    program = population.build(step, first, mesh, size)
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (options.batch_size, *image_size, 3), np.uint8)
+    attributes = rng.integers(0, 2, (options.batch_size, 40), np.int8)
+    batch = [program.put([x] * size, options.batch_size) for x in (images, attributes)]
+    scalars = program.scalars([training.Scalars.of(config)] * size)
+
+    def copy() -> Any:
+        return jax.tree.map(jax.numpy.copy, first)
+
+    states = [program.stack([copy() for _ in range(size)]) for _ in range(count // size)]
+
+    def run() -> float:
+        began = time.perf_counter()
+        for _ in range(options.steps):
+            for index, state in enumerate(states):
+                states[index], _ = program.step(state, batch[0], batch[1], scalars)
+        jax.block_until_ready(states)
+        return (time.perf_counter() - began) / options.steps
+
+    return run
+
+
+def main() -> None:
+    """Measures, prints and writes the JSON file."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--widths", type=int, nargs="+", default=[8, 16, 32, 64])
+    parser.add_argument("--seeds", type=int, default=8)
+    parser.add_argument("--image-size", type=int, nargs=2, default=(109, 89))
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--steps", type=int, default=5, help="in a turn")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--json", type=pathlib.Path, default=RESULT)
+    options = parser.parse_args()
+    _runtime.configure()
+    lanes = sharding.make_mesh(MeshConfig(), num_runs=options.seeds).shape["seed"]
+    cells = []
+    for width in options.widths:
+        runs = {
+            "one run": runner(1, 1, width, options),
+            "loop": runner(lanes, options.seeds, width, options),
+            "vmap": runner(options.seeds, options.seeds, width, options),
+        }
+        seconds: dict[str, list[float]] = {name: [] for name in runs}
+        for index in range(options.rounds + 1):
+            for name, run in runs.items():
+                found = run()
+                if index:
+                    seconds[name].append(found)
+        cell: dict[str, Any] = {"width": width, "seconds_per_step": seconds}
+        for name in ("loop", "vmap"):
+            pairs = zip(seconds[name], seconds["one run"], strict=True)
+            cell[f"{name}_over_one_run"] = statistics.median(a / b for a, b in pairs)
+            cell[f"{name}_images_per_second"] = (
+                options.seeds * options.batch_size / statistics.median(seconds[name])
+            )
+        cells.append(cell)
+        print(json.dumps({k: v for k, v in cell.items() if k != "seconds_per_step"}), flush=True)
+    record = {
+        "what": __doc__.splitlines()[0],
+        **provenance(),
+        "devices": jax.device_count(),
+        "seeds": options.seeds,
+        "image_size": options.image_size,
+        "batch_size": options.batch_size,
+        "dtype": options.dtype,
+        "cells": cells,
+    }
+    options.json.parent.mkdir(parents=True, exist_ok=True)
+    options.json.write_text(json.dumps(record, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

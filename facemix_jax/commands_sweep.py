@@ -1,0 +1,144 @@
+"""``facemix sweep``: many runs, one summary."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import tyro
+
+from facemix_jax import models, output, population, runs, sweep, sweep_runners, sweep_search
+from facemix_jax._files import write_atomically
+from facemix_jax._validate import UsageError, one_of, positive
+from facemix_jax.commands import Output, absolute
+from facemix_jax.output import NOTES
+from facemix_jax.runs import RunConfig
+from facemix_jax.sweep import Trial
+from facemix_jax.trials import FAILURE, RESULT
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sweep(Output):
+    """Many runs: a grid or a search over any field of the configuration; a killed one goes on.
+
+    Example: facemix sweep --workdir sweeps/rates --grid train.learning_rate=1e-3,3e-3
+    defense.group_size=4,8 --num-seeds 3 --width 16
+    """
+
+    workdir: Path
+    """Folder of the sweep: a work directory for each run, and summary.csv, .json, .md and .png."""
+    config: tyro.conf.OmitArgPrefixes[RunConfig] = RunConfig()
+    grid: tuple[str, ...] = ()
+    """Fields and their values: every combination is a run."""
+    search: tuple[str, ...] = ()
+    """Fields with ranges (low:high or log:low:high) or values, searched by Optuna instead."""
+    trials: int = 20
+    """How many settings a search tries."""
+    num_seeds: int = 1
+    """Seeds of each setting, from --seed on."""
+    at_once: int = 8
+    """The most runs that one program trains together, where they differ in seed, learning rate
+    and weight decay only; 1 gives each a process of its own."""
+    seeds_method: str = "auto"
+    """How they share a device: vmap, loop, or auto, which times both."""
+    runner: str = "process"
+    """process (of this machine); slurm, submitit_local or submitit_debug (through submitit); or
+    ray."""
+    parallel: int = 1
+    """Processes at a time, and settings that a search asks for at a time."""
+    runner_options: tuple[str, ...] = ()
+    """name=value for submitit's executor (timeout_min=600 slurm_partition=gpu) or a Ray task
+    (num_gpus=1)."""
+    split: str = "test"
+    """Split that is scored; search on valid where there is one."""
+    metric: str = "accuracy"
+    """What a search maximises: accuracy, balanced_accuracy, clean_accuracy or
+    clean_balanced_accuracy."""
+
+    def run(self) -> None:
+        """Runs the command."""
+        positive(
+            trials=self.trials,
+            num_seeds=self.num_seeds,
+            at_once=self.at_once,
+            parallel=self.parallel,
+        )
+        one_of(sweep_runners.RUNNERS, runner=self.runner)
+        one_of(population.METHODS, seeds_method=self.seeds_method)
+        one_of(sweep.METRICS, metric=self.metric)
+        one_of(("train", "valid", "test"), split=self.split)
+        if bool(self.grid) == bool(self.search):
+            raise UsageError("A sweep takes either --grid or --search. Give one of them.")
+        if self.runner != "submitit_debug":  # the trials' processes need the accelerator
+            jax.config.update("jax_platforms", "cpu")
+        base, folder = absolute(self.config), self._folder
+        if self.search:
+            space = sweep_search.parse_space(self.search)
+            varied = list(space)
+            trials = sweep_search.search(
+                base,
+                space,
+                folder=folder,
+                num_trials=self.trials,
+                num_seeds=self.num_seeds,
+                parallel=self.parallel,
+                metric=self.metric,
+                execute=self._execute,
+            )
+        else:
+            grid = sweep.parse_grid(self.grid)
+            varied = [name for name in grid if name != "train.seed"]
+            trials = sweep.expand(base, grid, self.num_seeds, folder)
+            self._execute(trials)
+        rows = sweep.write_summary(folder, trials)
+        if self.search:
+            rows.sort(key=lambda row: -row.get(self.metric, 0.0))
+        write_atomically(folder / "summary.png", sweep.picture(rows, varied))
+        for each in trials:
+            if (each.workdir / FAILURE).exists():
+                NOTES.print(f"failed: {each.workdir / FAILURE}")
+        output.emit(self.json, {"rows": rows}, sweep.rows_table(rows, varied))
+
+    @property
+    def _folder(self) -> Path:
+        """Absolute: programs on other machines start elsewhere."""
+        return self.workdir.expanduser().absolute()
+
+    def _execute(self, trials: Sequence[Trial]) -> None:
+        """Checks all trials, then trains and scores those that are not done."""
+        for each in trials:
+            runs.check_claim(each.workdir, each.config)
+        _check_networks(trials)
+        sweep.claim(trials)
+        waiting = [each for each in trials if not (each.workdir / RESULT).exists()]
+        NOTES.print(f"{len(trials)} runs, {len(trials) - len(waiting)} of them done")
+        groups = sweep.groups(waiting, self.at_once)
+        sweep_runners.run(
+            [[each.workdir for each in group] for group in groups],
+            runner=self.runner,
+            parallel=self.parallel,
+            split=self.split,
+            method=self.seeds_method,
+            folder=self._folder,
+            options=_options(self.runner_options),
+            say=NOTES.print,
+        )
+
+
+def _check_networks(trials: Sequence[Trial]) -> None:
+    """Builds each network once, so that a cut that does not exist stops a sweep at once."""
+    for model, image_size in {(each.config.model, each.config.data.image_size) for each in trials}:
+        models.build(model, image_size=image_size)
+
+
+def _options(texts: Sequence[str]) -> dict[str, Any]:
+    options: dict[str, Any] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise UsageError(f"{text!r} is no option. Write name=value as in timeout_min=600.")
+        options[name] = float(value) if value.replace(".", "", 1).isdecimal() else value
+        if isinstance(options[name], float) and options[name].is_integer():
+            options[name] = int(options[name])
+    return options

@@ -1,0 +1,177 @@
+"""Several processes that train one run: how they find each other, and what they agree on.
+
+Each sees its own devices and all of the others'; ``jit`` runs on all of them, so that every
+process must make the same calls in the same order.
+"""
+
+import dataclasses
+import os
+import signal
+from types import FrameType
+from typing import Any
+
+import jax
+import numpy as np
+
+from facemix_jax import _validate
+from facemix_jax._validate import FacemixError, UsageError
+
+_WAYS = ("auto", "none", "slurm", "tpu")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class HostsConfig:
+    """How the processes of one run find each other.
+
+    Attributes:
+        coordinator: ``auto`` takes what the environment says (JAX_COORDINATOR_ADDRESS with
+            JAX_NUM_PROCESSES and JAX_PROCESS_ID, several tasks of a SLURM step, several workers
+            of a TPU slice) and one process where it says nothing; ``slurm``, ``tpu`` or ``none``
+            ask for one of these; HOST:PORT is an address on the first process's machine.
+        num_processes: with an address, how many.
+        process_index: with an address, which one this is, from 0.
+    """
+
+    coordinator: str = "auto"
+    num_processes: int | None = None
+    process_index: int | None = None
+
+    def __post_init__(self) -> None:
+        """Checks that the parts fit together."""
+        addressed = ":" in self.coordinator
+        if not addressed:
+            _validate.one_of([*_WAYS, "HOST:PORT"], coordinator=self.coordinator)
+        given = self.num_processes is not None, self.process_index is not None
+        if (addressed and not all(given)) or (not addressed and any(given)):
+            raise UsageError(
+                f"coordinator is {self.coordinator!r}, num_processes {self.num_processes} and "
+                f"process_index {self.process_index}, but an address HOST:PORT takes both numbers "
+                f"and nothing else does. Give all three, or none."
+            )
+        if self.num_processes is not None and self.process_index is not None:
+            _validate.positive(num_processes=self.num_processes)
+            _validate.in_range(0, self.num_processes - 1, process_index=self.process_index)
+
+
+def start(config: HostsConfig) -> None:
+    """Joins the other processes; must come before the first computation.
+
+    Raises:
+        FacemixError: they cannot be reached, or the environment does not say where they are.
+    """
+    options = _options(config)
+    if options is None or jax.distributed.is_initialized():
+        return
+    try:
+        jax.distributed.initialize(**options)
+    except (RuntimeError, ValueError, OSError) as error:
+        raise FacemixError(
+            f"The processes of this run cannot find each other ({config.coordinator}): {error}. "
+            f"Likely causes: (a) some have not started: start all with the same address, (b) the "
+            f"port is closed or taken: choose another, (c) this is one process only: give "
+            f"--coordinator none."
+        ) from error
+
+
+def _options(config: HostsConfig) -> dict[str, Any] | None:
+    """What ``jax.distributed.initialize`` takes; None for one process."""
+    environment = os.environ
+    if ":" in config.coordinator:
+        return {
+            "coordinator_address": config.coordinator,
+            "num_processes": config.num_processes,
+            "process_id": config.process_index,
+        }
+    if config.coordinator in ("slurm", "tpu"):
+        on_kubernetes = "TPU_WORKER_HOSTNAMES" in environment
+        tpu = "gketpu" if on_kubernetes else "gcetpu"
+        return {"cluster_detection_method": tpu if config.coordinator == "tpu" else "slurm"}
+    if config.coordinator == "none":
+        return None
+    if "JAX_COORDINATOR_ADDRESS" in environment:
+        try:
+            return {
+                "coordinator_address": environment["JAX_COORDINATOR_ADDRESS"],
+                "num_processes": int(environment["JAX_NUM_PROCESSES"]),
+                "process_id": int(environment["JAX_PROCESS_ID"]),
+            }
+        except (KeyError, ValueError) as error:
+            raise UsageError(
+                f"JAX_COORDINATOR_ADDRESS is set, but JAX_NUM_PROCESSES or JAX_PROCESS_ID is not a "
+                f"number: {error}. Set all three, or give --coordinator none."
+            ) from None
+    tasks = environment.get("SLURM_STEP_NUM_TASKS", "1")
+    if "SLURM_PROCID" in environment and tasks.isdecimal() and int(tasks) > 1:
+        return {"cluster_detection_method": "slurm"}
+    if "," in environment.get("TPU_WORKER_HOSTNAMES", ""):
+        return {"cluster_detection_method": "gketpu"}
+    return None
+
+
+def is_first() -> bool:
+    """Whether this process writes what is written once."""
+    return jax.process_index() == 0
+
+
+def any_of(flag: bool) -> bool:
+    """Whether ``flag`` holds in any process; all processes call it together."""
+    if jax.process_count() == 1:
+        return flag
+    from jax.experimental import multihost_utils
+
+    return bool(np.any(multihost_utils.process_allgather(np.asarray(flag))))
+
+
+def from_first(values: list[float]) -> list[float]:
+    """The first process's numbers in every process; all call it together."""
+    if jax.process_count() == 1:
+        return values
+    from jax.experimental import multihost_utils
+
+    return [float(x) for x in multihost_utils.broadcast_one_to_all(np.asarray(values, np.float32))]
+
+
+def wait(name: str) -> None:
+    """Returns when every process has come here."""
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices(name)
+
+
+def fetch(tree: Any) -> Any:
+    """A tree of arrays on the host, whole in every process; all call it together."""
+    if jax.process_count() == 1:
+        return jax.device_get(tree)
+    from jax.experimental import multihost_utils
+
+    def whole(x: jax.Array) -> Any:
+        if x.is_fully_replicated:
+            return np.asarray(x.addressable_data(0))
+        return multihost_utils.process_allgather(x, tiled=True)
+
+    return jax.tree.map(whole, tree)
+
+
+class StopSignals:
+    """Notes SIGINT and SIGTERM, so that the step in hand ends and is saved."""
+
+    asked = False
+
+    def __enter__(self) -> "StopSignals":
+        """Returns itself."""
+        self._before: dict[int, Any] = {}
+        for number in (signal.SIGINT, signal.SIGTERM):
+            try:
+                self._before[number] = signal.signal(number, self._ask)
+            except ValueError:  # not the main thread: the caller handles signals
+                break
+        return self
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        self.asked = True
+
+    def __exit__(self, *exc: object) -> None:
+        """Puts back what was there before; None stands for a handler that is not Python's."""
+        for number, handler in self._before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)

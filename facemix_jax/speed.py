@@ -1,0 +1,141 @@
+"""How fast a training ran, and how fast the devices could have run it."""
+
+import dataclasses
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from facemix_jax import costs
+from facemix_jax.models import SplitModel
+
+FORWARDS_IN_A_STEP = 3
+"""Multiply-accumulates of a step over those of a forward pass: the backward pass takes two."""
+
+
+class Meter:
+    """Adds up where the time of a training goes; compiling and saving are left out.
+
+    Attributes:
+        steps: counted.
+        images: in them.
+        seconds: that they took.
+        waiting: of these, how many the batches did not come.
+        devices: that computed.
+    """
+
+    def __init__(self) -> None:
+        self.steps = self.images = 0
+        self.seconds = self.waiting = 0.0
+        self.devices = 1
+        self._waited = 0.0
+
+    def waited(self, seconds: float) -> None:
+        """Notes the time until a batch came."""
+        self._waited += seconds
+
+    def forget(self) -> None:
+        """Leaves out the waits since the last ``add``: those of compiling or saving."""
+        self._waited = 0.0
+
+    def add(self, steps: int, images: int, seconds: float) -> None:
+        """Adds steps that are done, with the waits in them."""
+        self.steps += steps
+        self.images += images
+        self.seconds += seconds
+        self.waiting += min(self._waited, seconds)
+        self.forget()
+
+    def summary(self, model: SplitModel, compute_dtype: str) -> dict[str, Any]:
+        """Images/s, seconds of a step, share of waiting, and model FLOPs utilisation.
+
+        The last is the network's own work (twice its multiply-accumulates, three times forward)
+        over what as many large matrix products of this dtype reach on these devices.
+
+        Returns:
+            Ready for JSON; empty where no step was counted.
+        """
+        if not self.steps:
+            return {}
+        forward = 2 * costs.model_cost(model, group_size=1).macs
+        achieved = FORWARDS_IN_A_STEP * forward * self.images / self.seconds
+        ceiling = matmul_rate(compute_dtype) * self.devices
+        return {
+            "steps": self.steps,
+            "images_per_second": self.images / self.seconds,
+            "seconds_per_step": self.seconds / self.steps,
+            "waiting_for_data": self.waiting / self.seconds,
+            "model_flops_per_second": achieved,
+            "matrix_product_flops_per_second": ceiling,
+            "model_flops_utilisation": achieved / ceiling,
+            "devices": self.devices,
+        }
+
+
+def line(summary: dict[str, Any]) -> str:
+    """A summary in one line."""
+    if not summary:
+        return "too few steps to time"
+    return (
+        f"{summary['images_per_second']:.1f} images/s, {1e3 * summary['seconds_per_step']:.1f} ms "
+        f"a step, {summary['model_flops_utilisation']:.0%} of what matrix products reach "
+        f"({summary['matrix_product_flops_per_second'] / 1e12:.3g} TFLOP/s on "
+        f"{summary['devices']} device(s)), {summary['waiting_for_data']:.0%} waiting for data"
+    )
+
+
+def matmul_rate(dtype: str = "float32", *, size: int | None = None) -> float:
+    """FLOP/s of square matrix products on one device at JAX's default precision: a ceiling.
+
+    Args:
+        dtype: of the factors.
+        size: rows and columns; None for one that fits the device.
+    """
+    size = size or (1024 if jax.default_backend() == "cpu" else 8192)
+    device = jax.local_devices()[0]
+    x = jax.device_put(jnp.ones((size, size), dtype), device)
+    product = jax.jit(jnp.matmul)
+    product(x, x).block_until_ready()
+    found = []
+    for _ in range(5):
+        began = time.perf_counter()
+        product(x, x).block_until_ready()
+        found.append(time.perf_counter() - began)
+    return 2 * size**3 / statistics.median(found)
+
+
+@dataclasses.dataclass
+class Trace:
+    """Writes a trace of a few steps for TensorBoard, Perfetto or XProf.
+
+    Attributes:
+        folder: where; None for nowhere.
+        first: step before which it begins.
+        last: step after which it ends.
+    """
+
+    folder: Path | None
+    first: int
+    last: int
+    _running: bool = False
+
+    @classmethod
+    def of(cls, folder: Path | None, start: int, num_steps: int) -> "Trace":
+        """Five steps after the first five, or what there is."""
+        first = min(start + 6, num_steps)
+        return cls(folder, first, min(first + 4, num_steps))
+
+    def before(self, step: int) -> None:
+        """To be called before each step."""
+        if self.folder is not None and step == self.first:
+            jax.profiler.start_trace(str(self.folder))
+            self._running = True
+
+    def stop(self) -> None:
+        """Ends it, if it runs; the caller waits for the last step first."""
+        if self._running:
+            jax.profiler.stop_trace()
+            self._running = False

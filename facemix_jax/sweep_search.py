@@ -1,0 +1,135 @@
+"""Search over fields of the configuration with Optuna, which is optional (extra ``sweep``)."""
+
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from facemix_jax import sweep
+from facemix_jax._validate import UsageError
+from facemix_jax.runs import RunConfig
+from facemix_jax.sweep import Setting, Trial
+
+
+class Range(NamedTuple):
+    """Numbers between two, uniformly or in their logarithm."""
+
+    low: float
+    high: float
+    log: bool
+
+
+Space = dict[str, Range | list[Any]]
+"""Field to a range or to the values that it may have."""
+
+
+def parse_space(texts: Iterable[str]) -> Space:
+    """``train.learning_rate=log:1e-4:1e-2 defense.group_size=4,8 train.warmup_fraction=0:0.3``.
+
+    Raises:
+        UsageError: as ``sweep.parse_grid``, or a range is empty.
+    """
+    space: Space = {}
+    for text in texts:
+        name, _, values = text.partition("=")
+        if ":" not in values:
+            space |= sweep.parse_grid([text])
+            continue
+        log = values.startswith("log:")
+        ends = values.removeprefix("log:").split(":")
+        if len(ends) != 2:
+            raise UsageError(f"{text!r} is no range. Write field=low:high or field=log:low:high.")
+        low, high = (sweep.parse_value(name, end) for end in ends)
+        if not isinstance(low, int | float) or not low < high or (log and low <= 0):
+            raise UsageError(
+                f"{text!r} is no range: low must be a number below high, and positive with log. "
+                f"Write field=low:high or field=log:low:high."
+            )
+        space[name] = Range(low, high, log)
+    return space
+
+
+def search(
+    base: RunConfig,
+    space: Space,
+    *,
+    folder: Path,
+    num_trials: int,
+    num_seeds: int,
+    parallel: int,
+    metric: str,
+    execute: Callable[[Sequence[Trial]], None],
+) -> list[Trial]:
+    """Finds the setting with the highest metric, mean over seeds; a second call goes on.
+
+    The study is kept in ``folder/optuna.log``; trials that were running when it was killed are
+    run again first.
+
+    Args:
+        base: what does not vary.
+        space: what does.
+        folder: of the sweep.
+        num_trials: settings to try, with those of earlier calls.
+        num_seeds: runs of each.
+        parallel: settings asked for at a time.
+        metric: one of ``sweep.METRICS``.
+        execute: trains and evaluates trials; those done are left alone.
+
+    Returns:
+        All trials.
+
+    Raises:
+        UsageError: Optuna is not installed, or another space was searched in this folder.
+    """
+    try:
+        import optuna
+        from optuna.storages import JournalStorage
+        from optuna.storages.journal import JournalFileBackend
+    except ModuleNotFoundError:
+        raise UsageError("--search needs Optuna: pip install '.[sweep]'") from None
+    logging.getLogger("optuna").setLevel(logging.WARNING)
+    folder.mkdir(parents=True, exist_ok=True)
+    storage = JournalStorage(JournalFileBackend(str(folder / "optuna.log")))
+    study = optuna.create_study(
+        storage=storage, study_name="sweep", direction="maximize", load_if_exists=True
+    )
+    # Another seed in every call: the same one would ask for the first settings again.
+    study.sampler = optuna.samplers.TPESampler(seed=len(study.trials))
+    running = optuna.trial.TrialState.RUNNING
+    left = [t for t in study.get_trials(deepcopy=False) if t.state == running]
+    trials: list[Trial] = []
+    for old in study.get_trials(deepcopy=False):
+        if old.state != running:
+            trials += _of_seeds(base, dict(old.user_attrs["setting"]), num_seeds, folder)
+    while left or len(study.trials) < num_trials:
+        asked: list[tuple[int, Setting]] = [(t.number, dict(t.params)) for t in left]
+        left = []
+        while not asked or (len(asked) < parallel and len(study.trials) < num_trials):
+            new = study.ask()
+            asked.append(
+                (new.number, {name: _suggest(new, name, of) for name, of in space.items()})
+            )
+            new.set_user_attr("setting", asked[-1][1])
+        batches = [_of_seeds(base, setting, num_seeds, folder) for _, setting in asked]
+        execute([each for batch in batches for each in batch])
+        for (number, _), batch in zip(asked, batches, strict=True):
+            found = [result for each in batch if (result := sweep.read_result(each)) is not None]
+            if len(found) == len(batch):
+                study.tell(number, sweep.mean_interval([result[metric] for result in found])[0])
+            else:
+                study.tell(number, state=optuna.trial.TrialState.FAIL)
+            trials += batch
+    return trials
+
+
+def _of_seeds(base: RunConfig, setting: Setting, num_seeds: int, folder: Path) -> list[Trial]:
+    fixed = {name: [value] for name, value in setting.items()}
+    return sweep.expand(base, fixed, num_seeds, folder)
+
+
+def _suggest(trial: Any, name: str, of: Range | list[Any]) -> Any:
+    if isinstance(of, list):
+        return trial.suggest_categorical(name, of)
+    if isinstance(of.low, int) and isinstance(of.high, int):
+        return trial.suggest_int(name, of.low, of.high, log=of.log)
+    return trial.suggest_float(name, of.low, of.high, log=of.log)

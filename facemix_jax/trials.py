@@ -1,0 +1,143 @@
+"""Trains the runs of some work directories and writes down what came of each: ``result.json``.
+
+A trial needs nothing but its work directory, which holds its configuration; so it can run in
+this process, in one of its own (``python -m facemix_jax.trials DIR ...``) or on another machine.
+"""
+
+import contextlib
+import fcntl
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from facemix_jax import _runtime, data, defenses, evaluation, fitting, output, runs
+from facemix_jax._files import write_atomically
+from facemix_jax._validate import FacemixError
+from facemix_jax.fitting import DivergedError, Interrupted, Options
+from facemix_jax.provenance import provenance
+from facemix_jax.runs import Run
+from facemix_jax.training import TrainState
+
+RESULT, FAILURE, CHOICE = "result.json", "failure.json", "together.json"
+
+
+def utilities(part: Run, split: str) -> dict[str, Any]:
+    """Clean and protected scores, and what leaks, side by side; ready for JSON."""
+    rng_key = jax.random.key(0)
+    protections = {"clean": defenses.none(), "protected": part.defense}
+    if part.defense.name == "none":
+        del protections["protected"]
+    scores = {
+        name: evaluation.evaluate_utility(
+            part.model, defense, part.variables, part.source, rng_key=rng_key, split=split
+        )._asdict()
+        for name, defense in protections.items()
+    }
+    leakage = evaluation.evaluate_leakage(
+        part.model, part.defense, part.variables, part.source, rng_key=rng_key, split=split
+    )
+    return {
+        "split": split,
+        "step": part.step,
+        **scores,
+        "attack": leakage.attack,
+        "leakage": [output.figure_dict(figure) for figure in leakage.figures],
+    }
+
+
+def run(
+    workdirs: Sequence[Path],
+    *,
+    split: str = "test",
+    method: str = "auto",
+    show_progress: bool = False,
+) -> None:
+    """Trains the runs of work directories together and evaluates each.
+
+    Each directory ends with ``result.json``, or ``failure.json`` with the reason; what has a
+    result is left alone.
+
+    Args:
+        workdirs: of runs that differ in seed, learning rate and weight decay only; each holds a
+            ``config.json``.
+        split: to score.
+        method: see ``fitting.fit_together``.
+        show_progress: a bar on standard error.
+
+    Raises:
+        Interrupted: SIGINT or SIGTERM; the same call goes on.
+    """
+    with contextlib.ExitStack() as stack:
+        for workdir in sorted(workdirs):
+            stack.enter_context(_alone(workdir))
+        waiting = [workdir for workdir in workdirs if not (workdir / RESULT).exists()]
+        if waiting:
+            _run(waiting, split, method, show_progress)
+
+
+@contextlib.contextmanager
+def _alone(workdir: Path) -> Iterator[None]:
+    """Waits for what an earlier, killed sweep left running there."""
+    with (workdir / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _run(waiting: Sequence[Path], split: str, method: str, show_progress: bool) -> None:
+    states: Sequence[TrainState | None]
+    try:
+        configs = [runs.read_config(workdir) for workdir in waiting]
+        source = data.load_source(configs[0].data)
+        try:
+            states = fitting.fit_together(
+                configs,
+                waiting,
+                source=source,
+                method=method,
+                choice=waiting[0] / CHOICE,
+                options=Options(show_progress=show_progress),
+            )
+        except DivergedError as error:
+            states = error.states
+            for workdir, reason in error.reasons.items():
+                _fail(workdir, reason)
+    except Interrupted:
+        raise
+    except FacemixError as error:
+        for workdir in waiting:
+            _fail(workdir, str(error))
+        return
+    for config, workdir, state in zip(configs, waiting, states, strict=True):
+        if state is not None:
+            found = utilities(runs.from_state(config, source, state), split)
+            found["provenance"] = provenance()
+            write_atomically(workdir / RESULT, json.dumps(found, indent=1) + "\n")
+            (workdir / FAILURE).unlink(missing_ok=True)
+
+
+def _fail(workdir: Path, reason: str) -> None:
+    write_atomically(workdir / FAILURE, json.dumps({"error": reason}) + "\n")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """``python -m facemix_jax.trials SPLIT METHOD DIR ...``; the sweep's own processes.
+
+    Returns:
+        0, or 1 where a signal came.
+    """
+    split, method, *folders = sys.argv[1:] if arguments is None else arguments
+    try:
+        run([Path(folder) for folder in folders], split=split, method=method)
+    except Interrupted as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    _runtime.configure()
+    sys.exit(main())

@@ -1,0 +1,155 @@
+"""Runs that train together end as they would alone."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+import scale_support as support
+
+from facemix_jax import checkpoint, fitting, population, runs
+from facemix_jax._validate import UsageError
+from facemix_jax.fitting import Options
+
+pytestmark = pytest.mark.library_promotes  # Optax
+
+QUIET = Options(show_progress=False)
+TOLERANCE = 1e-5
+
+
+@pytest.fixture(autouse=True)
+def tiny(monkeypatch):
+    model = support.tiny_model()
+    monkeypatch.setattr(runs, "build_model", lambda config, source: model)
+
+
+def configs(**changes):
+    """Two seeds, another learning rate, another weight decay."""
+    base = support.tiny_config(learning_rate=5e-4, **changes)
+    return [
+        dataclasses.replace(base, train=dataclasses.replace(base.train, **values))
+        for values in (
+            {"seed": 0},
+            {"seed": 1},
+            {"seed": 1, "learning_rate": 2e-4},
+            {"seed": 0, "weight_decay": 0.3},
+        )
+    ]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory, tiny_source):
+    folder = tmp_path_factory.mktemp("alone")
+    with pytest.MonkeyPatch.context() as patch:
+        model = support.tiny_model()
+        patch.setattr(runs, "build_model", lambda config, source: model)
+        states = [
+            fitting.fit(config, folder / str(i), source=tiny_source, options=QUIET)
+            for i, config in enumerate(configs())
+        ]
+    return folder, states
+
+
+@pytest.mark.parametrize("method", ["loop", "vmap", pytest.param("auto", marks=pytest.mark.slow)])
+def test_runs_together_end_as_alone(alone, tiny_source, tmp_path, method):
+    folder, states = alone
+    folders = [tmp_path / str(i) for i in range(4)]
+    choice = tmp_path / "choice.json"
+    found = fitting.fit_together(
+        configs(), folders, source=tiny_source, method=method, choice=choice, options=QUIET
+    )
+    for i, (state, wanted) in enumerate(zip(found, states, strict=True)):
+        assert int(state.step) == 8
+        assert support.difference(state.variables, wanted.variables) < TOLERANCE
+        assert runs.read_config(folders[i]) == runs.read_config(folder / str(i))
+        records = [fitting.read_records(f / str(i)) for f in (tmp_path, folder)]
+        for a, b in zip(*records, strict=True):
+            for name in ("step", "loss", "learning_rate", "epoch"):
+                assert a[name] == pytest.approx(b[name], abs=TOLERANCE)
+        assert checkpoint.newest(folders[i] / "checkpoints") == 8
+    for i in range(3):
+        assert support.difference(found[i].variables, found[i + 1].variables) > 10 * TOLERANCE
+    if method == "auto":
+        chosen = json.loads(choice.read_text())
+        assert set(chosen["seconds_per_step"]) == {"loop", "vmap"}
+        assert chosen["method"] == min(*chosen["seconds_per_step"].items(), key=lambda x: x[1])[0]
+
+
+def test_an_interrupted_group_goes_on_from_the_newest_common_step(alone, tiny_source, tmp_path):
+    _, states = alone
+    folders = [tmp_path / str(i) for i in range(4)]
+
+    class Dying:
+        """Dies while the fourth batch of the first run is saved by no run but the first two."""
+
+        saves = 0
+
+    save = checkpoint.Checkpoints.save
+
+    def dying(self, state):
+        Dying.saves += 1
+        if Dying.saves == 7:  # steps 3 of all four, then 6 of two
+            raise MemoryError
+        save(self, state)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint.Checkpoints, "save", dying)
+        with pytest.raises(MemoryError):
+            fitting.fit_together(
+                configs(), folders, source=tiny_source, method="loop", options=QUIET
+            )
+    newest = [checkpoint.newest(folder / "checkpoints") for folder in folders]
+    assert newest == [6, 6, 3, 3]
+    found = fitting.fit_together(
+        configs(), folders, source=tiny_source, method="loop", options=QUIET
+    )
+    for state, wanted, folder in zip(found, states, folders, strict=True):
+        np.testing.assert_array_equal(
+            support.numbers(state.variables), support.numbers(wanted.variables)
+        )
+        assert [r["step"] for r in fitting.read_records(folder)] == [2, 3, 4, 6, 8]
+
+
+@pytest.mark.parametrize(
+    ("saved", "expected"),
+    [
+        ([set(), set()], [(0, [0, 1])]),
+        ([{3, 6}, {3}], [(3, [0, 1])]),
+        ([{3}, set()], [(0, [0, 1])]),
+        ([{12}, {3, 6}, {3, 6}], [(6, [1, 2])]),
+        ([{6, 9}, set(), {6, 9}], [(9, [0, 2]), (0, [1])]),
+        ([{12}, {9, 12}], []),
+    ],
+)
+def test_who_goes_on_together(saved, expected):
+    assert fitting._cohorts(saved, num_steps=12, checkpoint_every=3) == expected
+
+
+def test_one_that_diverges_does_not_stop_the_others(tiny_source, tmp_path):
+    several = configs()
+    train = dataclasses.replace(several[1].train, learning_rate=1e38)
+    several[1] = dataclasses.replace(several[1], train=train)
+    folders = [tmp_path / str(i) for i in range(4)]
+    with pytest.raises(fitting.DivergedError, match=r"loss is (nan|inf)") as caught:
+        fitting.fit_together(several, folders, source=tiny_source, method="loop", options=QUIET)
+    assert list(caught.value.reasons) == [folders[1]]
+    states = caught.value.states
+    assert states[1] is None
+    assert [int(states[i].step) for i in (0, 2, 3)] == [8, 8, 8]
+
+
+def test_runs_that_differ_in_more_are_refused(tiny_source, tmp_path):
+    first, second = configs()[:2]
+    second = dataclasses.replace(second, train=dataclasses.replace(second.train, flip=False))
+    with pytest.raises(UsageError, match="seed, learning_rate and weight_decay only"):
+        fitting.fit_together([first, second], [tmp_path / "a", tmp_path / "b"], source=tiny_source)
+
+
+def test_sizes_of_programs():
+    class Mesh:
+        shape = {"seed": 2}  # noqa: RUF012
+
+    assert population.size("vmap", 8, Mesh) == 8
+    assert population.size("loop", 8, Mesh) == 2
+    assert jax.device_count() == 1, "these tests run on one device"

@@ -1,0 +1,83 @@
+"""``facemix train`` with several seeds, a profile and its summary line."""
+
+import json
+
+import pytest
+
+from facemix_jax import cli, speed, trials
+
+pytestmark = pytest.mark.library_promotes  # Optax
+
+SMALL = ["--image-size", "40", "36", "--train-examples", "128", "--test-examples", "32"]
+TRAIN = [*SMALL, "--width", "4", "--num-epochs", "1", "--batch-size", "16", "--log-every", "4"]
+FIGURE = {"name": "leak", "value": 0.99, "floor": 0.6, "owner": 1.0}
+
+
+@pytest.fixture
+def quick_scores(monkeypatch):
+    scores = {"accuracy": 0.9, "balanced_accuracy": 0.7, "majority_accuracy": 0.8, "examples": 32}
+    result = {"split": "test", "clean": scores, "protected": scores, "leakage": [FIGURE]}
+    monkeypatch.setattr(trials, "utilities", lambda run, split: result)
+
+
+def test_several_seeds_leave_ordinary_work_directories(capsys, tmp_path, quick_scores):
+    folder = tmp_path / "seeds"
+    command = ["train", "--workdir", str(folder), *TRAIN, "--num-seeds", "2", "--seed", "5"]
+    command += ["--seeds-method", "loop", "--profile", "--json", "-"]
+    assert cli.main(command) == 0
+    captured = capsys.readouterr()
+    result = json.loads(captured.out)
+    assert list(result["seeds"]) == ["5", "6"]
+    assert result["speed"]["steps"] == 7, "the first step compiles and does not count"
+    for word in ("images/s", "ms a step", "of what matrix products reach", "waiting for data"):
+        assert word in " ".join(captured.err.split())
+    for seed in (5, 6):
+        config = json.loads((folder / f"seed-{seed}" / "config.json").read_text())
+        assert config["train"]["seed"] == seed
+        assert (folder / f"seed-{seed}" / "metrics.jsonl").read_text().count("\n") == 2
+    assert list((folder / "profile").rglob("*.xplane.pb"))
+    assert cli.main(["evaluate", "--workdir", str(folder / "seed-6")]) == 0
+    one = ["train", "--workdir", str(folder / "seed-5"), *TRAIN, "--num-seeds", "2"]
+    assert cli.main(one) == 2
+    assert "holds one run" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--num-seeds", "0"], "num_seeds is 0"),
+        (["--num-seeds", "2", "--seeds-method", "scan"], "'scan' is unknown"),
+        (["--model-devices", "64"], "need 64 devices"),
+        (["--coordinator", "first:1"], "takes both numbers"),
+    ],
+)
+def test_wrong_numbers_are_wrong_usage(capsys, tmp_path, options, words):
+    try:
+        code = cli.main(["train", "--workdir", str(tmp_path / "w"), *TRAIN, *options])
+    except SystemExit as exit_:  # the parser's
+        code = exit_.code
+    assert code == 2
+    assert words in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "w").exists()
+
+
+def test_waiting_and_utilisation_are_shares(monkeypatch):
+    from facemix_jax import costs
+    from facemix_jax.models import resnet18
+
+    model = resnet18(image_size=(40, 36), width=4, num_attributes=3)
+    forward = 2 * costs.model_cost(model, group_size=1).macs
+    monkeypatch.setattr(speed, "matmul_rate", lambda dtype: 3 * forward * 100.0)
+    meter = speed.Meter()
+    assert meter.summary(model, "float32") == {}
+    assert "too few" in speed.line({})
+    meter.waited(5)
+    meter.forget()  # compiling
+    meter.waited(0.5)
+    meter.add(4, 64, 2.0)
+    meter.devices = 2
+    found = meter.summary(model, "float32")
+    assert found["images_per_second"] == 32
+    assert found["seconds_per_step"] == 0.5
+    assert found["waiting_for_data"] == 0.25
+    assert found["model_flops_utilisation"] == pytest.approx(32 / 200)
