@@ -7,6 +7,7 @@ tile) has a matrix of its own, row ``k`` of a group is another mixture in every 
 import dataclasses
 import functools
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from facemix_jax._types import Array, RngKey, Variables
@@ -45,15 +46,6 @@ def _whole(model: SplitModel, defense: Defense) -> tuple[SplitModel, Defense]:
     def together(rows: Array) -> Array:
         return put_tiles_back(rows, grid) if rows.ndim == 4 else side_by_side(rows, tiles)
 
-    def pre(variables: Variables, images: Array) -> Array:
-        return together(model.pre.apply(variables, images))
-
-    def main(variables: Variables, maps: Array) -> Array:
-        return together(model.main.apply(variables, by_tile(maps)))
-
-    def post(variables: Variables, responses: Array) -> Array:
-        return model.post.apply(variables, by_tile(responses))
-
     def init(rng_key: RngKey, batch_size: int, training: bool) -> _Secret:
         return _Secret(defense.init(rng_key, tiles * batch_size, True))  # rows stay in place
 
@@ -64,9 +56,9 @@ def _whole(model: SplitModel, defense: Defense) -> tuple[SplitModel, Defense]:
         return together(defense.recover(secret.inner, by_tile(values)))
 
     whole_model = model._replace(
-        pre=_applied(model.pre, pre),
-        main=_applied(model.main, main),
-        post=_applied(model.post, post),
+        pre=_between(lambda images: images, model.pre, together),
+        main=_between(by_tile, model.main, together),
+        post=_between(by_tile, model.post, lambda logits: logits),
         spec=dataclasses.replace(
             spec, activation_shape=map_shape, response_shape=(tiles * features,), grid=(1, 1)
         ),
@@ -74,5 +66,14 @@ def _whole(model: SplitModel, defense: Defense) -> tuple[SplitModel, Defense]:
     return whole_model, defense._replace(init=init, protect=protect, recover=recover)
 
 
-def _applied(segment: Segment, apply: Any) -> Segment:
-    return segment._replace(apply=apply, layers=())
+def _between(
+    before: Callable[[Array], Array], segment: Segment, after: Callable[[Array], Array]
+) -> Segment:
+    def apply(variables: Variables, x: Array) -> Array:
+        return after(segment.apply(variables, before(x)))
+
+    def train(variables: Variables, x: Array) -> tuple[Array, dict[str, Any]]:
+        y, updated = segment.train(variables, before(x))
+        return after(y), updated
+
+    return segment._replace(apply=apply, train=train, layers=())

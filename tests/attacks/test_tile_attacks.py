@@ -77,6 +77,14 @@ def test_the_whole_system_is_the_same_with_maps_in_the_place_of_tiles():
         second.view.responses, side_by_side(first.view.responses, 4), atol=1e-4
     )
     assert second.view.mixtures.shape == (8, 16, 14, 8)
+    variables = joined.variables
+    for model in (tiled.model, joined.model):  # learned attackers start from main and train it
+        z, _ = model.pre.train(variables["pre"], attacks.base.normalize(first.images))
+        features, _ = model.main.train(variables["main"], z)
+        logits = model.post.train(variables["post"], features)[0]
+        assert z.shape[1:] == model.spec.activation_shape
+        assert features.shape[1:] == model.spec.response_shape
+        assert logits.shape == (8, 3, 2)
 
 
 def test_a_network_without_tiles_is_whole_already():
