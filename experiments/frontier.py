@@ -48,10 +48,11 @@ class Config:
     Command: ``python experiments/frontier.py --data-dir PATH_TO_CELEBA``. Cells that are in the
     JSON file are not run again.
 
-    Run time, two CPU cores: about 5 minutes a variant for training and 5 for the attacks.
+    Run time: 7 to 11 minutes a variant for training on two busy CPU cores; that of each attack
+    stands in the JSON file.
 
     Expected: FaceMix gives its activations away; tiles of 7x6 with signed codes and noise of half a
-    deviation keep the strongest of these attacks within .08 (M = 16) and .02 (M = 32) of the floor,
+    deviation keep the strongest of these attacks within .07 (M = 16) and .02 (M = 32) of the floor,
     with an owner at .86 and the same accuracy within half a point. The learned attackers and the
     identity chain are not among these attacks.
 

@@ -203,14 +203,15 @@ METRICS = {
     "clean_balanced_accuracy": ("clean", "balanced_accuracy"),
 }
 """What a summary holds of ``result.json``; plain runs have no protected scores."""
-LEAKAGE = {"leak_gradient_ica": "value", "leak_no_attack": "floor", "leak_owner": "owner"}
-"""The strongest separation from one request, beside its floor and ceiling."""
+LEAKAGE = {"leak_attacker": "value", "leak_no_attack": "floor", "leak_owner": "owner"}
+"""Of the quick attack that ``evaluate`` runs, which is not the strongest, beside its floor and
+ceiling: gradient ICA, or ridge regression where there is no key."""
 
 SHOWN = {
     "accuracy": "accuracy",
     "majority_accuracy": "majority",
     "balanced_accuracy": "balanced",
-    "leak_gradient_ica": "gradient ICA",
+    "leak_attacker": "attacker",
     "leak_no_attack": "no attack",
     "leak_owner": "owner",
 }

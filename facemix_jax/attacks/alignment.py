@@ -20,9 +20,9 @@ import numpy as np
 from facemix_jax._types import Array, HostArray, RngKey
 from facemix_jax.attacks import blind
 from facemix_jax.attacks.base import AttackConfig, Recording, Target
-from facemix_jax.attacks.groups import auxiliary_activations, noise_of
+from facemix_jax.attacks.groups import auxiliary_by_tile, noise_of
 from facemix_jax.attacks.separation import separate
-from facemix_jax.attacks.unmixing import Separation, matmul, nearest_orthogonal
+from facemix_jax.attacks.unmixing import Separation, matmul, nearest_orthogonal, principal_axes
 from facemix_jax.models.split import put_tiles_back
 
 THREAT_MODEL = (
@@ -51,12 +51,11 @@ def precision(target: Target, rng_key: RngKey) -> tuple[HostArray, HostArray]:
         Axes float32 ``[T, P, D]`` of the tiles' rows, and the inverse of the second moments along
         them, float32 ``[T, D, T, D]``. Second moments: what all images share is a likeness, too.
     """
-    tiles = target.model.spec.tiles
-    own = auxiliary_activations(target, _AUXILIARY)
-    own = own.reshape(tiles, -1, int(np.prod(own.shape[1:])))
-    count = min(_MOST_AXES, own.shape[2], own.shape[1] // (2 * tiles))
-    axes = np.stack([_axes(rows, count) for rows in own])
-    along = np.einsum("tnp,tpd->ntd", own, axes).reshape(own.shape[1], -1)
+    own = auxiliary_by_tile(target, _AUXILIARY)
+    tiles, images, size = own.shape
+    count = min(_MOST_AXES, size, images // (2 * tiles))
+    axes = np.stack([principal_axes(jnp.asarray(rows), count) for rows in own])
+    along = np.einsum("tnp,tpd->ntd", own, axes).reshape(images, -1)
     moments = along.T @ along / len(along)
     moments += noise_of(target, rng_key) ** 2 * np.eye(len(moments), dtype=moments.dtype)
     moments += 1e-4 * np.trace(moments) / len(moments) * np.eye(len(moments), dtype=moments.dtype)
@@ -78,22 +77,18 @@ def align(rows: Array, inverse: Array, starts: Array) -> Array:
     """
     tiles = len(rows)
 
-    def expected(rotations: Array, tile: Array) -> Array:
-        """Minus the pull of the other tiles on one, ``[M, D]``."""
-        others = (jnp.arange(tiles) != tile).astype(rows.dtype)
-        turned = matmul(rotations, rows) * others[:, None, None]
-        return -jnp.einsum("smd,sde->me", turned, inverse[:, :, tile], precision="highest")
-
-    def improve(rotations: Array, tile: Array) -> tuple[Array, None]:
-        wanted = matmul(expected(rotations, tile), rows[tile].T)
-        return rotations.at[tile].set(nearest_orthogonal(wanted)), None
+    def turn(rotations: Array, tile: Array, others: Array) -> Array:
+        """The likeliest rotation of one tile, given those of some others."""
+        turned = matmul(rotations, rows) * others.astype(rows.dtype)[:, None, None]
+        pull = -jnp.einsum("smd,sde->me", turned, inverse[:, :, tile], precision="highest")
+        return rotations.at[tile].set(nearest_orthogonal(matmul(pull, rows[tile].T)))
 
     def grow(rotations: Array, tile: Array) -> tuple[Array, None]:
-        """As ``improve``, from the tiles before alone: the others are random so far."""
-        before = (jnp.arange(tiles) < tile).astype(rows.dtype)
-        turned = matmul(rotations, rows) * before[:, None, None]
-        pull = -jnp.einsum("smd,sde->me", turned, inverse[:, :, tile], precision="highest")
-        return rotations.at[tile].set(nearest_orthogonal(matmul(pull, rows[tile].T))), None
+        """From the tiles before alone: those after are random so far."""
+        return turn(rotations, tile, jnp.arange(tiles) < tile), None
+
+    def improve(rotations: Array, tile: Array) -> tuple[Array, None]:
+        return turn(rotations, tile, jnp.arange(tiles) != tile), None
 
     def from_start(start: Array) -> tuple[Array, Array]:
         rotations, _ = jax.lax.scan(grow, start, jnp.arange(1, tiles))
@@ -150,13 +145,8 @@ def _prepare(
     target: Target, recording: Recording, rng_key: RngKey, config: AttackConfig
 ) -> blind.Separate:
     axes, inverse = (jnp.asarray(x) for x in precision(target, rng_key))
-    return functools.partial(_separate, axes=axes, inverse=inverse, grid=target.model.spec.grid)
-
-
-def _separate(
-    mixtures: Array, *, rng_key: RngKey, axes: Array, inverse: Array, grid: tuple[int, int]
-) -> Separation:
-    return separate_aligned(mixtures, axes, inverse, grid, rng_key=rng_key)
+    grid = target.model.spec.grid
+    return functools.partial(separate_aligned, axes=axes, inverse=inverse, grid=grid)
 
 
 def _no_tiles(target: Target) -> str | None:
@@ -167,9 +157,3 @@ def _no_tiles(target: Target) -> str | None:
 
 ALIGNMENT = blind.attack("alignment", THREAT_MODEL, _prepare, unsuitable=_no_tiles)
 """Tiles under one rotation, then gradient ICA; grouping granted."""
-
-
-def _axes(rows: HostArray, count: int) -> HostArray:
-    """Leading directions of ``[n, P]``: float32 ``[P, D]``."""
-    _, vectors = np.linalg.eigh(rows.T @ rows)
-    return np.ascontiguousarray(vectors[:, ::-1][:, :count], dtype=np.float32)

@@ -18,8 +18,8 @@ import optax
 from facemix_jax._types import Array, HostArray, RngKey
 from facemix_jax.attacks import blind, learning
 from facemix_jax.attacks.base import AttackConfig, Recording, Target
-from facemix_jax.attacks.groups import auxiliary_activations, noise_of
-from facemix_jax.attacks.unmixing import Separation, matmul, nearest_orthogonal
+from facemix_jax.attacks.groups import auxiliary_by_tile, noise_of
+from facemix_jax.attacks.unmixing import Separation, matmul, nearest_orthogonal, principal_axes
 
 THREAT_MODEL = (
     "knows which mixtures form a group and that the mixing is orthogonal; trains on own images "
@@ -88,9 +88,9 @@ def train(target: Target, rng_key: RngKey, *, steps: int, batch_size: int = 1024
     """
     record_key, init_key, step_key = jax.random.split(rng_key, 3)
     group_size, tiles = target.defense.group_size, target.model.spec.tiles
-    own = auxiliary_activations(target, _AUXILIARY)
-    own = own.reshape(tiles, -1, int(np.prod(own.shape[1:])))
-    axes = jnp.asarray(np.stack([_axes(rows) for rows in own]))
+    own = auxiliary_by_tile(target, _AUXILIARY)
+    count = min(_AXES, *own.shape[1:])
+    axes = jnp.stack([principal_axes(jnp.asarray(rows), count) for rows in own])
     rows = jnp.einsum("tnp,tpd->tnd", jnp.asarray(own), axes, precision="highest")
     noise = noise_of(target, record_key)
     scale = jnp.sqrt((rows**2).mean(1) + noise**2)
@@ -156,12 +156,6 @@ def _no_tiles(target: Target) -> str | None:
 
 CONTRAST = blind.attack("contrast", THREAT_MODEL, _prepare, unsuitable=_no_tiles)
 """A trained contrast for each tile, grouping granted."""
-
-
-def _axes(rows: HostArray) -> HostArray:
-    """Leading directions of ``[n, P]``: float32 ``[P, D]``."""
-    _, _, directions = np.linalg.svd(rows[: 4 * _AXES], full_matrices=False)
-    return np.ascontiguousarray(directions[:_AXES].T, dtype=np.float32)
 
 
 def _init(rng_key: RngKey, inputs: int) -> tuple[tuple[Array, Array], ...]:

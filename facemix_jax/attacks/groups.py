@@ -3,6 +3,7 @@
 The grouping is granted. The sign that ICA leaves open is settled by the attacker's own images.
 """
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -67,13 +68,23 @@ def auxiliary_activations(target: Target, count: int) -> HostArray:
 
 
 def activations(target: Target, images: HostArray) -> HostArray:
-    """What the public pre-model makes of uint8 ``[n, H, W, 3]``: float32 ``[n, h, w, c]``."""
-    pre = jax.jit(target.model.pre.apply)
+    """What the public pre-model makes of uint8 ``[n, H, W, 3]``: float32 ``[T * n, h, w, c]``.
+
+    Rows are ordered as those of one call of pre, tile by tile.
+    """
+    pre, tiles = jax.jit(target.model.pre.apply), target.model.spec.tiles
     made = [
         np.asarray(pre(target.variables["pre"], normalize(part)), np.float32)
         for part in np.array_split(images, -(-len(images) // 64))
     ]
-    return np.concatenate(made)
+    by_tile = [rows.reshape(tiles, -1, *rows.shape[1:]) for rows in made]
+    return np.concatenate(by_tile, axis=1).reshape(-1, *made[0].shape[1:])
+
+
+def auxiliary_by_tile(target: Target, count: int) -> HostArray:
+    """Rows float32 ``[T, n, P]`` of the attacker's first ``count`` images or all, by tile."""
+    own = auxiliary_activations(target, count)
+    return own.reshape(target.model.spec.tiles, -1, math.prod(own.shape[1:]))
 
 
 def noise_of(target: Target, rng_key: RngKey) -> float:

@@ -10,7 +10,7 @@ import pytest
 from attack_support import PatchworkSource
 
 from facemix_jax import attacks, defenses, models
-from facemix_jax.attacks import alignment, contrast, separation, suite
+from facemix_jax.attacks import alignment, contrast, groups, separation, suite
 from facemix_jax.attacks.tiles import whole
 from facemix_jax.defenses import DefenseConfig
 from facemix_jax.models import ModelConfig
@@ -93,6 +93,18 @@ def test_a_network_without_tiles_is_whole_already():
         target, model=models.build(ModelConfig(width=8), image_size=target.source.image_size)
     )
     assert whole(plain) is plain
+
+
+def test_auxiliary_rows_are_in_the_order_of_tiles_however_many_images():
+    target = make_target()
+    rows = target.source.splits["train"]
+    assert len(rows) > 64, "more than one chunk"
+    whole_call = target.model.pre(
+        target.variables["pre"], attacks.base.normalize(target.source.images(rows))
+    )
+    own = groups.auxiliary_by_tile(target, len(rows))
+    assert own.shape[:2] == (4, len(rows))
+    np.testing.assert_allclose(own.reshape(whole_call.shape), whole_call, atol=1e-5)
 
 
 def test_likeness_of_tiles_finds_the_common_rotation():
