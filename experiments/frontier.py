@@ -83,7 +83,7 @@ def main(config: Config) -> None:
         one_of(VARIANTS, variant=name)
     for name in config.attacks:
         one_of(ATTACKS, attack=name)
-    cells = report.Cells(config.output, config)
+    cells = report.Cells(config.output, config, chooses=("variants", "attacks", "seed"))
     for name in config.variants:
         run = trained(config, name)
         what = {"variant": name, "seed": config.seed}

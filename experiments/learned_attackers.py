@@ -79,7 +79,7 @@ class Config:
 
 def main(config: Config) -> None:
     """Runs the cells that the JSON file lacks, and writes each into it."""
-    cells = report.Cells(config.output, config)
+    cells = report.Cells(config.output, config, chooses=("attacks", "weak", "steps", "batch_size"))
     for workdir in config.workdirs:
         run = runs.load(workdir, data_dir=config.data_dir)
         defense = run.defense

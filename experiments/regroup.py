@@ -67,7 +67,7 @@ def main(config: Config) -> None:
     if config.workdir is not None:
         run = runs.load(config.workdir)
         settings["trained stem"] = run.model, run.variables
-    cells = report.Cells(config.output, config)
+    cells = report.Cells(config.output, config, chooses=("most",))
     for group_size, num_groups in sorted(CELLS, key=lambda cell: cell[0] * cell[1]):
         for name, (model, variables) in settings.items():
             what = {"setting": name, "group_size": group_size, "groups": num_groups}

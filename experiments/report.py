@@ -2,14 +2,17 @@
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from facemix_jax import attacks, data
+from facemix_jax import attacks, data, results
 from facemix_jax._files import write_atomically
+from facemix_jax._validate import UsageError
 from facemix_jax.output import figure_dict
 from facemix_jax.provenance import provenance
+
+Summary = tuple[Sequence[results.ResultTable], Sequence[results.Chart]]
 
 
 def celeba(data_dir: str, cache_dir: str | None, image_size: tuple[int, int]) -> data.Source:
@@ -48,16 +51,41 @@ def write(output: Path, report: dict[str, Any]) -> None:
 
 
 class Cells:
-    """Measurements in a JSON file, written one by one, so that a script goes on where it stopped.
+    """Measurements in a results file, written one by one: a script goes on where it stopped.
 
     Args:
         output: the file.
+        name: of the script, with its scale.
         config: the script's options.
+        chooses: options that only choose among cells; the others must be those that the file was
+            begun with.
+        summarize: makes tables and charts of all cells, after each.
+
+    Raises:
+        UsageError: the file was begun with other options.
     """
 
-    def __init__(self, output: Path, config: Any) -> None:
-        self._output, self._config = output, config
-        self._cells = json.loads(output.read_text())["cells"] if output.exists() else []
+    def __init__(
+        self,
+        output: Path,
+        config: Any,
+        *,
+        name: str | None = None,
+        chooses: Sequence[str] = (),
+        summarize: Callable[[list[dict[str, Any]]], Summary] = lambda cells: ((), ()),
+    ) -> None:
+        self._output, self._options, self._summarize = output, options(config), summarize
+        self._name = name or output.stem
+        stored = json.loads(output.read_text()) if output.exists() else {}
+        self._cells: list[dict[str, Any]] = stored.get("cells", [])
+        # As JSON has them: tuples are lists there.
+        mine = json.loads(json.dumps(self._options))
+        for option, value in stored.get("config", {}).items():
+            if option not in chooses and mine.get(option, value) != value:
+                raise UsageError(
+                    f"{output} was begun with {option} {value}, but {option} is {mine[option]}. "
+                    "Use that value, or another --output."
+                )
 
     def has(self, **what: Any) -> bool:
         """Whether there is a cell of this description."""
@@ -65,14 +93,21 @@ class Cells:
 
     def add(self, cell: dict[str, Any]) -> None:
         """Prints the cell and writes all of them."""
-        self._cells.append(cell)
+        self._cells.append({**cell, "commit": provenance()["commit"]})
         print(json.dumps(cell), flush=True)
-        write(
+        self.save()
+
+    def save(self) -> None:
+        """Writes all cells and what they come to."""
+        tables, charts = self._summarize(self._cells)
+        results.save(
             self._output,
-            {
-                "mark": "measured",
-                "provenance": provenance(),
-                "config": options(self._config),
-                "cells": self._cells,
-            },
+            results.Results(
+                name=self._name,
+                tables=tuple(tables),
+                charts=tuple(charts),
+                provenance=provenance(),
+                config=self._options,
+                cells=self._cells,
+            ),
         )

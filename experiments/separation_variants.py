@@ -72,7 +72,7 @@ def main(config: Config) -> None:
         run = runs.load(config.workdir)
         settings["trained stem"] = run.model, run.variables
 
-    cells = report.Cells(config.output, config)
+    cells = report.Cells(config.output, config, chooses=("noises",))
     for name, (model, variables) in settings.items():
         for noise in config.noises:
             what = {"setting": name, "noise": noise}

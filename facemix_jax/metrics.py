@@ -3,6 +3,7 @@
 The exception is ``ssim``, which dm-pix computes in JAX.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple, TypeAlias
 
 import jax
@@ -317,3 +318,14 @@ def _check_counts(counts: AttributeCounts) -> None:
             f"Attribute {empty[0]} has no examples ({empty.size} attributes have none), so there "
             f"is no accuracy. Evaluate on a split with labelled examples."
         )
+
+
+def mean_interval(values: Sequence[float]) -> tuple[float, float | None]:
+    """Mean and half the width of its 95% confidence interval (Student's t); None for one value."""
+    from scipy.stats import t  # half a second to import
+
+    mean = float(np.mean(values))
+    if len(values) < 2:
+        return mean, None
+    error = float(np.std(values, ddof=1)) / np.sqrt(len(values))
+    return mean, float(t.ppf(0.975, len(values) - 1) * error)

@@ -17,10 +17,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import scipy.stats
 from rich.table import Table
 
-from facemix_jax import output, runs
+from facemix_jax import metrics, output, runs
 from facemix_jax._files import write_atomically
 from facemix_jax._validate import UsageError, one_of
 from facemix_jax.runs import RunConfig
@@ -187,15 +186,6 @@ def claim(trials: Iterable[Trial]) -> None:
         runs.claim(each.workdir, each.config)
 
 
-def mean_interval(values: Sequence[float]) -> tuple[float, float | None]:
-    """Mean and half the width of its 95% confidence interval (Student's t); None for one value."""
-    mean = float(np.mean(values))
-    if len(values) < 2:
-        return mean, None
-    error = float(np.std(values, ddof=1)) / np.sqrt(len(values))
-    return mean, float(scipy.stats.t.ppf(0.975, len(values) - 1) * error)
-
-
 METRICS = {
     "accuracy": ("protected", "accuracy"),
     "balanced_accuracy": ("protected", "balanced_accuracy"),
@@ -253,7 +243,7 @@ def summarize(trials: Iterable[Trial]) -> list[dict[str, Any]]:
         row: dict[str, Any] = {**setting, "seeds": len(results)}
         row["failed"] = sum((each.workdir / FAILURE).exists() for each in members)
         for name in results[0] if results else ():
-            row[name], row[f"{name}.interval"] = mean_interval([r[name] for r in results])
+            row[name], row[f"{name}.interval"] = metrics.mean_interval([r[name] for r in results])
         table.append(row)
     return table
 
@@ -320,7 +310,7 @@ def picture(rows: Sequence[Mapping[str, Any]], varied: Sequence[str]) -> bytes:
 
 
 def _with_interval(values: Sequence[float]) -> str:
-    return _pair(*mean_interval(values))
+    return _pair(*metrics.mean_interval(values))
 
 
 def _pair(mean: float | None, width: float | None) -> str:

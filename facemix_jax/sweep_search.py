@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from facemix_jax import sweep
+from facemix_jax import metrics, sweep
 from facemix_jax._validate import UsageError
 from facemix_jax.runs import RunConfig
 from facemix_jax.sweep import Setting, Trial
@@ -115,7 +115,7 @@ def search(
         for (number, _), batch in zip(asked, batches, strict=True):
             found = [result for each in batch if (result := sweep.read_result(each)) is not None]
             if len(found) == len(batch):
-                study.tell(number, sweep.mean_interval([result[metric] for result in found])[0])
+                study.tell(number, metrics.mean_interval([result[metric] for result in found])[0])
             else:
                 study.tell(number, state=optuna.trial.TrialState.FAIL)
             trials += batch

@@ -12,7 +12,7 @@ import time
 import numpy as np
 import pytest
 
-from facemix_jax import cli, runs, sweep, sweep_runners, sweep_search
+from facemix_jax import cli, metrics, runs, sweep, sweep_runners, sweep_search
 from facemix_jax._validate import FacemixError, UsageError
 from facemix_jax.data import DataConfig
 from facemix_jax.runs import RunConfig
@@ -118,12 +118,12 @@ def test_intervals_hold_the_mean_at_their_rate():
     rng = np.random.default_rng(0)
     held = normal = 0
     for _ in range(2000):
-        mean, width = sweep.mean_interval(rng.normal(3, 2, 4).tolist())
+        mean, width = metrics.mean_interval(rng.normal(3, 2, 4).tolist())
         held += abs(mean - 3) < width
         normal += abs(mean - 3) < width * 1.959964 / 3.182446
     assert 0.935 < held / 2000 < 0.965
     assert normal / 2000 < 0.9, "the control"
-    assert sweep.mean_interval([0.5]) == (0.5, None)
+    assert metrics.mean_interval([0.5]) == (0.5, None)
 
 
 def test_a_grid_skips_what_is_done_and_summarises_over_seeds(tmp_path, monkeypatch, capsys):

@@ -1,0 +1,98 @@
+"""The sizes at which the paper's experiments run, from a smoke test to the paper's own."""
+
+import dataclasses
+from pathlib import Path
+from typing import Literal
+
+from facemix_jax.training import TrainConfig
+
+Name = Literal["smoke", "cpu", "gpu", "paper"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Scale:
+    """One size.
+
+    Attributes:
+        drawn: whether faces are drawn by the package, so that no files are needed.
+        image_size: height, width.
+        width: channels after the stem.
+        train_examples: training images; None for all.
+        test_examples: test images; None for all.
+        train: how networks are trained.
+        seeds: how many seeds are averaged.
+        attack_steps: of each learned attacker.
+        attack_images: test images that learned attackers are scored on, at most.
+    """
+
+    drawn: bool = False
+    image_size: tuple[int, int]
+    width: int
+    train_examples: int | None
+    test_examples: int | None
+    train: TrainConfig
+    seeds: int
+    attack_steps: int
+    attack_images: int
+
+
+_SHORT = TrainConfig(
+    num_epochs=8,
+    learning_rate=4e-3,
+    warmup_fraction=0.2,
+    adam_b2=0.99,
+    nesterov=True,
+    flip=False,
+)
+"""What little training makes the most of: docs/accuracy.md."""
+
+SCALES: dict[str, Scale] = {
+    "smoke": Scale(
+        drawn=True,
+        image_size=(80, 68),
+        width=8,
+        train_examples=256,
+        test_examples=64,
+        train=dataclasses.replace(_SHORT, num_epochs=1),
+        seeds=1,
+        attack_steps=3,
+        attack_images=64,
+    ),
+    "cpu": Scale(
+        image_size=(80, 68),
+        width=8,
+        train_examples=8192,
+        test_examples=2048,
+        train=_SHORT,
+        seeds=4,
+        attack_steps=300,
+        attack_images=2048,
+    ),
+    "gpu": Scale(
+        image_size=(109, 89),
+        width=64,
+        train_examples=None,
+        test_examples=None,
+        train=dataclasses.replace(_SHORT, num_epochs=12, batch_size=256, flip=True),
+        seeds=4,
+        attack_steps=1000,
+        attack_images=4096,
+    ),
+    "paper": Scale(
+        image_size=(218, 178),
+        width=64,
+        train_examples=None,
+        test_examples=None,
+        train=TrainConfig(num_epochs=100, batch_size=256),
+        seeds=4,
+        attack_steps=20000,
+        attack_images=19962,
+    ),
+}
+"""By name. ``paper`` is the paper's own as far as it says: image size, network, 100 epochs (600 on
+LFWA), weight decay, four seeds; its attackers' effort is a guess of ours."""
+
+
+def output(script: str, scale: str) -> Path:
+    """Where a script's results lie: results of one size are not mixed with another's."""
+    return Path(__file__).parent / "results" / f"{script}_{scale}.json"
