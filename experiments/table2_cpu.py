@@ -9,8 +9,7 @@ import jax
 import numpy as np
 import report
 import tyro
-from learned_attackers import Config as PeopleConfig
-from learned_attackers import people
+from measuring import people
 
 from facemix_jax import (
     _runtime,
@@ -135,10 +134,7 @@ def utility(run: Run) -> dict[str, float]:
 def attacked(run: Run, config: Config) -> dict[str, Any]:
     """Attributes and persons from single rows, and the fast attack on what is sent."""
     found = {}
-    named = people(
-        PeopleConfig(workdirs=(), identity_dir=config.identity_dir, cache_dir=config.cache_dir)
-    )
-    small = Resized(named, run.source.image_size)
+    small = people(config.identity_dir, config.cache_dir, run.source.image_size)
     for name, source in (("attributes", run.source), ("identity", small)):
         target = attacks.Target(
             model=run.model, defense=run.defense, variables=run.variables, source=source
