@@ -63,7 +63,9 @@ def main(config: Config) -> None:
         one_of(PARTS, part=part)
     scale = scales.SCALES[config.scale]
     longer = dataclasses.replace(scale.train, num_epochs=EPOCHS[config.scale])
-    scale = dataclasses.replace(scale, train=longer)
+    scale = dataclasses.replace(
+        scale, train=longer, train_examples=scale.train_examples if scale.drawn else None
+    )
     cells = report.Cells(
         config.output or scales.output("table3", config.scale),
         config,
