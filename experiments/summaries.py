@@ -1,5 +1,6 @@
 """Tables and charts of measured cells, with what the paper prints and what follows from both."""
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -53,10 +54,14 @@ def _points(own: str, plain: str) -> tuple[Value, ...]:
     return (Value(value=points, mark="paper"),)
 
 
+_edge_rows = functools.cache(costs_paper.resnet18_table)
+"""Takes seconds, and is asked for after every cell."""
+
+
 def edge_columns(row: str) -> tuple[tuple[Value, ...], tuple[Value, ...]]:
     """Edge parameters and MACs at the paper's size, as printed and derived."""
     names = {EDGE: EDGE} | {name: system.edge for name, system in SYSTEMS.items()}
-    for costed in costs_paper.resnet18_table():
+    for costed in _edge_rows():
         if costed.name == names.get(row):
             figures = costed.figures["parameters"], costed.figures["macs"]
             return tuple(  # type: ignore[return-value]
@@ -253,7 +258,7 @@ def figure4(
         ]
 
     by_size = [(float(m), name(m, 1)) for m in group_sizes]
-    macs = {row.name: row.figures["macs"].derived for row in costs_paper.resnet18_table()}
+    macs = {row.name: row.figures["macs"].derived for row in _edge_rows()}
     by_cut = [(float(macs[f"FaceMix, N_pre = {c}"] or 0) / 1e9, name(8, c)) for c in cuts]
     charts = [
         Chart(
