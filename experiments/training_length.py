@@ -74,7 +74,9 @@ def main(config: Config) -> None:
                 what = {"row": row, "part": f"{epochs} epochs", "seed": seed}
                 if not cells.has(**what):
                     run = measuring.trained(row, SYSTEMS[row], longer, place, seed)
-                    cells.add({**what, **measuring.utility(run, longer, place, seed)})
+                    found = measuring.utility(run, longer, place, seed)
+                    leak = measuring.separation(run, longer, place, seed)
+                    cells.add({**what, **found, "separation": leak})
     cells.save()
 
 
