@@ -313,7 +313,7 @@ def tables(cells: Sequence[Mapping[str, Any]]) -> list[results.ResultTable]:
             results.Column(name=name, format="fixed3", strongest=weak.get(name)) for name in names
         ]
         rows = []
-        for cell in cells:
+        for cell in sorted(cells, key=lambda cell: list(DEFENSES).index(cell["system"])):
             values = {name: of[score] for name, of in cell["scores"].items()}
             strongest = max(values[name] for name in ATTACKERS if name in values)
             listed = [*(values.get(name) for name in names), strongest, values.get(OWNER)]
