@@ -48,6 +48,9 @@ ATTACKERS = (PIX2PIX, RIDGE, ICA)
 MOST_IMAGES = 2048
 """Recorded at once, whatever the scale."""
 
+SIGN_IMAGES = 1024
+"""Own images from which the attacker learns what a face's sign is."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
@@ -257,21 +260,20 @@ def matched(groups: HostArray, truth: HostArray) -> Recovery:
 
 
 def separated(target: attacks.Target, recording: attacks.Recording, rng_key: RngKey) -> Recovery:
-    """Gradient ICA; a face is told from its negative by the mean of the attacker's own images."""
+    """Gradient ICA, and for the signs a regression that tells faces from their negatives."""
     mixtures = by_group(recording.view.mixtures, recording)
     sources = np.asarray(separation.separate(mixtures, rng_key=rng_key).sources)
-    mean = np.asarray(data.normalize(127.5 * (reconstruction.mean_face(target) + 1)))
-    flat = metrics.standardise(sources.reshape(-1, *mean.shape))
-    agreement = flat @ metrics.standardise(mean[None])[0]
-    signs = np.where(agreement < 0, np.float32(-1), np.float32(1))
+    signs = signs_of(target, sources.reshape(-1, *sources.shape[2:]))
     faces = sources * signs.reshape(*sources.shape[:2], 1, 1, 1)
     truth = np.asarray(truth_by_group(recording.activations, recording))
+    # By |correlation|, so that a face with the wrong sign still stands in its place.
     matches = [metrics.matched_correlation(f, t) for f, t in zip(faces, truth, strict=True)]
+    found = np.concatenate([f[match.permutation] for f, match in zip(faces, matches, strict=True)])
     floor = blind.recovery(mixtures, truth)
     owner = blind.recovery(truth_by_group(recording.owner_activations, recording), truth)
     right = np.mean([match.signs > 0 for match in matches])
     return Recovery(
-        matched(unit(faces), recording.images / np.float32(127.5) - 1).faces,
+        unit(found),
         {
             "correlation": float(np.mean([match.mean for match in matches])),
             "correlation_no_attack": float(floor.mean()),
@@ -279,6 +281,19 @@ def separated(target: attacks.Target, recording: attacks.Recording, rng_key: Rng
             "signs_right": float(right),
         },
     )
+
+
+def signs_of(target: attacks.Target, sources: HostArray) -> HostArray:
+    """Which of ``[B, H, W, 3]`` are faces (1) and which their negatives (-1), float32 ``[B]``.
+
+    Ridge regression on the attacker's own images and their negatives.
+    """
+    rows = target.source.splits[target.auxiliary_split][:SIGN_IMAGES]
+    own = np.asarray(data.normalize(target.source.images(rows))).reshape(len(rows), -1)
+    labels = np.ones((len(rows), 1), np.float32)
+    ridge = restoration.fit_ridge(np.concatenate([own, -own]), np.concatenate([labels, -labels]))
+    answers = ridge(sources.reshape(len(sources), -1))[:, 0]
+    return np.where(answers < 0, np.float32(-1), np.float32(1))
 
 
 def picture(shown: Mapping[str, Mapping[str, HostArray]], cells: Mapping[str, Any]) -> bytes:
