@@ -1,6 +1,7 @@
 """The paper's Figure 5: faces as they are, as they are sent, and as attackers draw them again."""
 
 import dataclasses
+import re
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -138,7 +139,8 @@ def main(config: Config) -> None:
     rows = drawn_rows(config, chosen, source)
     shown = {}
     for name in config.systems:
-        kept = config.pictures / f"{config.scale}-{name.split(',')[0].replace(' ', '_')}.npz"
+        label = "_".join(re.findall(r"\w+", name))
+        kept = config.pictures / f"{config.scale}-{label}.npz"
         if not (cells.has(system=name) and kept.exists()):
             began = time.perf_counter()
             target = build(name, config, chosen, source)

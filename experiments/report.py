@@ -16,6 +16,14 @@ from facemix_jax.provenance import provenance
 Summary = tuple[Sequence[results.ResultTable], Sequence[results.Chart]]
 
 
+def faces(data_dir: str | None, cache_dir: str | None, image_size: tuple[int, int]) -> data.Source:
+    """CelebA from its official files; drawn faces, a few, where there is no folder."""
+    if data_dir is not None:
+        return celeba(data_dir, cache_dir, image_size)
+    few = data.DataConfig(image_size=image_size, train_examples=256, test_examples=64)
+    return data.load_source(few)
+
+
 def celeba(data_dir: str, cache_dir: str | None, image_size: tuple[int, int]) -> data.Source:
     """CelebA from its official files."""
     return data.load_source(
