@@ -66,9 +66,9 @@ class Config:
 
     Run time: about a minute at ``smoke``; at ``cpu`` 5 to 10 seconds a cell on two quiet cores.
 
-    Expected: without noise, above .98 at every group size and down to four bits; rounding hides
-    nothing that noise does not, and up to noise of one standard deviation the owner gets hardly
-    more than the attacker.
+    Expected: without noise, above .98 at every group size, and down to four bits, which cost the
+    owner as much as the attacker. Noise costs both alike in pairs; from one standard deviation on
+    the key is worth something in larger groups.
 
     Attributes:
         data_dir: folder with the official CelebA files; not needed at ``smoke``.
