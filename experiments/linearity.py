@@ -5,15 +5,27 @@ import functools
 import json
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import tyro
+from scale import SCALES, data_config, output
 from scipy import stats
 
-from facemix_jax import _runtime, data, defenses, evaluation, linearity, mixing, models, runs
+from facemix_jax import (
+    _runtime,
+    data,
+    defenses,
+    evaluation,
+    fitting,
+    linearity,
+    mixing,
+    models,
+    runs,
+)
 from facemix_jax import commands_linearity as figures
 from facemix_jax._types import Array
+from facemix_jax.defenses import DefenseConfig
 from facemix_jax.linearity import precision, study
 from facemix_jax.models import ModelConfig
 from facemix_jax.provenance import provenance
@@ -25,7 +37,8 @@ class Config:
     """ResNet-18 of width 16 at 109x89, cut 1: the networks of ``experiments/accuracy_cpu.py``.
 
     Command: ``python experiments/linearity.py --data-dir PATH_TO_CELEBA``, after
-    ``experiments/accuracy_cpu.py``, whose work directories it reads.
+    ``experiments/accuracy_cpu.py``, whose work directories it reads; with ``--scale smoke`` tiny
+    networks are trained on drawn faces first, and nothing else is needed.
 
     Run time: about 2 minutes on two CPU cores.
 
@@ -34,23 +47,25 @@ class Config:
     ``docs/linearity.md``.
 
     Attributes:
-        data_dir: folder with the official CelebA files.
+        data_dir: folder with the official CelebA files; not needed at ``smoke``.
+        scale: ``cpu``, or ``smoke``, which takes the place of all sizes below.
         workdirs: folder with the trained runs ``plain-0``, ``facemix-0``, ``facemix-centred-0``.
         num_images: test images mixed in the error studies.
         num_keys: keys of each error.
         group_sizes: ``M`` at which accuracy is set against the error.
         seed: of keys and of the random network.
-        output: JSON file.
+        output: JSON file; None for the scale's in ``results``.
         figures: folder for figures and CSV tables; None for none.
     """
 
-    data_dir: str
+    data_dir: str | None = None
+    scale: Literal["smoke", "cpu"] = "cpu"
     workdirs: Path = Path("runs/accuracy_cpu")
     num_images: int = 64
     num_keys: int = 8
     group_sizes: tuple[int, ...] = (2, 8, 32)
     seed: int = 0
-    output: Path = Path(__file__).parent / "results" / "linearity.json"
+    output: Path | None = None
     figures: Path | None = None
 
 
@@ -60,9 +75,43 @@ SWEPT = ("plain", "facemix")
 """Networks whose error is also measured in four dtypes."""
 
 
+def at_scale(config: Config) -> Config:
+    """The configuration with the scale's sizes and places."""
+    if config.scale == "smoke":
+        return dataclasses.replace(
+            config,
+            data_dir=None,
+            workdirs=config.workdirs / "smoke",
+            num_images=16,
+            num_keys=1,
+            group_sizes=(2,),
+            output=config.output or output("linearity", "smoke"),
+        )
+    results = Path(__file__).parent / "results"
+    return dataclasses.replace(config, output=config.output or results / "linearity.json")
+
+
+def train_tiny(workdirs: Path) -> None:
+    """The three networks of ``TRAINED`` at the scale ``smoke``."""
+    small = SCALES["smoke"]
+    for name, folder in TRAINED.items():
+        defense = "none" if name == "plain" else "facemix"
+        wanted = runs.RunConfig(
+            data=data_config(small, None, None),
+            model=ModelConfig(width=small.width, centre="centred" in name),
+            defense=DefenseConfig(defense=defense, group_size=GROUP_SIZE),
+            train=small.train,
+        )
+        fitting.fit(wanted, workdirs / folder, show_progress=False)
+
+
 def main(config: Config) -> None:
     """Examines every network, sets error against accuracy, writes JSON."""
     began = time.perf_counter()
+    config = at_scale(config)
+    assert config.output is not None  # at_scale says where
+    if config.scale == "smoke":
+        train_tiny(config.workdirs)
     parts = {}
     for name, folder in TRAINED.items():
         part = runs.load(config.workdirs / folder, data_dir=config.data_dir)
@@ -83,7 +132,7 @@ def main(config: Config) -> None:
         "config": {
             k: v
             for k, v in dataclasses.asdict(config).items()
-            if k not in ("data_dir", "workdirs", "output", "figures")
+            if k not in ("data_dir", "workdirs", "output", "figures", "scale")
         },
         "group_size": GROUP_SIZE,
         "networks": networks,
@@ -92,6 +141,7 @@ def main(config: Config) -> None:
         "seconds": 0.0,
     }
     report["seconds"] = round(time.perf_counter() - began, 1)
+    config.output.parent.mkdir(parents=True, exist_ok=True)
     config.output.write_text(json.dumps(report, indent=1) + "\n")
 
 
@@ -201,9 +251,10 @@ def relation(networks: dict[str, Any]) -> dict[str, Any]:
 
 def fresh(config: Config, plain: Run) -> list[dict[str, Any]]:
     """Freshly drawn networks of several widths, cuts and norms, BatchNorm at its start values."""
+    smoke = config.scale == "smoke"
     variants = [
-        *(ModelConfig(width=width) for width in (4, 8, 32)),
-        *(ModelConfig(width=16, cut=cut) for cut in (0, 3, 5, 7, 9)),
+        *(ModelConfig(width=width) for width in ((4,) if smoke else (4, 8, 32))),
+        *(ModelConfig(width=16, cut=cut) for cut in ((9,) if smoke else (0, 3, 5, 7, 9))),
         ModelConfig(width=16, norm="none"),
     ]
     rows = []

@@ -8,11 +8,20 @@ from typing import Any
 
 from facemix_jax import attacks, data, results
 from facemix_jax._files import write_atomically
+from facemix_jax._types import Array, Variables
 from facemix_jax._validate import UsageError
 from facemix_jax.output import figure_dict
 from facemix_jax.provenance import provenance
 
 Summary = tuple[Sequence[results.ResultTable], Sequence[results.Chart]]
+
+
+def faces(data_dir: str | None, cache_dir: str | None, image_size: tuple[int, int]) -> data.Source:
+    """CelebA from its official files; drawn faces, a few, where there is no folder."""
+    if data_dir is not None:
+        return celeba(data_dir, cache_dir, image_size)
+    few = data.DataConfig(image_size=image_size, train_examples=256, test_examples=64)
+    return data.load_source(few)
 
 
 def celeba(data_dir: str, cache_dir: str | None, image_size: tuple[int, int]) -> data.Source:
@@ -22,6 +31,24 @@ def celeba(data_dir: str, cache_dir: str | None, image_size: tuple[int, int]) ->
             dataset="celeba", data_dir=data_dir, cache_dir=cache_dir, image_size=image_size
         )
     )
+
+
+def without_main(target: attacks.Target) -> attacks.Target:
+    """The same target for attacks that read only what is sent.
+
+    Main would be computed for nothing, and compiled anew for every defence.
+    """
+    model = target.model
+    main, post = model.main._replace(apply=_mean), model.post._replace(apply=_same)
+    return dataclasses.replace(target, model=model._replace(main=main, post=post))
+
+
+def _mean(variables: Variables, z: Array) -> Array:
+    return z.mean((1, 2))
+
+
+def _same(variables: Variables, x: Array) -> Array:
+    return x
 
 
 def options(config: Any) -> dict[str, Any]:
@@ -61,6 +88,9 @@ class Cells:
             begun with.
         summarize: makes tables and charts of all cells, after each.
 
+    Attributes:
+        cells: what there is so far.
+
     Raises:
         UsageError: the file was begun with other options.
     """
@@ -77,7 +107,7 @@ class Cells:
         self._output, self._options, self._summarize = output, options(config), summarize
         self._name = name or output.stem
         stored = json.loads(output.read_text()) if output.exists() else {}
-        self._cells: list[dict[str, Any]] = stored.get("cells", [])
+        self.cells: list[dict[str, Any]] = stored.get("cells", [])
         # As JSON has them: tuples are lists there.
         mine = json.loads(json.dumps(self._options))
         for option, value in stored.get("config", {}).items():
@@ -89,17 +119,17 @@ class Cells:
 
     def has(self, **what: Any) -> bool:
         """Whether there is a cell of this description."""
-        return any(what.items() <= cell.items() for cell in self._cells)
+        return any(what.items() <= cell.items() for cell in self.cells)
 
     def add(self, cell: dict[str, Any]) -> None:
         """Prints the cell and writes all of them."""
-        self._cells.append({**cell, "commit": provenance()["commit"]})
+        self.cells.append({**cell, "commit": provenance()["commit"]})
         print(json.dumps(cell), flush=True)
         self.save()
 
     def save(self) -> None:
         """Writes all cells and what they come to."""
-        tables, charts = self._summarize(self._cells)
+        tables, charts = self._summarize(self.cells)
         results.save(
             self._output,
             results.Results(
@@ -108,6 +138,6 @@ class Cells:
                 charts=tuple(charts),
                 provenance=provenance(),
                 config=self._options,
-                cells=self._cells,
+                cells=self.cells,
             ),
         )

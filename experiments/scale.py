@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Literal
 
+from facemix_jax.data import DataConfig
 from facemix_jax.training import TrainConfig
 
 Name = Literal["smoke", "cpu", "gpu", "paper"]
@@ -96,3 +97,24 @@ LFWA), weight decay, four seeds; its attackers' effort is a guess of ours."""
 def output(script: str, scale: str) -> Path:
     """Where a script's results lie: results of one size are not mixed with another's."""
     return Path(__file__).parent / "results" / f"{script}_{scale}.json"
+
+
+def data_config(chosen: Scale, data_dir: str | None, cache_dir: str | None) -> DataConfig:
+    """The images of a scale: CelebA's from its official files, or drawn ones.
+
+    Args:
+        chosen: the scale.
+        data_dir: folder with the official CelebA files; not read where faces are drawn.
+        cache_dir: folder for decoded images; None for the data set's default.
+
+    Raises:
+        UsageError: the scale needs real faces, and there is no folder.
+    """
+    return DataConfig(
+        dataset="synthetic" if chosen.drawn else "celeba",
+        data_dir=None if chosen.drawn or data_dir is None else str(Path(data_dir).absolute()),
+        cache_dir=None if chosen.drawn else cache_dir,
+        image_size=chosen.image_size,
+        train_examples=chosen.train_examples,
+        test_examples=chosen.test_examples,
+    )

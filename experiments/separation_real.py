@@ -4,15 +4,17 @@ import dataclasses
 import json
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
 import report
 import tyro
+from scale import SCALES, output
 
 from facemix_jax import _runtime, attacks, data, metrics, mixing, models
 from facemix_jax._types import Array, HostArray
+from facemix_jax._validate import UsageError
 from facemix_jax.provenance import provenance
 
 
@@ -20,7 +22,8 @@ from facemix_jax.provenance import provenance
 class Config:
     """Separates groups of CelebA test images at the image itself and after a random stem.
 
-    Command: ``python experiments/separation_real.py --data-dir PATH_TO_CELEBA``
+    Command: ``python experiments/separation_real.py --data-dir PATH_TO_CELEBA``; with ``--scale
+    smoke`` a few groups of drawn faces are separated, and no files are needed.
 
     Run time: about half a minute on two CPU cores (decoding 20,000 images once comes on top).
 
@@ -30,7 +33,8 @@ class Config:
     scikit-learn.
 
     Attributes:
-        data_dir: folder with the official CelebA files.
+        data_dir: folder with the official CelebA files; not needed at ``smoke``.
+        scale: ``cpu``, or ``smoke``, which takes the place of all sizes below.
         cache_dir: folder for decoded images; None for the data set's default.
         image_size: height, width.
         cuts: 0 mixes normalised pixels; 1 mixes after the stem of an untrained ResNet-18.
@@ -38,10 +42,11 @@ class Config:
         group_sizes: ``M``.
         num_groups: groups for each cut and ``M``; more where these hold under 256 images.
         seed: of images, keys, stem and the attack's starts.
-        output: JSON file.
+        output: JSON file; None for the scale's in ``results``.
     """
 
-    data_dir: str
+    data_dir: str | None = None
+    scale: Literal["smoke", "cpu"] = "cpu"
     cache_dir: str | None = None
     image_size: tuple[int, int] = (109, 89)
     cuts: tuple[int, ...] = (0, 1)
@@ -49,13 +54,34 @@ class Config:
     group_sizes: tuple[int, ...] = (2, 4, 8, 16, 32)
     num_groups: int = 32
     seed: int = 0
-    output: Path = Path(__file__).parent / "results" / "separation_real.json"
+    output: Path | None = None
+
+
+def at_scale(config: Config) -> Config:
+    """The configuration with the scale's sizes and place."""
+    if config.scale == "smoke":
+        small = SCALES["smoke"]
+        return dataclasses.replace(
+            config,
+            data_dir=None,
+            image_size=small.image_size,
+            width=small.width,
+            group_sizes=(2, 8),
+            num_groups=2,
+            output=config.output or output("separation_real", "smoke"),
+        )
+    if config.data_dir is None:
+        raise UsageError("The scale 'cpu' needs --data-dir, CelebA's folder. Or use 'smoke'.")
+    results = Path(__file__).parent / "results"
+    return dataclasses.replace(config, output=config.output or results / "separation_real.json")
 
 
 def main(config: Config) -> None:
     """Runs every cut and group size, writes JSON."""
     began = time.perf_counter()
-    source = report.celeba(config.data_dir, config.cache_dir, config.image_size)
+    config = at_scale(config)
+    assert config.output is not None  # at_scale says where
+    source = report.faces(config.data_dir, config.cache_dir, config.image_size)
     order = np.random.default_rng(config.seed).permutation(source.splits["test"])
     results = []
     for cut in config.cuts:
@@ -66,7 +92,8 @@ def main(config: Config) -> None:
         pre = jax.jit(lambda x, model=model, variables=variables: model.pre(variables, x))
         for group_size in config.group_sizes:
             num_images = group_size * max(config.num_groups, 256 // group_size)
-            chunks = np.array_split(order[:num_images], num_images // 64)
+            chosen = order[:num_images]
+            chunks = np.array_split(chosen, max(1, len(chosen) // 64))
             images = [pre(data.normalize(source.images(chunk))) for chunk in chunks]
             result = attack(np.concatenate(images), group_size, config.seed)
             results.append({"cut": cut, "group_size": group_size, **result})

@@ -1,0 +1,221 @@
+"""How submissions to a challenge are read and scored; ``challenge.py`` is the program."""
+
+import dataclasses
+import io
+import json
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+import report
+
+from facemix_jax import metrics, mixing
+from facemix_jax._files import sha256
+from facemix_jax._types import HostArray
+from facemix_jax._validate import DataError, UsageError
+
+VERSION = 1
+ABOUT, MIXTURES, NETWORK, KNOWN, RULES = (
+    "challenge.json",
+    "mixtures.npz",
+    "network.npz",
+    "known.npz",
+    "README.md",
+)
+SUBMITTED = "recovered"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Score:
+    """Scores a submission against the hidden truth.
+
+    Command: ``python experiments/challenge.py score --public CHALLENGE --private HIDDEN.npz
+    --submission MINE.npz``
+
+    Run time: a few seconds.
+
+    Expected: a random submission at ``chance``, the mixtures themselves at ``no attack``.
+
+    Attributes:
+        public: folder of the challenge.
+        private: file with the hidden truth, as ``make`` wrote it.
+        submission: NPZ file with one float array ``recovered``, shaped as the mixtures, rows in
+            any order and with any sign.
+        output: JSON file for the scores; None prints them only.
+    """
+
+    public: Path
+    private: Path
+    submission: Path
+    output: Path | None = None
+
+
+class Secrets(NamedTuple):
+    """What ``make`` draws from the operating system's entropy, as arrays.
+
+    Attributes:
+        people: uint32 ``[B, 2]``, JAX key data of each person.
+        pictures: uint32 ``[B, 2]``, likewise of each picture.
+        noise: uint32 ``[2]``, likewise of the noise.
+        matrix: float32 ``[G, M, M]``.
+        order: int32 ``[R]``.
+        nonce: uint8 ``[32]``: without it, a guess at the truth could be checked against the
+            commitment.
+    """
+
+    people: HostArray
+    pictures: HostArray
+    noise: HostArray
+    matrix: HostArray
+    order: HostArray
+    nonce: HostArray
+
+
+class Scores(NamedTuple):
+    """How much of the truth a submission holds, whatever its order and signs.
+
+    Attributes:
+        correlation: mean matched |correlation| of rows.
+        recovered: share of rows at 0.9 or more.
+        squared_error: of matched rows with their best sign, over the variance within true rows;
+            0 is perfect, 1 what the mean of each row alone would give.
+    """
+
+    correlation: float
+    recovered: float
+    squared_error: float
+
+
+def score(config: Score) -> dict[str, Any]:
+    """Scores of the submission, beside chance, no attack and the owner; prints and writes them."""
+    about, sent = read_public(config.public)
+    hidden = read_private(config.private, about)
+    truth = hidden["truth"]
+    mine = read_submission(config.submission, truth.shape)
+    with np.load(config.public / KNOWN) as known:
+        mean = known["activations"].mean(0)
+    drawn = Secrets(**{name: hidden[name] for name in Secrets._fields})
+    rng = np.random.default_rng(0)
+    others = {
+        "chance": rng.standard_normal(truth.shape),
+        "mean of known activations": np.broadcast_to(mean, truth.shape),
+        "no attack": sent,
+        "owner": np.asarray(mixing.unmix(keys_of(drawn), jnp.asarray(sent))),
+    }
+    found = {"submission": mine, **others}
+    scores = {name: rounded(scores_of(rows, truth)) for name, rows in found.items()}
+    answer = {"commitment": about["commitment"], "rows": len(truth), "scores": scores}
+    print(json.dumps(answer, indent=1))
+    if config.output is not None:
+        report.write(config.output, answer)
+    return answer
+
+
+def scores_of(recovered: HostArray, truth: HostArray) -> Scores:
+    """Compares rows ``[R, ...]`` in any order and with any sign; both finite and shaped alike."""
+    match = metrics.matched_correlation(recovered, truth)
+    signs = np.where(match.signs < 0, -1.0, 1.0).reshape(-1, *(1,) * (truth.ndim - 1))
+    rows = np.asarray(recovered, np.float64)[match.permutation] * signs
+    wide = np.asarray(truth, np.float64)
+    spread = wide - wide.mean(tuple(range(1, wide.ndim)), keepdims=True)
+    return Scores(
+        correlation=match.mean,
+        recovered=float((match.per_source >= 0.9).mean()),
+        squared_error=float(((rows - wide) ** 2).sum() / (spread**2).sum()),
+    )
+
+
+def rounded(scores: Scores) -> dict[str, float]:
+    """Ready for JSON."""
+    return {name: round(value, 4) for name, value in scores._asdict().items()}
+
+
+def keys_of(drawn: Secrets) -> mixing.MixKey:
+    """The mix key."""
+    matrix = jnp.asarray(drawn.matrix)
+    return mixing.MixKey(matrix=matrix, inverse=matrix.mT, order=jnp.asarray(drawn.order))
+
+
+def read_public(public: Path) -> tuple[dict[str, Any], HostArray]:
+    """``challenge.json`` and the mixtures.
+
+    Raises:
+        UsageError: the folder is no challenge.
+        DataError: a file of it was changed.
+    """
+    try:
+        about = json.loads((public / ABOUT).read_text())
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            f"{public} is no challenge: {error}. Name the folder that 'make' wrote."
+        ) from error
+    for name, digest in about["files"].items():
+        if not (public / name).exists() or sha256(public / name) != digest:
+            raise DataError(
+                f"{public / name} is missing, or not the file that was published. Copy the "
+                f"challenge again."
+            )
+    with np.load(public / MIXTURES) as stored:
+        return about, stored["mixtures"]
+
+
+def read_private(private: Path, about: Mapping[str, Any]) -> dict[str, HostArray]:
+    """The hidden arrays.
+
+    Raises:
+        UsageError: the file is missing, or not the one that the challenge is committed to.
+    """
+    if not private.exists() or sha256(private) != about["commitment"]:
+        raise UsageError(
+            f"{private} is not the hidden truth of this challenge: its SHA-256 is not the "
+            f"published commitment. Name the file that 'make' wrote with this folder."
+        )
+    with np.load(private) as stored:
+        return {name: stored[name] for name in stored.files}
+
+
+def read_submission(path: Path, shape: tuple[int, ...]) -> HostArray:
+    """The rows of a submission from somebody who is not trusted, float64 of ``shape``.
+
+    Raises:
+        UsageError: it is no NPZ file of one finite float array ``recovered`` of that shape.
+    """
+
+    def refused(what: str) -> UsageError:
+        return UsageError(
+            f"{path} {what}. Submit an NPZ file with one array {SUBMITTED!r}, float, of shape "
+            f"{list(shape)}: numpy.savez(path, {SUBMITTED}=rows)."
+        )
+
+    wanted = f"{SUBMITTED}.npy"
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if archive.namelist() != [wanted]:
+                raise refused(f"holds {archive.namelist()[:4]}, not {wanted} alone")
+            size = archive.getinfo(wanted).file_size
+            # Looked at before anything is unpacked.
+            if size > 8 * int(np.prod(shape)) + 4096:
+                raise refused(f"holds {size} bytes, more than float64 of that shape takes")
+        with np.load(path, allow_pickle=False) as stored:
+            rows = stored[SUBMITTED]
+    except (OSError, zipfile.BadZipFile, ValueError, EOFError) as error:
+        if isinstance(error, UsageError):
+            raise
+        raise refused(f"cannot be read: {error}") from error
+    if rows.dtype.kind != "f":
+        raise refused(f"holds {rows.dtype}")
+    if rows.shape != shape:
+        raise refused(f"holds shape {list(rows.shape)}")
+    if not np.isfinite(rows).all():
+        raise refused("holds NaN or infinite numbers")
+    return rows.astype(np.float64)
+
+
+def npz(**arrays: Any) -> bytes:
+    """An NPZ file: arrays only, nothing pickled."""
+    file = io.BytesIO()
+    np.savez(file, allow_pickle=False, **{name: np.asarray(x) for name, x in arrays.items()})
+    return file.getvalue()

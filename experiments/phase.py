@@ -1,0 +1,404 @@
+"""Where separation succeeds: group size, noise and bits on the wire, with accuracy beside it."""
+
+import dataclasses
+import io
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import report
+import tyro
+from matplotlib.figure import Figure
+from scale import SCALES, Name, data_config, output
+
+from facemix_jax import (
+    _runtime,
+    attacks,
+    data,
+    defenses,
+    fitting,
+    inference,
+    metrics,
+    results,
+    runs,
+)
+from facemix_jax._files import write_atomically
+from facemix_jax._types import Array, HostArray, RngKey
+from facemix_jax._validate import positive
+from facemix_jax.attacks import robust, separation
+from facemix_jax.defenses import Defense, DefenseConfig
+from facemix_jax.models import ModelConfig
+from facemix_jax.results import Chart, Column, Curve, ResultTable, Row
+
+LEVELS: dict[str, int | None] = {"float32": None, "bfloat16": None, "int8": 127, "int4": 7}
+"""Largest integer sent. int8 is the wire's own; int4 follows the same rule, and is not on it."""
+
+ATTACKS = {attack.name: attack for attack in (separation.GRADIENT_ICA, robust.ROBUST)}
+
+
+class Grid(NamedTuple):
+    """What is combined.
+
+    Attributes:
+        group_sizes: ``M``.
+        noises: standard deviations of the noise, over that of the mixtures.
+        wires: of ``LEVELS``.
+    """
+
+    group_sizes: tuple[int, ...] = (2, 4, 8, 16, 32)
+    noises: tuple[float, ...] = (0.0, 0.25, 0.5, 1.0, 2.0)
+    wires: tuple[str, ...] = tuple(LEVELS)
+
+
+SMOKE = Grid((2, 8), (0.0, 1.0), ("float32", "int4"))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """Separation against mixtures that were noised and rounded, on a trained network's activations.
+
+    Command: ``python experiments/phase.py --data-dir CELEBA --workdir RUN``; with ``--scale smoke``
+    faces are drawn, and no files are needed. A cell that the JSON file holds is not run again.
+
+    Run time: about a minute at ``smoke``; at ``cpu`` 5 to 10 seconds a cell on two quiet cores.
+
+    Expected: without noise, above .98 at every group size, and down to four bits, which cost the
+    owner as much as the attacker. Noise costs both alike in pairs; from one standard deviation on
+    the key is worth something in larger groups.
+
+    Attributes:
+        data_dir: folder with the official CelebA files; not needed at ``smoke``.
+        cache_dir: folder for decoded images; None for the data set's default.
+        scale: size of a network that is trained here, of its images, and how many seeds there are.
+        workdir: of a FaceMix run whose network is attacked; None trains one, in ``workdirs``.
+        workdirs: folder for it, and for the picture.
+        group_sizes: ``M``; None for the scale's.
+        noises: standard deviations of the noise, over that of the mixtures; None for the scale's.
+        wires: how mixtures are rounded; None for the scale's.
+        seeds: of images, secrets and attacks, from 0 on; None for the scale's number.
+        images: attacked, in whole groups.
+        scored: test images for accuracy, at most.
+        output: JSON file; None for the scale's in ``results``.
+    """
+
+    data_dir: str | None = None
+    cache_dir: str | None = None
+    scale: Name = "cpu"
+    workdir: Path | None = None
+    workdirs: Path = Path("runs/phase")
+    group_sizes: tuple[int, ...] | None = None
+    noises: tuple[float, ...] | None = None
+    wires: tuple[str, ...] | None = None
+    seeds: int | None = None
+    images: int = 128
+    scored: int = 1024
+    output: Path | None = None
+
+    def __post_init__(self) -> None:
+        """Checks the sizes."""
+        positive(images=self.images, scored=self.scored)
+
+    @property
+    def grid(self) -> Grid:
+        """What is combined, as far as the options do not say."""
+        base = SMOKE if self.scale == "smoke" else Grid()
+        return Grid(
+            self.group_sizes or base.group_sizes,
+            self.noises or base.noises,
+            self.wires or base.wires,
+        )
+
+
+def main(config: Config) -> None:
+    """Runs the cells that are missing, then draws the picture."""
+    run = network(config)
+    seeds = range(config.seeds or SCALES[config.scale].seeds)
+    cells = report.Cells(
+        config.output or output("phase", config.scale),
+        config,
+        name=f"phase, {config.scale}",
+        chooses=("group_sizes", "noises", "wires", "seeds"),
+        summarize=summarize,
+    )
+    scored = Scored(run, config.scored)
+    for seed in seeds:
+        for group_size in config.grid.group_sizes:
+            for noise in config.grid.noises:
+                for wire in config.grid.wires:
+                    what = {"group_size": group_size, "noise": noise, "wire": wire, "seed": seed}
+                    if cells.has(**what):
+                        continue
+                    began = time.perf_counter()
+                    defense = sent_as(group_size, noise, wire)
+                    found = {**attacked(run, defense, config, seed), **scored(defense, seed)}
+                    cells.add({**what, **found, "seconds": round(time.perf_counter() - began, 1)})
+    cells.save()
+    path = config.workdirs / f"phase_{config.scale}.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, picture(cells.cells))
+    print(path)
+
+
+def network(config: Config) -> runs.Run:
+    """The run that is given, or FaceMix (M = 8, cut 1) trained at the scale."""
+    if config.workdir is not None:
+        return runs.load(config.workdir, data_dir=config.data_dir)
+    chosen = SCALES[config.scale]
+    wanted = runs.RunConfig(
+        data=data_config(chosen, config.data_dir, config.cache_dir),
+        model=ModelConfig(width=chosen.width),
+        defense=DefenseConfig(group_size=8),
+        train=chosen.train,
+    )
+    workdir = config.workdirs / f"facemix-{config.scale}"
+    fitting.fit(wanted, workdir, show_progress=False)
+    return runs.load(workdir)
+
+
+def sent_as(group_size: int, noise: float, wire: str) -> Defense:
+    """FaceMix, then noise, then rounding."""
+    defense = defenses.facemix(group_size=group_size)
+    if noise:
+        defense = defenses.with_noise(defense, noise)
+    protect = defense.protect
+    return defense._replace(protect=lambda secret, z: rounded(protect(secret, z), wire))
+
+
+def rounded(x: Array, wire: str) -> Array:
+    """What arrives of ``x`` float32 ``[B, H, W, C]``, as ``serving.wire`` rounds it.
+
+    Integers have one scale for each row and channel, which maps the largest value to the largest
+    integer.
+
+    Args:
+        x: what is sent.
+        wire: one of ``LEVELS``.
+    """
+    levels = LEVELS[wire]
+    if wire == "float32":
+        return x
+    if levels is None:
+        return x.astype(wire).astype(jnp.float32)
+    scale = jnp.abs(x).max((1, 2), keepdims=True) / levels
+    return scale * jnp.clip(jnp.rint(x / jnp.where(scale > 0, scale, 1)), -levels, levels)
+
+
+def attacked(run: runs.Run, defense: Defense, config: Config, seed: int) -> dict[str, Any]:
+    """Mean matched |correlation| of both attacks, beside no attack and the owner."""
+    target = report.without_main(
+        attacks.Target(model=run.model, defense=defense, variables=run.variables, source=run.source)
+    )
+    record_key, attack_key = jax.random.split(jax.random.key(seed))
+    rows = np.random.default_rng(seed).permutation(run.source.splits["test"])
+    count = min(config.images, len(rows)) // defense.group_size * defense.group_size
+    recording = attacks.record(target, rows[:count], rng_key=record_key)
+    effort = attacks.AttackConfig()
+    figures = {
+        name: attack.run(target, recording, attack_key, effort).figures[0]
+        for name, attack in ATTACKS.items()
+    }
+    strongest = max(figures.values(), key=lambda figure: figure.value)
+    return {
+        "attackers": {name: round(figure.value, 4) for name, figure in figures.items()},
+        "strongest": round(strongest.value, 4),
+        "floor": round(strongest.floor, 4),
+        "owner": round(strongest.owner, 4),
+        "key_advantage": round(strongest.key_advantage, 4),
+    }
+
+
+class Scored:
+    """Accuracy through any defence; main is compiled once for all of them.
+
+    Args:
+        run: the network.
+        images: of the test split, at most.
+    """
+
+    def __init__(self, run: runs.Run, images: int) -> None:
+        self._run = run
+        self._apply = jax.jit(run.model.main.apply)
+        rows = run.source.splits["test"][:images]
+        rows = rows[: len(rows) // 64 * 64] if len(rows) > 64 else rows
+        self._labels = run.source.attributes[rows]
+        pre = jax.jit(run.model.pre.apply)
+        self._activations = [
+            pre(run.variables["pre"], data.normalize(run.source.images(some)))
+            for some in np.array_split(rows, max(1, len(rows) // 64))
+        ]
+
+    def __call__(self, defense: Defense, seed: int) -> dict[str, float]:
+        """Accuracy and balanced accuracy with fresh secrets for every 64 images."""
+        main = inference.main_variables(self._run.variables, defense)
+        logits = [
+            self._answer(defense, main, jax.random.key(2**16 * seed + index), part)
+            for index, part in enumerate(self._activations)
+        ]
+        counts = metrics.attribute_counts(np.concatenate(logits), self._labels)
+        of_class = counts.sum(2)
+        return {
+            "accuracy": round(float(metrics.accuracy(counts).mean()), 4),
+            "balanced_accuracy": round(float(metrics.balanced_accuracy(counts).mean()), 4),
+            "majority_accuracy": round(float((of_class.max(1) / of_class.sum(1)).mean()), 4),
+        }
+
+    def _answer(self, defense: Defense, main: Any, rng_key: RngKey, part: Array) -> HostArray:
+        secret = defense.init(rng_key, len(part), False)
+        features = defense.recover(secret, self._apply(main, defense.protect(secret, part)))
+        return np.asarray(self._run.model.post(self._run.variables["post"], features))
+
+
+def averaged(
+    cells: Sequence[Mapping[str, Any]], group_size: int, noise: float, wire: str, name: str
+) -> results.Value | None:
+    """One value over the seeds that are there."""
+    wanted = {"group_size": group_size, "noise": noise, "wire": wire}
+    values = [cell[name] for cell in cells if wanted.items() <= cell.items()]
+    return results.mean_over_seeds(values) if values else None
+
+
+def axes_of(cells: Sequence[Mapping[str, Any]]) -> Grid:
+    """Every value that occurs."""
+    return Grid(
+        tuple(sorted({cell["group_size"] for cell in cells})),
+        tuple(sorted({cell["noise"] for cell in cells})),
+        tuple(wire for wire in LEVELS if wire in {cell["wire"] for cell in cells}),
+    )
+
+
+def summarize(cells: list[dict[str, Any]]) -> report.Summary:
+    """A table and a chart for each way to round."""
+    flat = [{**cell, **cell["attackers"]} for cell in cells]
+    grid = axes_of(flat)
+    columns = (
+        Column(name="gradient ICA", format="fixed3", strongest="strongest"),
+        Column(name="strongest", format="fixed3"),
+        Column(name="no attack", format="fixed3"),
+        Column(name="owner", format="fixed3"),
+        Column(name="key advantage", format="fixed3"),
+        Column(name="accuracy", format="percent"),
+        Column(name="balanced accuracy", format="percent"),
+    )
+    fields = ("gradient_ica", "strongest", "floor", "owner", "key_advantage", "accuracy")
+    tables, charts = [], []
+    for wire in grid.wires:
+        rows = []
+        for size in grid.group_sizes:
+            for noise in grid.noises:
+                values = [
+                    averaged(flat, size, noise, wire, name)
+                    for name in (*fields, "balanced_accuracy")
+                ]
+                listed = tuple(() if value is None else (value,) for value in values)
+                rows.append(Row(label=f"M = {size}, noise {noise:g}", cells=listed))
+        tables.append(
+            ResultTable(
+                title=f"Mixtures sent as {wire}: mean matched |correlation|, and accuracy",
+                columns=columns,
+                rows=tuple(rows),
+                note="The stronger of gradient ICA and robust in each cell. Noise in standard "
+                "deviations of the mixtures. One network, trained with FaceMix without noise, "
+                "answers at every group size; it was not trained for the others.",
+            )
+        )
+        curves = []
+        for size in grid.group_sizes:
+            for label, name in (("attacker", "strongest"), ("owner", "owner")):
+                found = [
+                    (noise, value)
+                    for noise in grid.noises
+                    if (value := averaged(flat, size, noise, wire, name)) is not None
+                ]
+                curves.append(
+                    Curve(
+                        label=f"M = {size}, {label}",
+                        mark="measured",
+                        x=tuple(noise for noise, _ in found),
+                        y=tuple(float(value.value) for _, value in found),
+                        half_widths=tuple(value.half_width for _, value in found),
+                    )
+                )
+        charts.append(
+            Chart(
+                title=f"Strongest separation and owner, sent as {wire}",
+                x_label="noise, standard deviations of the mixtures",
+                y_label="mean matched |correlation|",
+                curves=tuple(curves),
+            )
+        )
+    return tables, charts
+
+
+def surface(cells: Sequence[Mapping[str, Any]], grid: Grid, wire: str, name: str) -> HostArray:
+    """Means over seeds, float ``[group sizes, noises]``; NaN where a cell is missing."""
+    values = [
+        [averaged(cells, size, noise, wire, name) for noise in grid.noises]
+        for size in grid.group_sizes
+    ]
+    return np.array([[np.nan if v is None else float(v.value) for v in row] for row in values])
+
+
+def picture(cells: Sequence[Mapping[str, Any]]) -> bytes:
+    """A PNG of heat maps over group size and noise, with lines of equal accuracy.
+
+    A column for each way to round; above what the strongest attack recovers, below what the key
+    is worth.
+    """
+    grid = axes_of(cells)
+    shape = len(grid.group_sizes), len(grid.noises)
+    figure = Figure(
+        figsize=(3 + len(grid.wires) * max(1.6, 0.55 * shape[1]), 2.2 + max(3.2, 1.1 * shape[0])),
+        dpi=130,
+        layout="constrained",
+    )
+    panels = figure.subplots(2, len(grid.wires), squeeze=False, sharex=True, sharey=True)
+    lines = levels([surface(cells, grid, wire, "accuracy") for wire in grid.wires])
+    shown = (
+        ("strongest", "strongest attack", "magma", 0.0, 1.0),
+        ("key_advantage", "key advantage", "viridis", 0.0, 0.3),
+    )
+    for panel_row, (name, label, colours, low, high) in zip(panels, shown, strict=True):
+        for axes, wire in zip(panel_row, grid.wires, strict=True):
+            values = surface(cells, grid, wire, name)
+            image = axes.imshow(values, cmap=colours, vmin=low, vmax=high, aspect="auto")
+            for i, j in zip(*np.nonzero(np.isfinite(values)), strict=True):
+                dark = values[i, j] < low + 0.6 * (high - low)
+                text = f"{values[i, j]:.2f}"
+                colour = "white" if dark else "black"
+                axes.text(j, i, text, ha="center", va="center", color=colour, fontsize=8)
+            accuracy = surface(cells, grid, wire, "accuracy")
+            if min(shape) > 1 and np.isfinite(accuracy).all() and len(lines):
+                drawn = axes.contour(accuracy, levels=lines, colors="deepskyblue", linewidths=1.2)
+                axes.clabel(drawn, fmt=lambda x: f"{x:.1%}", fontsize=8)
+            axes.set_xticks(range(shape[1]), [f"{noise:g}" for noise in grid.noises])
+            axes.set_yticks(range(shape[0]), [str(size) for size in grid.group_sizes])
+        figure.colorbar(image, ax=list(panel_row), label=label)
+    for axes, wire in zip(panels[0], grid.wires, strict=True):
+        axes.set_title(f"sent as {wire}")
+    for axes in panels[:, 0]:
+        axes.set_ylabel("group size M")
+    for axes in panels[1]:
+        axes.set_xlabel("noise / std")
+    figure.suptitle("Mean matched |correlation|; blue: accuracy of the answers")
+    file = io.BytesIO()
+    figure.savefig(file, format="png")
+    return file.getvalue()
+
+
+def levels(surfaces: Sequence[HostArray]) -> HostArray:
+    """Up to five round accuracies between the smallest and the largest that occur."""
+    values = np.concatenate([surface.ravel() for surface in surfaces])
+    values = values[np.isfinite(values)]
+    if not values.size or np.ptp(values) < 1e-3:
+        return np.empty(0)
+    step = next(s for s in (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2) if np.ptp(values) / s <= 5)
+    return np.arange(np.ceil(values.min() / step), np.floor(values.max() / step) + 1) * step
+
+
+if __name__ == "__main__":
+    _runtime.configure()
+    main(tyro.cli(Config))
