@@ -21,17 +21,20 @@ _INK = {"light": ("#1f1f1f", "#ffffff"), "dark": ("#e3e3e3", "none")}
 _STYLES = {"measured": ("-", "full"), "paper": ("--", "none"), "derived": (":", "full")}
 """Line and filling of the markers, by mark; curves of one label share a colour."""
 
-_MARKERS = "osD^vP*X"
-_FEW = 40
+_MARKERS = "osD^vP*"
+"""Fewer than colours by one, so that the pairs of both last long."""
+
+_FEW = 12
 """Points up to which each has its marker and error bar; beyond, intervals are bands."""
 
 
 class Drawn(NamedTuple):
-    """A chart as files: for papers and light pages, and for dark pages."""
+    """A chart as two files, and as two SVGs without its title for light and for dark pages."""
 
     svg: bytes
-    dark_svg: bytes
     png: bytes
+    light: bytes
+    dark: bytes
 
 
 def draw(chart: Chart) -> Drawn:
@@ -40,8 +43,9 @@ def draw(chart: Chart) -> Drawn:
     What is measured has solid lines and full markers, what the paper prints dashed lines and
     hollow markers, what is derived dotted lines; the legend says so, too.
     """
-    light, dark = (_figure(chart, theme) for theme in ("light", "dark"))
-    return Drawn(_svg(light, chart), _svg(dark, chart), _png(light))
+    titled = _figure(chart, "light", titled=True)
+    pages = (_svg(_figure(chart, theme), chart) for theme in ("light", "dark"))
+    return Drawn(_svg(titled, chart), _png(titled), *pages)
 
 
 def describe(chart: Chart) -> str:
@@ -50,10 +54,11 @@ def describe(chart: Chart) -> str:
     return f"{chart.title}. {chart.y_label} over {chart.x_label}: {labels}"
 
 
-def _figure(chart: Chart, theme: str) -> Any:
+def _figure(chart: Chart, theme: str, *, titled: bool = False) -> Any:
     ink, ground = _INK[theme]
+    lines_below = sum(1 + _label(curve).count("\n") for curve in chart.curves)
     # Small, so that letters stay readable where a phone shrinks it.
-    figure, axes = _axes(5.6, 3.5 + 0.21 * len(chart.curves))
+    figure, axes = _axes(5, 3.1 + 0.2 * lines_below)
     figure.set_facecolor(ground)
     axes.set_facecolor("none")
     labels = list(dict.fromkeys(curve.label for curve in chart.curves))
@@ -65,9 +70,10 @@ def _figure(chart: Chart, theme: str) -> Any:
         axes.set_xticks(places, [f"{x:g}" for x in places])
         axes.minorticks_off()
     # A dollar sign is one, and no formula.
-    axes.set_xlabel(_wrapped(chart.x_label, 62), parse_math=False)
-    axes.set_ylabel(_wrapped(chart.y_label, 44), parse_math=False)
-    axes.set_title(_wrapped(chart.title, 62), fontsize=10.5, parse_math=False)
+    axes.set_xlabel(_wrapped(chart.x_label, 55), parse_math=False)
+    axes.set_ylabel(_wrapped(chart.y_label, 38), parse_math=False)
+    if titled:
+        axes.set_title(_wrapped(chart.title, 55), fontsize=10.5, parse_math=False)
     axes.grid(alpha=0.25, color=ink)
     legend = figure.legend(loc="outside lower center", fontsize=8.5, frameon=False)
     texts = [axes.title, axes.xaxis.label, axes.yaxis.label, *legend.get_texts()]
@@ -90,10 +96,11 @@ def _plot(axes: Any, curve: Curve, index: int, theme: str, *, connected: bool) -
     style = {
         "color": colours[index % len(colours)],
         "linestyle": line if connected else "none",
-        "marker": _MARKERS[index % len(_MARKERS)] if few or not connected else "none",
+        "marker": _MARKERS[index % len(_MARKERS)],
+        "markevery": 1 if few or not connected else len(curve.x) // 6,
         "markersize": 5,
         "fillstyle": fill,
-        "label": f"{curve.label} ({curve.mark})",
+        "label": _label(curve),
     }
     if known and few:
         axes.errorbar(curve.x, curve.y, yerr=widths, capsize=3, **style)
@@ -102,6 +109,10 @@ def _plot(axes: Any, curve: Curve, index: int, theme: str, *, connected: bool) -
     if known:
         y, colour = np.asarray(curve.y), style["color"]
         axes.fill_between(curve.x, y - widths, y + widths, color=colour, alpha=0.2, linewidth=0)
+
+
+def _label(curve: Curve) -> str:
+    return _wrapped(f"{curve.label} ({curve.mark})", 58)
 
 
 def _wrapped(text: str, width: int) -> str:

@@ -70,24 +70,33 @@ def origin(value: Value) -> str:
 def remarks(table: ResultTable) -> list[str]:
     """What belongs below a table: its note, and which columns show weak attackers."""
     weak = [
-        f"{column.name}: a {WEAK}; the strongest stands in {column.strongest}."
+        f"'{column.name}' shows a {WEAK}; the strongest stands in '{column.strongest}'."
         for column in table.columns
         if column.strongest is not None
     ]
-    return [*([table.note] if table.note else []), *weak]
+    return [line for line in (table.note, " ".join(weak)) if line]
+
+
+def lines(table: ResultTable) -> list[list[str]]:
+    """Each row's label and cells in words, every value with its mark."""
+    return [
+        [
+            label,
+            *(
+                "; ".join(f"{text} [{mark}]" if mark else text for text, mark, _ in cell)
+                for cell in cells
+            ),
+        ]
+        for label, cells in _filled(table)
+    ]
 
 
 def markdown(table: ResultTable) -> str:
     """A table for GitHub and most other readers, with its title above and remarks below."""
-    header = ["", *(_escape_markdown(column.name) for column in table.columns)]
-    lines = [header, ["---", *["---:"] * len(table.columns)]]
-    for label, cells in _filled(table):
-        shown = (
-            "; ".join(f"{text} [{mark}]" if mark else text for text, mark, _ in cell)
-            for cell in cells
-        )
-        lines.append([_escape_markdown(cell) for cell in (label, *shown)])
-    body = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    header = ["", *(column.name for column in table.columns)]
+    rows = [[_escape_markdown(cell) for cell in line] for line in [header, *lines(table)]]
+    rows.insert(1, ["---", *["---:"] * len(table.columns)])
+    body = "\n".join(f"| {' | '.join(row)} |" for row in rows)
     below = (_escape_markdown(remark) for remark in remarks(table))
     return "\n\n".join([f"**{_escape_markdown(table.title)}**", body, *below]) + "\n"
 
@@ -100,10 +109,10 @@ def latex(table: ResultTable, *, label: str = "") -> str:
         label: for ``\ref``; none where empty.
     """
     heads = " & ".join(rf"\textbf{{{_escape_latex(column.name)}}}" for column in table.columns)
-    lines = []
+    rows = []
     for name, cells in _filled(table):
         shown = (" / ".join(map(_latex_value, cell)) for cell in cells)
-        lines.append(" & ".join([_escape_latex(name), *shown]) + r" \\")
+        rows.append(" & ".join([_escape_latex(name), *shown]) + r" \\")
     used = [mark for mark in MARKS if any(v.mark == mark for v in _values(table))]
     legend = "; ".join(f"$^{{{mark[0]}}}$ {_escape_latex(MEANING[mark])}" for mark in used)
     below = [*map(_escape_latex, remarks(table)), *([f"{legend}."] if legend else [])]
@@ -119,7 +128,7 @@ def latex(table: ResultTable, *, label: str = "") -> str:
             r"\toprule",
             rf" & {heads} \\",
             r"\midrule",
-            *lines,
+            *rows,
             r"\bottomrule",
             r"\end{tabular}}",
             *(rf"\par\smallskip{{\footnotesize {line}}}" for line in below),

@@ -18,28 +18,31 @@ _STYLE = """
 @media (prefers-color-scheme: dark) { :root { --page: #121212; --paper: #8ab4f8;
 --measured: #81c995; --derived: #cba6f7; --weak: #ffab70; } }
 * { box-sizing: border-box; }
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 66rem; margin: 0 auto; padding: 1rem;
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 76rem; margin: 0 auto; padding: 1rem;
 background: var(--page); overflow-wrap: break-word; -webkit-text-size-adjust: 100%; }
 h1 { line-height: 1.2; } h2 { margin-top: 2.5rem; border-bottom: 1px solid var(--line); }
 h3 { margin: 2rem 0 .6rem; font-size: 1.05rem; line-height: 1.35; }
 .table { overflow-x: auto; } table { border-collapse: collapse; }
-th, td { padding: .35rem .8rem; text-align: right; vertical-align: top;
+th, td { padding: .35rem .65rem; text-align: right; vertical-align: top;
 border-bottom: 1px solid var(--line); }
 thead th { background: var(--soft); vertical-align: bottom; }
-th:first-child, td:first-child { text-align: left; position: sticky; left: 0; min-width: 7rem;
+th:first-child, td:first-child { text-align: left; position: sticky; left: 0; min-width: 9rem;
 background: var(--page); }
 thead th:first-child { background: linear-gradient(var(--soft), var(--soft)) var(--page); }
 .value { display: block; white-space: nowrap; } .value + .value { margin-top: .25rem; }
 .value small { display: block; font-size: .7rem; line-height: 1.2; }
-.paper small { color: var(--paper); } .measured small { color: var(--measured); }
-.derived small { color: var(--derived); } .weak small, .missing { color: var(--weak); }
+.words th, .words td { text-align: left; } p { max-width: 66rem; }
+.paper small, .mark.paper { color: var(--paper); }
+.measured small, .mark.measured { color: var(--measured); }
+.derived small, .mark.derived { color: var(--derived); }
+.weak small, .missing { color: var(--weak); }
 th .value { white-space: normal; } th .value small { font-weight: normal; }
 figure { margin: 1rem 0; } figure img { width: 100%; image-rendering: auto; border-radius: 4px; }
-figure.drawing img { max-width: 44rem; height: auto; }
+figure.drawing img { max-width: 40rem; height: auto; }
 figcaption, .small { font-size: .85rem; } .note { background: var(--soft); padding: .7rem 1rem;
 border-left: 4px solid #c60; border-radius: 4px; } footer { margin-top: 3rem; font-size: .85rem; }
 @media (max-width: 40rem) { th, td { padding: .35rem .5rem; } table { font-size: .9rem; }
-h1 { font-size: 1.6rem; } th:first-child, td:first-child { max-width: 9.5rem; } }
+h1 { font-size: 1.6rem; } th:first-child, td:first-child { min-width: 6rem; max-width: 9.5rem; } }
 """
 
 
@@ -49,7 +52,8 @@ class Labelled(NamedTuple):
     Attributes:
         text: the value.
         label: small below it: where it comes from.
-        kind: what the style tells apart: one of ``results.MARKS``, ``weak``, ``missing`` or none.
+        kind: what the style tells apart: one of ``results.MARKS``, ``weak``, ``missing`` or none;
+            ``mark`` before it colours the text.
     """
 
     text: str
@@ -65,6 +69,8 @@ class Table(NamedTuple):
 
     header: Sequence[Cell]
     rows: Sequence[Sequence[Cell]]
+    words: bool = False
+    """Whether cells hold sentences, which all stand at the left."""
 
 
 class Picture(NamedTuple):
@@ -133,14 +139,15 @@ def page(title: str, intro: Sequence[Block], sections: Sequence[Section], footer
 
 def _block(block: Block) -> str:
     match block:
-        case Table(header, rows):
+        case Table(header, rows, words):
             head = "".join(f'<th scope="col">{_cell(cell)}</th>' for cell in header)
             lines = "".join(
                 "<tr>" + "".join(f"<td>{_cell(cell)}</td>" for cell in row) + "</tr>"
                 for row in rows
             )
+            kind = "table words" if words else "table"
             return (
-                f'<div class="table" tabindex="0"><table><thead><tr>{head}</tr></thead>'
+                f'<div class="{kind}" tabindex="0"><table><thead><tr>{head}</tr></thead>'
                 f"<tbody>{lines}</tbody></table></div>"
             )
         case Picture(png, caption):

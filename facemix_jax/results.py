@@ -220,7 +220,11 @@ def load(path: Path) -> Results:
         raise UsageError(
             f"{path} cannot be read: {error}. Name a file of an experiment."
         ) from error
-    except (ValueError, TypeError, KeyError) as error:
+    except KeyError as error:
+        raise UsageError(
+            f"{path} is not a results file: it has no {error}. Older ones have to be measured again."
+        ) from error
+    except (ValueError, TypeError) as error:
         raise UsageError(
             f"{path} is not a results file: {error!r}. Name a file that an experiment wrote."
         ) from error
