@@ -42,8 +42,7 @@ class Report(Output):
         one_of(("train", "valid", "test"), split=self.split)
         read = gathering.read(self.results)
         workdirs = run_tables.find(self.workdirs)
-        for workdir in workdirs:
-            scores.newest_step(workdir)
+        run_tables.check_distinct({workdir: scores.newest_step(workdir) for workdir in workdirs})
         gathering.check_folder(self.out)
         for reason in read.skipped.values():
             NOTES.print(f"left out: {reason}", markup=False, soft_wrap=True)

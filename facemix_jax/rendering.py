@@ -6,7 +6,8 @@ without it cannot be made (``results.ResultTable``), and renderers take whole ta
 
 import csv
 import io
-from collections.abc import Callable, Sequence
+import textwrap
+from collections.abc import Callable, Iterable, Sequence
 
 from facemix_jax import report
 from facemix_jax._validate import UsageError
@@ -108,11 +109,11 @@ def latex(table: ResultTable, *, label: str = "") -> str:
         table: what to show.
         label: for ``\ref``; none where empty.
     """
-    heads = " & ".join(rf"\textbf{{{_escape_latex(column.name)}}}" for column in table.columns)
-    rows = []
-    for name, cells in _filled(table):
-        shown = (" / ".join(map(_latex_value, cell)) for cell in cells)
-        rows.append(" & ".join([_escape_latex(name), *shown]) + r" \\")
+    heads = [_stacked(_wrapped(column.name), "b") for column in table.columns]
+    rows = [
+        [_stacked(_wrapped(name), "t", "l"), *(_stacked(map(_latex_value, c), "t") for c in cells)]
+        for name, cells in _filled(table)
+    ]
     used = [mark for mark in MARKS if any(v.mark == mark for v in _values(table))]
     legend = "; ".join(f"$^{{{mark[0]}}}$ {_escape_latex(MEANING[mark])}" for mark in used)
     below = [*map(_escape_latex, remarks(table)), *([f"{legend}."] if legend else [])]
@@ -123,15 +124,16 @@ def latex(table: ResultTable, *, label: str = "") -> str:
             r"\centering",
             rf"\caption{{{_escape_latex(table.title)}}}",
             *([rf"\label{{{label}}}"] if label else []),
+            r"\setlength{\tabcolsep}{4pt}",
             r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
             rf"\begin{{tabular}}{{l{'r' * len(table.columns)}}}",
             r"\toprule",
-            rf" & {heads} \\",
+            " & ".join(["", *heads]) + r" \\",
             r"\midrule",
-            *rows,
+            *(" & ".join(row) + r" \\ \addlinespace[2pt]" for row in rows),
             r"\bottomrule",
             r"\end{tabular}}",
-            *(rf"\par\smallskip{{\footnotesize {line}}}" for line in below),
+            *(rf"\par\smallskip\raggedright\footnotesize {line}" for line in below),
             r"\end{table}",
             "",
         ]
@@ -215,6 +217,19 @@ def _values(table: ResultTable) -> list[Value]:
     return [value for row in table.rows for cell in row.cells for value in cell]
 
 
+def _wrapped(words: str) -> list[str]:
+    return [_escape_latex(line) for line in textwrap.wrap(words, _LATEX_WIDTH)]
+
+
+def _stacked(lines: Iterable[str], position: str, side: str = "r") -> str:
+    """Lines of one cell, below each other."""
+    several = list(lines)
+    if len(several) < 2:
+        return "".join(several)
+    body = r" \\ ".join(several)
+    return rf"\begin{{tabular}}[{position}]{{@{{}}{side}@{{}}}}{body}\end{{tabular}}"
+
+
 def _latex_value(value: Labelled) -> str:
     shown = _escape_latex(value.text)
     if value.kind not in MARKS:
@@ -222,6 +237,9 @@ def _latex_value(value: Labelled) -> str:
     seeds = value.label.partition(", ")[2].partition(" ")[0]
     return f"{shown}$^{{{value.kind[0]}{seeds}}}$"
 
+
+_LATEX_WIDTH = 16
+"""Letters in a line of a heading or label."""
 
 _LATEX = {
     "\\": r"\textbackslash{}",

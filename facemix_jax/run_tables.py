@@ -52,6 +52,23 @@ def find(folders: Sequence[Path]) -> list[Path]:
     return list({path.resolve(): path for path in found}.values())
 
 
+def check_distinct(steps: Mapping[Path, int]) -> None:
+    """Raises ``UsageError`` where two work directories hold the same run: no two seeds.
+
+    Args:
+        steps: work directory to the steps done.
+    """
+    seen: dict[str, Path] = {}
+    for workdir, step in steps.items():
+        what = json.dumps([runs.portable(runs.read_config(workdir)), step], sort_keys=True)
+        if what in seen:
+            raise UsageError(
+                f"{seen[what]} and {workdir} hold the same run, which would pass for two seeds. "
+                f"Leave one out."
+            )
+        seen[what] = workdir
+
+
 def summarize(scored: Sequence[Scored]) -> tuple[list[ResultTable], list[Chart]]:
     """Runs that differ in their seed only become one row, averaged with intervals."""
     groups = _groups(scored)
@@ -176,14 +193,6 @@ def _groups(scored: Sequence[Scored]) -> list[list[Scored]]:
         del values["train"]["seed"]
         kind = json.dumps([values, run.scores["step"], run.scores["split"]], sort_keys=True)
         found.setdefault(kind, []).append(run)
-    for members in found.values():
-        seeds = [runs.read_config(run.workdir).train.seed for run in members]
-        if len(set(seeds)) < len(seeds):
-            places = ", ".join(str(run.workdir) for run in members)
-            raise UsageError(
-                f"{places} hold the same run more than once, which would pass for several seeds. "
-                f"Leave the copies out."
-            )
     return list(found.values())
 
 
