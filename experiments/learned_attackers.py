@@ -1,19 +1,17 @@
 """The paper's learned attackers on trained networks, with the attack that needs no learning."""
 
-import csv
 import dataclasses
 import time
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
+import measuring
 import report
 import tyro
 
-from facemix_jax import _runtime, attacks, data, defenses, mixing, models, runs
+from facemix_jax import _runtime, attacks, defenses, mixing, runs
 from facemix_jax.attacks import learning, recognition, reconstruction
-from facemix_jax.data.files import FileSource
 
 ATTACKS = {
     attack.name: attack
@@ -96,12 +94,13 @@ def main(config: Config) -> None:
             if "identity" in name:
                 if config.identity_dir is None:
                     continue
-                source = people(config)
+                source = measuring.people(config.identity_dir, config.cache_dir, (109, 89))
             if cells.has(attack=name, **what):
                 continue
             model, variables = (run.model, run.variables)
             if name == RAW_IMAGES:
-                model, variables = without_pre(run)
+                whole = measuring.without_pre(run)
+                model, variables = whole.model, whole.variables
             target = attacks.Target(
                 model=model, defense=defense, variables=variables, source=source
             )
@@ -139,37 +138,6 @@ def attack(target: attacks.Target, name: str, config: Config) -> dict[str, Any]:
         "gradient_ica": separation,
         "seconds": round(time.perf_counter() - began, 1),
     }
-
-
-def people(config: Config) -> data.Source:
-    """Images for recognising persons, without those that may show another one."""
-    assert config.identity_dir is not None
-    source = data.load_source(
-        data.DataConfig(
-            dataset="folder",
-            data_dir=config.identity_dir,
-            cache_dir=config.cache_dir,
-            columns="identity=identity split=partition ignore=source,n_faces,dlib_dist,iod_px",
-        )
-    )
-    assert isinstance(source, FileSource)
-    with (Path(config.identity_dir) / "labels.csv").open(newline="") as lines:
-        distance = {row["file"]: float(row["dlib_dist"] or 0) for row in csv.DictReader(lines)}
-    keep = np.array([distance[Path(name).name] <= 0.6 for name in source.file_names])
-    splits = {split: rows[keep[rows]] for split, rows in source.splits.items()}
-    return dataclasses.replace(source, splits=splits)
-
-
-def without_pre(run: runs.Run) -> tuple[models.SplitModel, dict[str, Any]]:
-    """The same network, with all of it in the cloud but the mixing."""
-    model = models.build(
-        dataclasses.replace(run.config.model, cut=0),
-        image_size=run.source.image_size,
-        num_attributes=len(run.source.attribute_names),
-    )
-    pre, main = run.variables["pre"], run.variables["main"]
-    joined = {kind: {**pre.get(kind, {}), **main.get(kind, {})} for kind in {*pre, *main}}
-    return model, {"pre": {}, "main": joined, "post": run.variables["post"]}
 
 
 if __name__ == "__main__":

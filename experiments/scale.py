@@ -37,7 +37,7 @@ class Scale:
 
 
 _SHORT = TrainConfig(
-    num_epochs=8,
+    num_epochs=6,
     learning_rate=4e-3,
     warmup_fraction=0.2,
     adam_b2=0.99,
@@ -55,7 +55,7 @@ SCALES: dict[str, Scale] = {
         test_examples=64,
         train=dataclasses.replace(_SHORT, num_epochs=1),
         seeds=1,
-        attack_steps=3,
+        attack_steps=2,
         attack_images=64,
     ),
     "cpu": Scale(
@@ -65,8 +65,8 @@ SCALES: dict[str, Scale] = {
         test_examples=2048,
         train=_SHORT,
         seeds=4,
-        attack_steps=300,
-        attack_images=2048,
+        attack_steps=200,
+        attack_images=1024,
     ),
     "gpu": Scale(
         image_size=(109, 89),

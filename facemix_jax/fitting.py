@@ -22,7 +22,7 @@ __all__ = ["DivergedError", "Interrupted", "Options", "fit", "fit_together", "re
 
 def fit(
     config: RunConfig,
-    workdir: Path,
+    workdir: Path | str,
     *,
     source: data.Source | None = None,
     initial_variables: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
@@ -58,7 +58,7 @@ def fit(
     """
     (state,) = fit_together(
         [config],
-        [workdir],
+        [Path(workdir)],
         source=source,
         initial_variables=initial_variables,
         options=options or Options(show_progress=show_progress),

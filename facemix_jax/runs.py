@@ -96,7 +96,7 @@ def identity(config: RunConfig, model: SplitModel) -> dict[str, Any]:
     }
 
 
-def load(workdir: Path, *, data_dir: str | None = None) -> Run:
+def load(workdir: Path | str, *, data_dir: str | None = None) -> Run:
     """Rebuilds a run from its work directory and its newest checkpoint.
 
     Args:
@@ -106,6 +106,7 @@ def load(workdir: Path, *, data_dir: str | None = None) -> Run:
     Raises:
         FacemixError: nothing usable is there.
     """
+    workdir = Path(workdir)
     config = read_config(workdir)
     if data_dir is not None:
         config = dataclasses.replace(

@@ -101,7 +101,7 @@ def build(
     Raises:
         UsageError: the cut does not exist, or the image is too small for the network.
     """
-    smallest = _SMALLEST[config.network]
+    smallest = _SMALLEST.get(config.network, 1)
     if min(image_size) < smallest:
         raise _validate.UsageError(
             f"image_size is {image_size[0]}x{image_size[1]} (height x width), but "

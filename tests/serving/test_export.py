@@ -184,10 +184,11 @@ def test_stablehlo_runs_in_a_fresh_process_without_this_library(place):
     close(np.load(folder / "found.npy"), np.stack(expected))
 
 
-def test_the_readmes_phone_runs_as_written_without_jax(place):
+def test_the_documented_phone_runs_as_written_without_jax(place):
     """The cloud here is linear, so that the answer is known whatever matrix the phone draws."""
     folder, *_ = place
-    example, _ = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    page = (ROOT / "docs" / "deploying.md").read_text()
+    (example,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     faces = TinySource().images(np.arange(8)).reshape(2, 4, 40, 36, 3)
     np.save(folder / "faces.npy", faces)
 

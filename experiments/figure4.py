@@ -1,0 +1,81 @@
+"""The paper's Figure 4: accuracy against privacy over M, and against the edge's work over N_pre."""
+
+import dataclasses
+from pathlib import Path
+
+import measuring
+import report
+import scale as scales
+import summaries
+import tyro
+from systems import facemix
+
+from facemix_jax import _runtime
+
+PARTS = ("utility", "attributes", "separation")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """FaceMix with every M at N_pre = 1, and with M = 8 at every N_pre.
+
+    Command: ``python experiments/figure4.py --data-dir CELEBA``, or ``--scale smoke``, which needs
+    no files. Networks that ``table2.py`` trained are not trained again, finished cells not run
+    again.
+
+    Run time: a minute for ``smoke``; ``cpu`` one to two minutes a cell on two CPU cores;
+    ``gpu`` and ``paper`` have not been run.
+
+    Expected: accuracy falls with M and rises with N_pre; the paper's attacker finds less with
+    larger M, while separation finds nearly everything at every M.
+
+    Attributes:
+        scale: smoke, cpu, gpu or paper; see ``scale.py``.
+        data_dir: folder with the official CelebA files; none for ``smoke``.
+        cache_dir: folder for decoded images; None for the data sets' default.
+        workdirs: folder for the runs; finished ones are not trained again.
+        group_sizes: ``M``.
+        cuts: ``N_pre``, of 1, 2 and 3.
+        seeds: None for as many as the scale has.
+        output: JSON file; None for ``results/figure4_SCALE.json``.
+    """
+
+    scale: scales.Name = "cpu"
+    data_dir: str | None = None
+    cache_dir: str | None = None
+    workdirs: Path = Path("runs")
+    group_sizes: tuple[int, ...] = (2, 4, 8, 16, 32)
+    cuts: tuple[int, ...] = (1, 2, 3)
+    seeds: tuple[int, ...] | None = None
+    output: Path | None = None
+
+
+def main(config: Config) -> None:
+    """Runs the cells that the JSON file lacks, and writes each into it."""
+    scale = scales.SCALES[config.scale]
+    cells = report.Cells(
+        config.output or scales.output("figure4", config.scale),
+        config,
+        name=f"figure4, scale {config.scale}",
+        chooses=("group_sizes", "cuts", "seeds"),
+        summarize=lambda cells: summaries.figure4(cells, scale, config.group_sizes, config.cuts),
+    )
+    place = measuring.Place(
+        dataset="celeba",
+        data_dir=config.data_dir,
+        cache_dir=config.cache_dir,
+        identity_dir=None,
+        workdirs=config.workdirs / f"table2_{config.scale}",
+    )
+    wanted = [(m, 1) for m in config.group_sizes] + [(8, cut) for cut in config.cuts]
+    systems = {
+        f"FaceMix, M = {m}, N_pre = {cut}": facemix(m, cut) for m, cut in dict.fromkeys(wanted)
+    }
+    seeds = config.seeds or tuple(range(scale.seeds))
+    measuring.measure(cells, systems, PARTS, scale, place, seeds)
+    cells.save()
+
+
+if __name__ == "__main__":
+    _runtime.configure()
+    main(tyro.cli(Config))

@@ -1,0 +1,284 @@
+"""What the paper's tables hold of one system: training, accuracy, attackers. One cell at a time."""
+
+import csv
+import dataclasses
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import report
+from scale import Scale
+from systems import ANONYMIZER, System, at_width
+
+from facemix_jax import anonymizing, attacks, data, evaluation, fitting, models, runs
+from facemix_jax.attacks import recognition, suite
+from facemix_jax.attacks.base import by_group, truth_by_group
+from facemix_jax.attacks.groups import in_order, match, unmix
+from facemix_jax.data import DataConfig
+from facemix_jax.data.files import FileSource
+from facemix_jax.runs import Run, RunConfig
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where the pictures are and the runs go.
+
+    Attributes:
+        dataset: ``celeba`` or ``lfwa``; a drawn scale needs neither.
+        data_dir: its folder.
+        cache_dir: for decoded images.
+        identity_dir: folder with pictures of people to recognise; None: no one is recognised.
+        workdirs: folder for the runs.
+        columns: as in ``DataConfig``.
+    """
+
+    dataset: str
+    data_dir: str | None
+    cache_dir: str | None
+    identity_dir: str | None
+    workdirs: Path
+    columns: str | None = None
+
+
+def run_config(system: System, scale: Scale, place: Place, seed: int) -> RunConfig:
+    """The run of one system and seed."""
+    images = DataConfig(
+        dataset="synthetic" if scale.drawn else place.dataset,
+        data_dir=None if scale.drawn else str(Path(str(place.data_dir)).absolute()),
+        columns=None if scale.drawn else place.columns,
+        cache_dir=place.cache_dir,
+        image_size=scale.image_size,
+        train_examples=scale.train_examples,
+        test_examples=scale.test_examples,
+    )
+    system = at_width(system, scale.width)
+    train = dataclasses.replace(scale.train, seed=seed)
+    return RunConfig(data=images, model=system.model, defense=system.defense, train=train)
+
+
+def trained(name: str, system: System, scale: Scale, place: Place, seed: int) -> Run:
+    """Trains what is missing of one run and loads it."""
+    config = run_config(system, scale, place, seed)
+    slug = "".join(c if c.isalnum() else "-" for c in name).strip("-")
+    workdir = place.workdirs / f"{slug}-{seed}"
+    if name == ANONYMIZER:
+        anonymizing.fit(config, anonymizing.AnonymizerConfig(identifier_width=scale.width), workdir)
+    else:
+        fitting.fit(config, workdir, show_progress=False)
+    return runs.load(workdir, data_dir=None if scale.drawn else place.data_dir)
+
+
+def utility(run: Run, scale: Scale, place: Place, seed: int) -> dict[str, Any]:
+    """Accuracy through the defence, of both held-out splits."""
+    found: dict[str, Any] = {}
+    for split in ("valid", "test"):
+        if split not in run.source.splits:  # the official LFWA has no validation images
+            continue
+        scores = evaluation.evaluate_utility(
+            run.model,
+            run.defense,
+            run.variables,
+            run.source,
+            rng_key=jax.random.key(seed),
+            split=split,
+        )
+        found[f"{split}_accuracy"] = round(scores.accuracy, 5)
+    return {
+        **found,
+        "balanced_accuracy": round(scores.balanced_accuracy, 5),
+        "majority_accuracy": round(scores.majority_accuracy, 5),
+    }
+
+
+def _attack(
+    target: attacks.Target, name: str, scale: Scale, seed: int, images: int, batch_size: int = 64
+) -> tuple[list[dict[str, Any]], attacks.Recording, attacks.Result]:
+    record_key, attack_key = jax.random.split(jax.random.key(seed + 100))
+    rows = attacks.recorded_rows(target, max(1, images // target.defense.group_size))
+    recording = attacks.record(target, rows, rng_key=record_key)
+    effort = attacks.AttackConfig(steps=scale.attack_steps, batch_size=batch_size)
+    result = suite.ATTACKS[name].run(target, recording, attack_key, effort)
+    return report.figures(result.figures), recording, result
+
+
+def _target(run: Run, source: data.Source | None = None) -> attacks.Target:
+    return attacks.Target(
+        model=run.model,
+        defense=run.defense,
+        variables=run.variables,
+        source=source or run.source,
+    )
+
+
+def attributes(run: Run, scale: Scale, place: Place, seed: int) -> dict[str, Any]:
+    """The paper's attacker on attributes, and the same after separation where rows are mixed."""
+    figures, _, _ = _attack(_target(run), "attributes", scale, seed, scale.attack_images)
+    return _recognised(figures)
+
+
+def identity(run: Run, scale: Scale, place: Place, seed: int) -> dict[str, Any]:
+    """The paper's attacker on persons, and the same after separation where rows are mixed."""
+    if place.identity_dir is None and not scale.drawn:
+        return {"skipped": "no --identity-dir"}
+    source = run.source
+    if place.identity_dir is not None:
+        source = people(place.identity_dir, place.cache_dir, scale.image_size)
+    target = _target(run, source)
+    reason = suite.ATTACKS["identity"].unsuitable(target)
+    if reason is not None:
+        return {"skipped": reason}
+    figures, _, _ = _attack(target, "identity", scale, seed, target.defense.group_size)
+    return _recognised(figures)
+
+
+def _recognised(figures: list[dict[str, Any]]) -> dict[str, Any]:
+    weak = figures[0]
+    strong = [f for f in figures if f["name"].endswith(recognition.SEPARATED)] or [weak]
+    return {
+        "value": weak["value"],
+        "floor": weak["floor"],
+        "owner": weak["owner"],
+        "chance": weak["chance"],
+        "strongest": max(weak["value"], strong[0]["value"]),
+    }
+
+
+def faces(run: Run, scale: Scale, place: Place, seed: int) -> dict[str, Any]:
+    """Faces by Pix2Pix from what is sent; of FaceMix, as in the paper, from mixed images.
+
+    Minus the mean squared error in [-1, 1]. The strongest is the better of Pix2Pix and gradient
+    ICA, whose sources are the images themselves as they come.
+    """
+    if run.defense.group_size > 1:
+        run = without_pre(run)
+    target = _target(run)
+    images = min(scale.attack_images, 256)
+    figures, recording, _ = _attack(target, "pix2pix", scale, seed, images, batch_size=32)
+    weak = figures[0]
+    found = {name: weak[name] for name in ("value", "floor", "owner", "chance")}
+    candidates = [weak["value"]]
+    if run.defense.group_size > 1:
+        sources = unmix(target, recording, rng_key=jax.random.key(seed)).sources
+        truth = truth_by_group(recording.activations, recording)
+        rows = in_order(sources, match(sources, truth))
+        candidates.append(minus_squared_error(rows, recording.images))
+        found["as sent"] = minus_squared_error(
+            np.asarray(by_group(recording.view.mixtures, recording)).reshape(rows.shape),
+            recording.images,
+        )
+    elif not run.defense.keyed and run.defense.name != "none":
+        _, recording, result = _attack(target, "restoration", scale, seed, images)
+        assert result.recovered is not None
+        candidates.append(minus_squared_error(result.recovered, recording.images))
+        found["as sent"] = minus_squared_error(recording.view.mixtures, recording.images)
+    return {**found, "strongest": max(candidates)}
+
+
+def minus_squared_error(normalised: Any, images: Any) -> float:
+    """Of normalised images ``[B, H, W, 3]`` against uint8 ones, both brought to [-1, 1]."""
+    unit = 2 * np.clip(np.asarray(data.denormalize(normalised)), 0, 1) - 1
+    return round(-float(((unit - images / np.float32(127.5) + 1) ** 2).mean()), 4)
+
+
+def without_pre(run: Run) -> Run:
+    """The same network, with all of it in the cloud but the mixing."""
+    model = models.build(
+        dataclasses.replace(run.config.model, cut=0),
+        image_size=run.source.image_size,
+        num_attributes=len(run.source.attribute_names),
+    )
+    pre, main = run.variables["pre"], run.variables["main"]
+    joined = {kind: {**pre.get(kind, {}), **main.get(kind, {})} for kind in {*pre, *main}}
+    variables = {"pre": {}, "main": joined, "post": run.variables["post"]}
+    return run._replace(model=model, variables=variables)
+
+
+def separation(run: Run, scale: Scale, place: Place, seed: int) -> dict[str, Any]:
+    """The strongest attack on activations: separation, or ridge regression without a key."""
+    target = _target(run)
+    if run.defense.name == "none":
+        return {"value": 1.0, "floor": 1.0, "owner": 1.0, "attack": "none needed"}
+    name = suite.STRONGEST if run.defense.keyed else "restoration"
+    figures, _, _ = _attack(target, name, scale, seed, 64)
+    return {n: figures[0][n] for n in ("value", "floor", "owner")} | {"attack": name}
+
+
+Part = Callable[[Run, Scale, Place, int], dict[str, Any]]
+PARTS: dict[str, Part] = {
+    "utility": utility,
+    "attributes": attributes,
+    "identity": identity,
+    "faces": faces,
+    "separation": separation,
+}
+
+
+def measure(
+    cells: report.Cells,
+    systems: dict[str, System],
+    parts: Sequence[str],
+    scale: Scale,
+    place: Place,
+    seeds: Iterable[int],
+) -> None:
+    """Adds the cells that are missing, a finished one is not run again.
+
+    First everything with the first seed, then accuracies with the others, then their attackers:
+    wherever it is stopped, what there is is a table.
+    """
+    first, *others = seeds
+    later = [part for part in parts if part != "utility"]
+    stages = ([first], parts), (others, ["utility"] if "utility" in parts else []), (others, later)
+    for some_seeds, some_parts in stages:
+        for seed in some_seeds:
+            for name, system in systems.items():
+                missing = [
+                    p
+                    for p in some_parts
+                    if not cells.has(row=name, part=p, seed=seed)
+                    # Mixed images do not depend on where the network is cut.
+                    and not (p == "faces" and system.model.cut > 1)
+                ]
+                if not missing:
+                    continue
+                began = time.perf_counter()
+                run = trained(name, system, scale, place, seed)
+                training = round(time.perf_counter() - began, 1)
+                for part in missing:
+                    began = time.perf_counter()
+                    found = PARTS[part](run, scale, place, seed)
+                    seconds = round(time.perf_counter() - began, 1)
+                    if part == "utility":
+                        found["training_seconds"] = training
+                    what = {"row": name, "part": part, "seed": seed}
+                    cells.add({**what, **found, "seconds": seconds})
+
+
+_NOT_ATTRIBUTES = ("source", "n_faces", "dlib_dist", "iod_px")
+_SAME_PERSON = 0.6
+"""Above this distance between a picture and a person's others, a recogniser doubts the label."""
+
+
+def people(identity_dir: str, cache_dir: str | None, image_size: tuple[int, int]) -> data.Source:
+    """Images for recognising persons; without doubtful ones, where ``dlib_dist`` says which."""
+    with (Path(identity_dir) / "labels.csv").open(newline="") as lines:
+        labels = list(csv.DictReader(lines))
+    ignored = [name for name in _NOT_ATTRIBUTES if name in labels[0]]
+    source = data.load_source(
+        DataConfig(
+            dataset="folder",
+            data_dir=identity_dir,
+            cache_dir=cache_dir,
+            image_size=image_size,
+            columns="identity=identity split=partition"
+            + (f" ignore={','.join(ignored)}" if ignored else ""),
+        )
+    )
+    assert isinstance(source, FileSource)
+    distance = {row["file"]: float(row.get("dlib_dist") or 0) for row in labels}
+    keep = np.array([distance[Path(name).name] <= _SAME_PERSON for name in source.file_names])
+    splits = {split: rows[keep[rows]] for split, rows in source.splits.items()}
+    return dataclasses.replace(source, splits=splits)

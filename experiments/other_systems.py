@@ -1,0 +1,146 @@
+"""The other rows of the paper's Table 1 at work: Slalom and Osia et al., on a trained network."""
+
+import dataclasses
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import measuring
+import numpy as np
+import report
+import scale as scales
+import tyro
+from systems import CLOUD, SYSTEMS, at_width
+
+from facemix_jax import _runtime, data, defenses, evaluation, osia, runs, slalom
+from facemix_jax.runs import Run
+from facemix_jax.slalom.field import LARGEST_PRIME, PRIME
+
+OSIA_CUT, COMPONENTS, CODE_NOISE, ATTRIBUTE = 7, 8, 0.5, "Male"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """Slalom and Osia et al. with the network that ``table2.py`` trains for the cloud.
+
+    Command: ``python experiments/other_systems.py --data-dir CELEBA --identity-dir PEOPLE``, or
+    ``--scale smoke``, which needs no files. Finished cells are not run again.
+
+    Run time: two minutes for ``smoke``, about ten for ``cpu`` on two CPU cores.
+
+    Expected: Slalom's answers are those of the fixed-point network bit for bit and its first round
+    shows nothing; eight components of a deep layer keep the answers and still tell persons apart.
+
+    Attributes:
+        scale: smoke, cpu, gpu or paper; see ``scale.py``.
+        data_dir: folder with the official CelebA files; none for ``smoke``.
+        identity_dir: as in ``table2.py``.
+        cache_dir: folder for decoded images; None for the data sets' default.
+        workdirs: folder for the runs; finished ones are not trained again.
+        output: JSON file; None for ``results/other_systems_SCALE.json``.
+    """
+
+    scale: scales.Name = "cpu"
+    data_dir: str | None = None
+    identity_dir: str | None = None
+    cache_dir: str | None = None
+    workdirs: Path = Path("runs")
+    output: Path | None = None
+
+
+def main(config: Config) -> None:
+    """Runs the cells that the JSON file lacks, and writes each into it."""
+    scale = scales.SCALES[config.scale]
+    place = measuring.Place(
+        dataset="celeba",
+        data_dir=config.data_dir,
+        cache_dir=config.cache_dir,
+        identity_dir=config.identity_dir,
+        workdirs=config.workdirs / f"table2_{config.scale}",
+    )
+    output = config.output or scales.output("other_systems", config.scale)
+    cells = report.Cells(output, config, name=f"other systems, scale {config.scale}")
+    plain = measuring.trained(CLOUD, SYSTEMS[CLOUD], scale, place, 0)
+    if not cells.has(row="Slalom"):
+        began = time.perf_counter()
+        found = slalom_cell(plain)
+        cells.add({"row": "Slalom", **found, "seconds": round(time.perf_counter() - began, 1)})
+    for siamese in (False, True):
+        row = "Osia et al., Siamese" if siamese else "Osia et al."
+        for noise in (0.0, CODE_NOISE):
+            if cells.has(row=row, noise=noise):
+                continue
+            began = time.perf_counter()
+            found = osia_cell(plain, scale, place, siamese=siamese, noise=noise)
+            seconds = round(time.perf_counter() - began, 1)
+            cells.add({"row": row, "noise": noise, **found, "seconds": seconds})
+
+
+def slalom_cell(run: Run) -> dict[str, Any]:
+    """Fixed point against float32, and gradient ICA on the first layer's field elements."""
+    rows = run.source.splits["test"]
+    images = np.asarray(data.normalize(run.source.images(rows)))
+    truth = run.source.attributes[rows]
+    calibration = np.asarray(data.normalize(run.source.images(run.source.splits["train"][:256])))
+    scores = evaluation.evaluate_utility(
+        run.model, run.defense, run.variables, run.source, rng_key=jax.random.key(0)
+    )
+    found: dict[str, Any] = {"float32": round(scores.accuracy, 4)}
+    for prime in (PRIME, LARGEST_PRIME):
+        part = slalom.quantize(run.model, run.variables, calibration, prime=prime)
+        logits = slalom.run_plain(part, images)
+        found[f"prime {prime}"] = round(float((logits.argmax(-1) == truth).mean()), 4)
+    part = slalom.quantize(run.model, run.variables, calibration)
+    blinding = slalom.precompute(part, 16)
+    blinded, traffic = slalom.infer(part, images[:16], slalom.honest_cloud(part), blinding)
+    found["bit for bit"] = bool((blinded == slalom.run_plain(part, images[:16])).all())
+    found["traffic of 16 images"] = dataclasses.asdict(traffic)
+    leakage = evaluation.evaluate_leakage(
+        run.model,
+        slalom.first_layer(part, group_size=8),
+        run.variables,
+        run.source,
+        rng_key=jax.random.key(3),
+    )
+    found[leakage.attack] = report.figures(leakage.figures)
+    return found
+
+
+def osia_cell(
+    plain: Run, scale: scales.Scale, place: measuring.Place, *, siamese: bool, noise: float
+) -> dict[str, Any]:
+    """A deep cut of the plain network, fine-tuned or not, reduced, with noise on what is sent."""
+    deep = dataclasses.replace(at_width(SYSTEMS[CLOUD], scale.width).model, cut=OSIA_CUT)
+    wanted = dataclasses.replace(plain.config, model=deep)
+    model = runs.build_model(wanted, plain.source)
+    kinds, names = plain.variables["main"], model.init(jax.random.key(0))["pre"]
+    variables = {
+        "pre": {kind: {n: kinds[kind][n] for n in names[kind]} for kind in names},
+        "main": {
+            kind: {n: v for n, v in kinds[kind].items() if n not in names[kind]} for kind in kinds
+        },
+        "post": plain.variables["post"],
+    }
+    if siamese:
+        tuning = osia.SiameseConfig(attribute=ATTRIBUTE, steps=scale.attack_steps)
+        variables = osia.finetune(model, variables, plain.source, tuning)
+    reduced, fitted = osia.reduce(model, variables, plain.source, components=COMPONENTS)
+    defense = defenses.noise(variance=noise) if noise else defenses.none()
+    run = Run(wanted, plain.source, reduced, defense, fitted, 0)
+    scores = evaluation.evaluate_utility(
+        reduced, defense, fitted, plain.source, rng_key=jax.random.key(0)
+    )
+    found: dict[str, Any] = {
+        "accuracy": round(scores.accuracy, 4),
+        "balanced_accuracy": round(scores.balanced_accuracy, 4),
+        ATTRIBUTE: [round(x, 4) for x in scores.per_attribute[ATTRIBUTE]],
+    }
+    for part in ("attributes", "identity", "separation"):
+        found[part] = measuring.PARTS[part](run, scale, place, 0)
+    return found
+
+
+if __name__ == "__main__":
+    _runtime.configure()
+    main(tyro.cli(Config))

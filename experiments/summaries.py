@@ -1,0 +1,314 @@
+"""Tables and charts of measured cells, with what the paper prints and what follows from both."""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from scale import Scale
+from systems import CLOUD, EDGE, PAPER_EDGE, STRONGER, SYSTEMS
+
+from facemix_jax import costs_paper, results
+from facemix_jax.results import Chart, Column, Curve, ResultTable, Row, Value
+
+Cells = Sequence[Mapping[str, Any]]
+Read = Callable[[Mapping[str, Any]], float | None]
+"""A cell's number; None where it has none."""
+
+TRUTH = (
+    "Mixing is not a cipher: the columns after separation are what the cloud can learn; those "
+    "before it are what the paper's attackers learn."
+)
+
+
+def values(cells: Cells, row: str, part: str, name: str) -> dict[int, float]:
+    """Seed to number of one row."""
+    return {
+        cell["seed"]: cell[name]
+        for cell in cells
+        if cell.get("row") == row and cell.get("part") == part and cell.get(name) is not None
+    }
+
+
+def measured(cells: Cells, row: str, part: str, name: str) -> tuple[Value, ...]:
+    """Mean over the seeds that there are."""
+    found = values(cells, row, part, name)
+    return (results.mean_over_seeds(list(found.values())),) if found else ()
+
+
+def difference(cells: Cells, row: str, name: str) -> tuple[Value, ...]:
+    """To the plain network in points, seed by seed."""
+    own, plain = (values(cells, r, "utility", name) for r in (row, CLOUD))
+    both = [100 * (own[seed] - plain[seed]) for seed in own if seed in plain]
+    return (results.mean_over_seeds(both),) if both and row != CLOUD else ()
+
+
+def _paper(text: str) -> tuple[Value, ...]:
+    return (Value(value=text, mark="paper"),) if text else ()
+
+
+def _points(own: str, plain: str) -> tuple[Value, ...]:
+    """The difference of two printed percentages."""
+    if not own:
+        return ()
+    points = round(float(own.rstrip("%")) - float(plain.rstrip("%")), 1)
+    return (Value(value=points, mark="paper"),)
+
+
+_edge_rows = functools.cache(costs_paper.resnet18_table)
+"""Takes seconds, and is asked for after every cell."""
+
+
+def edge_columns(row: str) -> tuple[tuple[Value, ...], tuple[Value, ...]]:
+    """Edge parameters and MACs at the paper's size, as printed and derived."""
+    names = {EDGE: EDGE} | {name: system.edge for name, system in SYSTEMS.items()}
+    for costed in _edge_rows():
+        if costed.name == names.get(row):
+            figures = costed.figures["parameters"], costed.figures["macs"]
+            return tuple(  # type: ignore[return-value]
+                (*_paper(f.paper or ""), Value(value=float(f.derived or 0), mark="derived"))
+                for f in figures
+            )
+    return (), ()
+
+
+EDGE_COLUMNS = (
+    Column(name="edge params", format="millions"),
+    Column(name="edge MACs", format="billions"),
+)
+
+
+def table2(cells: Cells, scale: Scale) -> tuple[list[ResultTable], list[Chart]]:
+    """Table 2, and accuracy against what the paper's attacker finds."""
+    columns = (
+        *EDGE_COLUMNS,
+        Column(name="valid acc.", format="percent"),
+        Column(name="test acc.", format="percent"),
+        Column(name="test minus cloud, points", format="fixed2"),
+        Column(name="person ID", format="percent", strongest="person ID, separated first"),
+        Column(name="person ID, separated first", format="percent"),
+        Column(name="attributes", format="percent", strongest="attributes, separated first"),
+        Column(name="attributes, separated first", format="percent"),
+        Column(name="activations recovered", format="fixed3"),
+    )
+    plain = SYSTEMS[CLOUD].table2[1]
+
+    def row(name: str, paper: tuple[str, ...]) -> Row:
+        valid, test, person, attributes = paper or ("",) * 4
+        source = CLOUD if name == EDGE else name
+        privacy = _privacy(cells, name, person, attributes)
+        return Row(
+            label=name,
+            cells=(
+                *edge_columns(name),
+                (*_paper(valid), *measured(cells, source, "utility", "valid_accuracy")),
+                (*_paper(test), *measured(cells, source, "utility", "test_accuracy")),
+                (*_points(test, plain), *difference(cells, source, "test_accuracy")),
+                *privacy,
+            ),
+        )
+
+    rows = [row(EDGE, PAPER_EDGE["table2"])]
+    rows += [row(name, system.table2) for name, system in {**SYSTEMS, **STRONGER}.items()]
+    table = ResultTable(
+        title=f"Table 2: CelebA. Measured at {size(scale)}; edge columns at 218x178, width 64",
+        columns=columns,
+        rows=tuple(rows),
+        note=f"{TRUTH} Attributes: balanced accuracy. Persons: share of pictures named right; "
+        "chance and majority in the cells. Activations: mean matched |correlation| of the "
+        "strongest attack on what is sent.",
+    )
+    return [table], [accuracy_against_attack(cells)]
+
+
+def _privacy(
+    cells: Cells, name: str, person: str, attributes: str
+) -> tuple[tuple[Value, ...], ...]:
+    if name == EDGE:  # nothing is sent: a guess
+        half = (Value(value=0.5, mark="derived"),)
+        chance = values(cells, CLOUD, "identity", "chance")
+        guess = tuple(Value(value=c, mark="derived") for c in list(chance.values())[:1])
+        nothing = (Value(value=0.0, mark="derived"),)
+        return (*_paper(person), *guess), guess, (*_paper(attributes), *half), half, nothing
+    return (
+        (*_paper(person), *measured(cells, name, "identity", "value")),
+        measured(cells, name, "identity", "strongest"),
+        (*_paper(attributes), *measured(cells, name, "attributes", "value")),
+        measured(cells, name, "attributes", "strongest"),
+        measured(cells, name, "separation", "value"),
+    )
+
+
+def accuracy_against_attack(cells: Cells) -> Chart:
+    """What hiding costs: test accuracy over the attacker's success on attributes."""
+    families = {
+        "noise": [n for n in {**SYSTEMS, **STRONGER} if n.startswith("noise")],
+        "blurring": [n for n in {**SYSTEMS, **STRONGER} if n.startswith("blurring")],
+        "FaceMix": [n for n in SYSTEMS if n.startswith("FaceMix")],
+        "anonymizer": ["face anonymizer"],
+        "nothing hidden": [CLOUD],
+    }
+    curves = []
+    for label, names in families.items():
+        for kind, suffix in (("value", "paper's attacker"), ("strongest", "strongest")):
+            points = [
+                (
+                    results.mean_over_seeds(list(x.values())),
+                    results.mean_over_seeds(list(y.values())),
+                )
+                for name in names
+                if (x := values(cells, name, "attributes", kind))
+                and (y := values(cells, name, "utility", "test_accuracy"))
+            ]
+            if points and (kind == "value" or label == "FaceMix"):
+                curves.append(
+                    Curve(
+                        label=f"{label}, {suffix}",
+                        mark="measured",
+                        x=tuple(float(x.value) for x, _ in points),
+                        y=tuple(float(y.value) for _, y in points),
+                        half_widths=tuple(y.half_width for _, y in points),
+                    )
+                )
+    return Chart(
+        title="Accuracy against the attacker's success on attributes",
+        x_label="attributes found, balanced accuracy of the attacker",
+        y_label="test accuracy",
+        curves=tuple(curves),
+        points=True,
+        note="Where no key is involved the paper's attacker is the strongest one.",
+    )
+
+
+def table3(cells: Cells, scale: Scale) -> tuple[list[ResultTable], list[Chart]]:
+    """Table 3."""
+    columns = (
+        *EDGE_COLUMNS,
+        Column(name="test acc.", format="percent"),
+        Column(name="test minus cloud, points", format="fixed2"),
+        Column(name="balanced acc.", format="percent"),
+        Column(name="faces, Pix2Pix", format="fixed3", strongest="faces, strongest"),
+        Column(name="faces, strongest", format="fixed3"),
+        Column(name="attributes", format="percent", strongest="attributes, separated first"),
+        Column(name="attributes, separated first", format="percent"),
+        Column(name="activations recovered", format="fixed3"),
+    )
+    systems = {name: system for name, system in SYSTEMS.items() if system.table3}
+    plain = systems[CLOUD].table3[0]
+
+    def row(name: str, paper: tuple[str, ...]) -> Row:
+        test, balanced, faces, attributes = paper
+        source = CLOUD if name == EDGE else name
+        mean_face = values(cells, CLOUD, "faces", "floor")
+        guess = tuple(Value(value=v, mark="measured") for v in list(mean_face.values())[:1])
+        # Mixed images do not depend on where the network is cut: measured once.
+        drawn = name.replace("N_pre = 2", "N_pre = 1").replace("N_pre = 3", "N_pre = 1")
+        found = tuple(measured(cells, drawn, "faces", n) for n in ("value", "strongest"))
+        if name == EDGE:
+            found = guess, guess
+        _, _, *others = _privacy(cells, name, "", attributes)
+        return Row(
+            label=name,
+            cells=(
+                *edge_columns(name),
+                (*_paper(test), *measured(cells, source, "utility", "test_accuracy")),
+                (*_points(test, plain), *difference(cells, source, "test_accuracy")),
+                (*_paper(balanced), *measured(cells, source, "utility", "balanced_accuracy")),
+                (*_paper(faces), *found[0]),
+                found[1],
+                *others,
+            ),
+        )
+
+    rows = [row(EDGE, PAPER_EDGE["table3"])]
+    rows += [row(name, system.table3) for name, system in systems.items()]
+    table = ResultTable(
+        title=f"Table 3: LFWA. Measured at {size(scale)}; edge columns at 218x178, width 64",
+        columns=columns,
+        rows=tuple(rows),
+        note=f"{TRUTH} Faces: minus the mean squared error in [-1, 1]; of FaceMix, as in the "
+        "paper, from mixed images without pre. Where nothing is sent: the mean face (the paper: "
+        "-0.56, about what another person's face scores).",
+    )
+    return [table], []
+
+
+def figure4(
+    cells: Cells, scale: Scale, group_sizes: Sequence[int], cuts: Sequence[int]
+) -> tuple[list[ResultTable], list[Chart]]:
+    """Both halves of Figure 4, and the cells as a table."""
+
+    def name(group_size: int, cut: int) -> str:
+        return f"FaceMix, M = {group_size}, N_pre = {cut}"
+
+    def curve(
+        label: str, points: Sequence[tuple[float, str]], part: str, figure: str
+    ) -> list[Curve]:
+        found = [(x, measured(cells, row, part, figure)) for x, row in points]
+        there = [(x, value[0]) for x, value in found if value]
+        if not there:
+            return []
+        return [
+            Curve(
+                label=label,
+                mark="measured",
+                x=tuple(x for x, _ in there),
+                y=tuple(float(v.value) for _, v in there),
+                half_widths=tuple(v.half_width for _, v in there),
+            )
+        ]
+
+    by_size = [(float(m), name(m, 1)) for m in group_sizes]
+    macs = {row.name: row.figures["macs"].derived for row in _edge_rows()}
+    by_cut = [(float(macs[f"FaceMix, N_pre = {c}"] or 0) / 1e9, name(8, c)) for c in cuts]
+    charts = [
+        Chart(
+            title="Figure 4a: accuracy and privacy over the group size",
+            x_label="group size M (N_pre = 1)",
+            y_label="accuracy; attacker's balanced accuracy; |correlation|",
+            curves=(
+                *curve("test accuracy", by_size, "utility", "test_accuracy"),
+                *curve("attributes, paper's attacker", by_size, "attributes", "value"),
+                *curve("attributes, separated first", by_size, "attributes", "strongest"),
+                *curve("activations recovered, strongest", by_size, "separation", "value"),
+            ),
+            log2_x=True,
+            note=TRUTH,
+        ),
+        Chart(
+            title="Figure 4b: accuracy over the edge's work",
+            x_label="edge GMACs at 218x178, width 64 (M = 8, N_pre = 1, 2, 3)",
+            y_label="test accuracy",
+            curves=(*curve("test accuracy", by_cut, "utility", "test_accuracy"),),
+        ),
+    ]
+    columns = (
+        Column(name="test acc.", format="percent"),
+        Column(name="attributes", format="percent", strongest="attributes, separated first"),
+        Column(name="attributes, separated first", format="percent"),
+        Column(name="activations recovered", format="fixed3"),
+    )
+    rows = [
+        Row(
+            label=row,
+            cells=(
+                measured(cells, row, "utility", "test_accuracy"),
+                measured(cells, row, "attributes", "value"),
+                measured(cells, row, "attributes", "strongest"),
+                measured(cells, row, "separation", "value"),
+            ),
+        )
+        for row in dict.fromkeys(r for _, r in (*by_size, *by_cut))
+    ]
+    title = f"Figure 4 in numbers: CelebA, measured at {size(scale)}"
+    return [ResultTable(title=title, columns=columns, rows=tuple(rows), note=TRUTH)], charts
+
+
+def size(scale: Scale) -> str:
+    """In words: pictures, network, training."""
+    height, width = scale.image_size
+    faces = "drawn faces, " if scale.drawn else ""
+    train = "all" if scale.train_examples is None else f"{scale.train_examples:,}"
+    return (
+        f"{faces}{height}x{width}, ResNet-18 of width {scale.width}, {train} training images, "
+        f"{scale.train.num_epochs} epochs"
+    )

@@ -1,0 +1,142 @@
+"""Tables 2 and 3 and Figure 4: what they say of given cells, and the scripts as they are run."""
+
+import dataclasses
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import report
+import scale as scales
+import summaries
+import systems
+
+from facemix_jax import costs_paper, results
+from facemix_jax._validate import UsageError
+
+ROOT = Path(__file__).parents[2]
+SCALE = scales.SCALES["cpu"]
+PAPER = Path(ROOT.parent / "shared" / "paper" / "facemix.txt")
+ROW = "FaceMix, M = 8, N_pre = 1"
+CELLS = [
+    {"row": row, "part": "utility", "seed": seed, "test_accuracy": accuracy + seed / 1000}
+    for row, accuracy in ((systems.CLOUD, 0.875), (ROW, 0.862))
+    for seed in range(3)
+] + [
+    {"row": ROW, "part": "attributes", "seed": 0, "value": 0.51, "strongest": 0.73},
+    {"row": ROW, "part": "identity", "seed": 0, "skipped": "no one"},
+]
+
+
+def cell(table, label, column):
+    (row,) = (row for row in table.rows if row.label == label)
+    names = [c.name for c in table.columns]
+    return {value.mark: value for value in row.cells[names.index(column)]}
+
+
+def test_table2_sets_measured_beside_printed():
+    (table,), (chart,) = summaries.table2(CELLS, SCALE)
+    found = cell(table, ROW, "test acc.")
+    assert found["paper"].value == "90.7%"
+    assert found["measured"].value == pytest.approx(0.863)
+    assert (found["measured"].seeds, found["measured"].half_width > 0) == (3, True)
+    # Seed by seed the difference is the same, so that its interval is empty.
+    minus = cell(table, ROW, "test minus cloud, points")
+    assert minus["paper"].value == -0.3
+    assert minus["measured"].value == pytest.approx(-1.3)
+    assert minus["measured"].half_width == pytest.approx(0, abs=1e-9)
+    assert cell(table, ROW, "attributes, separated first")["measured"].value == 0.73
+    assert "measured" not in cell(table, ROW, "person ID")
+    # Nothing was measured of this one, and the paper's figures stand there all the same.
+    assert cell(table, "blurring 8x8", "test acc.").keys() == {"paper"}
+    assert [curve.label for curve in chart.curves] == [
+        "FaceMix, paper's attacker",
+        "FaceMix, strongest",
+    ]
+
+
+def test_the_edge_columns_are_the_derived_ones():
+    (table,), _ = summaries.table3([], SCALE)
+    derived = {row.name: row.figures for row in costs_paper.resnet18_table()}
+    for label, name in {ROW: "FaceMix, N_pre = 1", systems.EDGE: systems.EDGE}.items():
+        macs = cell(table, label, "edge MACs")
+        assert macs["derived"].value == derived[name]["macs"].derived
+        assert macs["paper"].value == derived[name]["macs"].paper
+
+
+@pytest.mark.skipif(not PAPER.exists(), reason="the paper's text is not here")
+@pytest.mark.parametrize("table", ["table2", "table3"])
+def test_every_printed_figure_is_the_papers(table):
+    """Each row's figures follow one another in the text, after the two edge columns."""
+    printed = {re.sub(r"[^\d.%\-\t]", "", line) for line in PAPER.read_text().splitlines()}
+    rows = [getattr(system, table) for system in systems.SYSTEMS.values()]
+    for figures in [*filter(None, rows), systems.PAPER_EDGE[table]]:
+        wanted = "\t".join(figures)
+        assert any(wanted in line for line in printed), figures
+
+
+def test_a_privacy_column_never_stands_alone():
+    for (table,), _ in (summaries.table2(CELLS, SCALE), summaries.table3(CELLS, SCALE)):
+        for column in ("attributes", "person ID", "faces, Pix2Pix"):
+            for found in table.columns:
+                if found.name == column:
+                    assert found.strongest in {c.name for c in table.columns}
+
+
+def test_figure4_leaves_out_what_is_not_measured():
+    _, (by_size, by_cut) = summaries.figure4(CELLS, SCALE, (2, 8), (1, 2))
+    assert {curve.label: curve.x for curve in by_size.curves} == {
+        "test accuracy": (8.0,),
+        "attributes, paper's attacker": (8.0,),
+        "attributes, separated first": (8.0,),
+    }
+    # The paper's 0.09G.
+    assert by_cut.curves[0].x == (pytest.approx(0.0925, abs=1e-4),)
+
+
+def test_a_file_of_other_options_is_not_continued(tmp_path):
+    @dataclasses.dataclass(frozen=True)
+    class Config:
+        rows: tuple[str, ...]
+        scale: str
+
+    output = tmp_path / "x.json"
+    cells = report.Cells(output, Config(("a",), "cpu"), chooses=("rows",))
+    cells.add({"row": "a"})
+    again = report.Cells(output, Config(("b",), "cpu"), chooses=("rows",))
+    assert again.has(row="a")
+    with pytest.raises(UsageError, match="begun with scale cpu, but scale is gpu"):
+        report.Cells(output, Config(("a",), "gpu"), chooses=("rows",))
+
+
+@pytest.mark.parametrize(
+    ("script", "wrong", "says"),
+    [("table2", "blurring 7x7", "Did you mean 'blurring"), ("table3", "face", "unknown")],
+)
+def test_an_unknown_row_is_refused_before_any_work(script, wrong, says):
+    done = run(script, "--scale", "smoke", "--rows", wrong)
+    assert done.returncode != 0
+    assert says in done.stderr
+
+
+def run(script, *arguments):
+    command = [sys.executable, f"experiments/{script}.py", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", ["table2", "table3", "figure4"])
+def test_the_smoke_scale_runs_and_goes_on(script, tmp_path):
+    output = tmp_path / "out.json"
+    arguments = ["--scale", "smoke", "--workdirs", str(tmp_path), "--output", str(output)]
+    if script == "figure4":
+        arguments += ["--group-sizes", "2", "8", "--cuts", "1"]
+    done = run(script, *arguments)
+    assert done.returncode == 0, done.stderr
+    first = results.load(output)
+    assert first.tables
+    assert first.cells
+    again = run(script, *arguments)
+    assert again.returncode == 0, again.stderr
+    assert results.load(output).cells == first.cells

@@ -1,0 +1,119 @@
+"""The pages under docs/: their Python runs as written, their commands and files exist."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import yaml
+
+from facemix_jax import cli
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted((ROOT / "docs").rglob("*.md"))
+PYTHON = {
+    page.name: re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL) for page in PAGES
+}
+
+
+def run_page(name, names, monkeypatch, folder):
+    """All blocks of a page, one after another, as a reader would type them."""
+    monkeypatch.chdir(folder)
+    for number, block in enumerate(PYTHON[name]):
+        exec(compile(block, f"{name}, block {number}", "exec"), names)
+    return names
+
+
+@pytest.mark.filterwarnings("default")
+@pytest.mark.library_promotes
+def test_the_tour_runs_as_written(tmp_path, monkeypatch, capsys):
+    names = run_page("tour.md", {}, monkeypatch, tmp_path)
+    assert names["figure"].value > 0.9
+    assert "unmixed again" in capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings("default")
+@pytest.mark.library_promotes
+def test_bring_your_own_runs_as_written(tmp_path, monkeypatch):
+    from facemix_jax.attacks.suite import ATTACKS
+    from facemix_jax.models import MODELS
+
+    monkeypatch.setitem(MODELS, "small", None)  # restored, whatever the page registers
+    monkeypatch.setitem(ATTACKS, "loudest", None)
+    names = run_page("bring_your_own.md", {}, monkeypatch, tmp_path)
+    assert names["source"].attribute_names == ("Smiling", "Young")
+    assert {"loudest", "robust"} <= names["found"].results.keys()
+    for block in PYTHON["bring_your_own.md"]:
+        assert block.count("\n") < 60
+
+
+@pytest.mark.library_promotes
+def test_the_examples_of_defenses_run_as_written():
+    from facemix_jax import DataConfig, defenses, load_source, models
+
+    source = load_source(DataConfig(image_size=(40, 36), train_examples=96, test_examples=32))
+    model = models.resnet18(cut=7, image_size=source.image_size, width=4)
+    images = np.asarray(source.images(source.splits["train"][:8]), np.float32) / 255
+    names = {
+        "model": model,
+        "variables": model.init(jax.random.key(0)),
+        "source": source,
+        "images": images,
+        "calibration_images": images,
+    }
+    first, second = PYTHON["defenses.md"]
+    exec(compile(first, "defenses.md", "exec"), names)
+    assert names["logits"].shape == (8, 40, 2)
+    second = second.replace('attribute="Male"', 'attribute="Male", steps=2')  # it takes minutes
+    exec(compile(second, "defenses.md", "exec"), names)
+    assert isinstance(names["defense"], defenses.Defense)
+
+
+def test_no_page_has_python_that_no_test_runs():
+    tested = {"tour.md", "bring_your_own.md", "defenses.md", "deploying.md"}
+    assert {name for name, blocks in PYTHON.items() if blocks} == tested
+
+
+def test_every_command_of_the_pages_is_understood(capsys):
+    found = 0
+    for page in PAGES:
+        text = page.read_text().replace("\\\n", "")
+        for command in re.findall(r"^ *facemix (.*?)(?:#.*)?$", text, re.MULTILINE):
+            found += 1
+            with pytest.raises(SystemExit) as exit_:
+                cli.main([*command.split(), "--help"])
+            assert exit_.value.code == 0
+            known = capsys.readouterr().out
+            for option in re.findall(r"--[a-z-]+", command):
+                assert option in known, (page.name, command, option)
+    assert found >= 12
+
+
+def test_every_script_and_file_that_pages_name_exists():
+    for page in PAGES:
+        for name in re.findall(
+            r"`((?:experiments|facemix_jax|tests|deploy)/[\w./]+)", page.read_text()
+        ):
+            assert (ROOT / name).exists(), (page.name, name)
+
+
+def test_every_page_is_in_the_navigation():
+    # mkdocs.yml has no custom tags, so that a safe loader reads it.
+    listed = re.findall(
+        r"[\w/]+\.md", str(yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"])
+    )
+    assert sorted(listed) == sorted(str(p.relative_to(ROOT / "docs")) for p in PAGES)
+
+
+@pytest.mark.slow
+def test_the_site_builds_strictly(tmp_path):
+    if shutil.which("mkdocs", path=str(Path(sys.executable).parent)) is None:
+        pytest.skip("needs the extra: pip install '.[docs]'")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Mixing is not a cipher" in (tmp_path / "index.html").read_text()
