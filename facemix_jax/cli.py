@@ -22,6 +22,7 @@ from facemix_jax.commands_export import Export
 from facemix_jax.commands_infer import Infer
 from facemix_jax.commands_key import Key
 from facemix_jax.commands_linearity import Linearity
+from facemix_jax.commands_report import Report
 from facemix_jax.commands_sweep import Sweep
 from facemix_jax.output import NOTES
 
@@ -43,6 +44,7 @@ _Command = Union[  # noqa: UP007  # tyro reads the annotations of each member
     Annotated[Evaluate, tyro.conf.subcommand("evaluate")],
     Annotated[Attack, tyro.conf.subcommand("attack")],
     Annotated[Linearity, tyro.conf.subcommand("linearity")],
+    Annotated[Report, tyro.conf.subcommand("report")],
     Annotated[Cost, tyro.conf.subcommand("cost")],
     Annotated[Data, tyro.conf.subcommand("data")],
     Annotated[_Serve, tyro.conf.subcommand("serve")],

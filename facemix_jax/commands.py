@@ -17,6 +17,7 @@ from facemix_jax import (
     hosts,
     output,
     population,
+    results,
     runs,
     sweep,
     trials,
@@ -67,7 +68,7 @@ class Demo(Output):
             output.figures_table("image mixed (cut 0)", result.leakage_images.figures),
             output.figures_table("activations mixed (cut 1)", result.leakage_activations.figures),
         )
-        NOTES.print(f"{demo.TRUTH}\nReport: {self.out / 'report.html'}")
+        NOTES.print(f"{results.TRUTH}\nReport: {self.out / 'report.html'}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -128,17 +129,17 @@ class Train(Output):
         NOTES.print(f"{trained[0].step} steps done: {speed_line(speed)}")
         NOTES.print("evaluating on the test split")
         # By all processes, each for itself: none has to wait for the first.
-        results = [trials.utilities(run, "test") for run in trained]
+        scores = [trials.utilities(run, "test") for run in trained]
         if not hosts.is_first():
             return
         if self.num_seeds == 1:
-            output.emit(self.json, {**results[0], "speed": speed}, output.utility_table(results[0]))
+            output.emit(self.json, {**scores[0], "speed": speed}, output.utility_table(scores[0]))
             return
         seeds = [each.train.seed for each in configs]
         output.emit(
             self.json,
-            {"seeds": dict(zip(seeds, results, strict=True)), "speed": speed},
-            sweep.seeds_table(seeds, results),
+            {"seeds": dict(zip(seeds, scores, strict=True)), "speed": speed},
+            sweep.seeds_table(seeds, scores),
         )
 
     def _members(self, config: RunConfig) -> tuple[list[RunConfig], list[Path]]:

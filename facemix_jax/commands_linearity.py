@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import tyro
 
-from facemix_jax import data, defenses, mixing, models, output, report, runs
+from facemix_jax import charts, data, defenses, mixing, models, output, runs
 from facemix_jax._files import write_atomically
 from facemix_jax._types import RngKey
 from facemix_jax._validate import FacemixError, UsageError, one_of, positive
@@ -220,7 +220,7 @@ def write_files(folder: Path, result: dict[str, Any]) -> None:
         "sweep.csv": _csv(
             _SWEEP_COLUMNS, [[row.get(c, "") for c in _SWEEP_COLUMNS] for row in result["sweep"]]
         ),
-        "layers.png": report.heat_map(
+        "layers.png": charts.heat_map(
             np.array(layers["pairs"]["mean"], float), names, title=with_size
         ),
         "causes.png": cause_bars(causes, title=with_size),
@@ -253,7 +253,7 @@ def cause_bars(causes: dict[str, Any], *, title: str) -> bytes:
             for k in ("mean", "standard_deviation")
         )
         series[label] = (np.array(heights), np.array(deviations))
-    return report.bars(names, series, title=title)
+    return charts.bars(names, series, title=title)
 
 
 def sweep_lines(rows: Sequence[dict[str, Any]], *, title: str) -> bytes:
@@ -270,8 +270,8 @@ def sweep_lines(rows: Sequence[dict[str, Any]], *, title: str) -> bytes:
             if chosen:
                 label = f"{dtype}, {'bound' if value == 'bound' else main}"
                 sizes = [r["group_size"] for r in chosen]
-                curves.append(report.Line(label, sizes, [r[value] for r in chosen], style, colour))
-    return report.lines(curves, title=title, x_label="group size M")
+                curves.append(charts.Line(label, sizes, [r[value] for r in chosen], style, colour))
+    return charts.lines(curves, title=title, x_label="group size M")
 
 
 def _csv(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

@@ -32,6 +32,7 @@ from facemix_jax.defenses import DefenseConfig
 from facemix_jax.evaluation import Leakage, Utility
 from facemix_jax.models import ModelConfig
 from facemix_jax.report import Note, Picture, Section, Table
+from facemix_jax.results import TRUTH
 from facemix_jax.runs import Run, RunConfig
 from facemix_jax.training import TrainConfig
 
@@ -49,11 +50,6 @@ CONFIGS = {
         data=_DATA, model=_MODEL, train=_TRAIN, defense=DefenseConfig(group_size=GROUP_SIZE)
     ),
 }
-
-TRUTH = (
-    "Mixing is not a cipher. Blind source separation on image gradients undoes it in about a "
-    "second, without the key, the weights or any other picture."
-)
 
 
 class Result(NamedTuple):

@@ -4,7 +4,7 @@ import base64
 import html
 import io
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import matplotlib.figure
 import matplotlib.image
@@ -13,23 +13,64 @@ import numpy as np
 from facemix_jax._types import HostArray
 
 _STYLE = """
-:root { color-scheme: light dark; --line: #8885; --soft: #8882; }
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 0 auto; padding: 1rem; }
+:root { color-scheme: light dark; --line: #8885; --soft: #8882; --page: #fff; --paper: #0b57d0;
+--measured: #146c2e; --derived: #6b3fa0; --weak: #a33d00; }
+@media (prefers-color-scheme: dark) { :root { --page: #121212; --paper: #8ab4f8;
+--measured: #81c995; --derived: #cba6f7; --weak: #ffab70; } }
+* { box-sizing: border-box; }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 76rem; margin: 0 auto; padding: 1rem;
+background: var(--page); overflow-wrap: break-word; -webkit-text-size-adjust: 100%; }
 h1 { line-height: 1.2; } h2 { margin-top: 2.5rem; border-bottom: 1px solid var(--line); }
+h3 { margin: 2rem 0 .6rem; font-size: 1.05rem; line-height: 1.35; }
 .table { overflow-x: auto; } table { border-collapse: collapse; }
-th, td { padding: .35rem .8rem; text-align: right; border-bottom: 1px solid var(--line); }
-th:first-child, td:first-child { text-align: left; } thead th { background: var(--soft); }
+th, td { padding: .35rem .65rem; text-align: right; vertical-align: top;
+border-bottom: 1px solid var(--line); }
+thead th { background: var(--soft); vertical-align: bottom; }
+th:first-child, td:first-child { text-align: left; position: sticky; left: 0; min-width: 9rem;
+background: var(--page); }
+thead th:first-child { background: linear-gradient(var(--soft), var(--soft)) var(--page); }
+.value { display: block; white-space: nowrap; } .value + .value { margin-top: .25rem; }
+.value small { display: block; font-size: .7rem; line-height: 1.2; }
+.words th, .words td { text-align: left; } p { max-width: 66rem; }
+.paper small, .mark.paper { color: var(--paper); }
+.measured small, .mark.measured { color: var(--measured); }
+.derived small, .mark.derived { color: var(--derived); }
+.weak small, .missing { color: var(--weak); }
+th .value { white-space: normal; } th .value small { font-weight: normal; }
 figure { margin: 1rem 0; } figure img { width: 100%; image-rendering: auto; border-radius: 4px; }
-figcaption { font-size: .9rem; } .note { background: var(--soft); padding: .7rem 1rem;
+figure.drawing img { max-width: 40rem; height: auto; }
+figcaption, .small { font-size: .85rem; } .note { background: var(--soft); padding: .7rem 1rem;
 border-left: 4px solid #c60; border-radius: 4px; } footer { margin-top: 3rem; font-size: .85rem; }
+@media (max-width: 40rem) { th, td { padding: .35rem .5rem; } table { font-size: .9rem; }
+h1 { font-size: 1.6rem; } th:first-child, td:first-child { min-width: 6rem; max-width: 9.5rem; } }
 """
 
 
-class Table(NamedTuple):
-    """A table; the first column is left-aligned."""
+class Labelled(NamedTuple):
+    """One of the values of a cell.
 
-    header: Sequence[str]
-    rows: Sequence[Sequence[str]]
+    Attributes:
+        text: the value.
+        label: small below it: where it comes from.
+        kind: what the style tells apart: one of ``results.MARKS``, ``weak``, ``missing`` or none;
+            ``mark`` before it colours the text.
+    """
+
+    text: str
+    label: str = ""
+    kind: str = ""
+
+
+Cell = str | Sequence[Labelled]
+
+
+class Table(NamedTuple):
+    """A table; the first column is left-aligned, and stays in sight where the others scroll."""
+
+    header: Sequence[Cell]
+    rows: Sequence[Sequence[Cell]]
+    words: bool = False
+    """Whether cells hold sentences, which all stand at the left."""
 
 
 class Picture(NamedTuple):
@@ -39,13 +80,34 @@ class Picture(NamedTuple):
     caption: str
 
 
+class Drawing(NamedTuple):
+    """An SVG on a light ground, the same on a dark one, what they show in words, and a caption."""
+
+    light: bytes
+    dark: bytes
+    description: str
+    caption: str = ""
+
+
+class Heading(NamedTuple):
+    """Within a section."""
+
+    text: str
+
+
 class Note(NamedTuple):
     """A paragraph that must not be missed."""
 
     text: str
 
 
-Block = str | Table | Picture | Note
+class Small(NamedTuple):
+    """A paragraph in small print."""
+
+    text: str
+
+
+Block = str | Table | Picture | Drawing | Heading | Note | Small
 
 
 class Section(NamedTuple):
@@ -77,27 +139,52 @@ def page(title: str, intro: Sequence[Block], sections: Sequence[Section], footer
 
 def _block(block: Block) -> str:
     match block:
-        case Table(header, rows):
-            head = "".join(f"<th>{html.escape(cell)}</th>" for cell in header)
+        case Table(header, rows, words):
+            head = "".join(f'<th scope="col">{_cell(cell)}</th>' for cell in header)
             lines = "".join(
-                "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>"
+                "<tr>" + "".join(f"<td>{_cell(cell)}</td>" for cell in row) + "</tr>"
                 for row in rows
             )
+            kind = "table words" if words else "table"
             return (
-                f'<div class="table"><table><thead><tr>{head}</tr></thead>'
+                f'<div class="{kind}" tabindex="0"><table><thead><tr>{head}</tr></thead>'
                 f"<tbody>{lines}</tbody></table></div>"
             )
         case Picture(png, caption):
-            encoded = base64.b64encode(png).decode()
             text = html.escape(caption)
             return (
-                f'<figure><img alt="{text}" src="data:image/png;base64,{encoded}">'
+                f'<figure><img alt="{text}" src="{_data("png", png)}">'
                 f"<figcaption>{text}</figcaption></figure>"
             )
+        case Drawing(light, dark, description, caption):
+            below = f"<figcaption>{html.escape(caption)}</figcaption>" if caption else ""
+            return (
+                '<figure class="drawing"><picture><source media="(prefers-color-scheme: dark)" '
+                f'srcset="{_data("svg+xml", dark)}"><img alt="{html.escape(description)}" '
+                f'src="{_data("svg+xml", light)}"></picture>{below}</figure>'
+            )
+        case Heading(text):
+            return f"<h3>{html.escape(text)}</h3>"
         case Note(text):
             return f'<p class="note">{html.escape(text)}</p>'
+        case Small(text):
+            return f'<p class="small">{html.escape(text)}</p>'
         case str():
             return f"<p>{html.escape(block)}</p>"
+
+
+def _cell(cell: Cell) -> str:
+    if isinstance(cell, str):
+        return html.escape(cell)
+    return "".join(
+        f'<span class="{html.escape(" ".join(filter(None, ("value", kind))))}">{html.escape(text)}'
+        + (f"<small>{html.escape(label)}</small></span>" if label else "</span>")
+        for text, label, kind in cell
+    )
+
+
+def _data(kind: str, content: bytes) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 
 def image_rows(rows: Sequence[HostArray], *, gap: int = 2, zoom: int = 1) -> bytes:
@@ -170,115 +257,3 @@ def as_pictures(maps: HostArray) -> HostArray:
         maps = maps.mean(-1, keepdims=True).repeat(3, axis=-1)
     low, high = np.percentile(maps, (1, 99), axis=(1, 2, 3), keepdims=True)
     return np.clip((maps - low) / np.maximum(high - low, 1e-12), 0, 1)
-
-
-def heat_map(values: HostArray, names: Sequence[str], *, title: str) -> bytes:
-    """A PNG of an upper triangle of errors, from the row's layer on and up to the column's.
-
-    Args:
-        values: float ``[L, L]``; NaN is left blank.
-        names: of the layers.
-        title: above the picture.
-    """
-    figure, axes = _axes(1.2 + 0.75 * len(names), 1.3 + 0.55 * len(names))
-    image = axes.imshow(values, cmap="viridis", vmin=0, aspect="auto")
-    axes.set_xticks(range(len(names)), names, rotation=45, ha="right")
-    axes.set_yticks(range(len(names)), names)
-    axes.set_xlabel("unmixed after")
-    axes.set_ylabel("mixed before")
-    axes.set_title(title)
-    middle = 0.7 * np.nanmax(values)
-    for i, j in zip(*np.nonzero(np.isfinite(values)), strict=True):
-        colour = "black" if values[i, j] > middle else "white"
-        axes.text(j, i, f"{values[i, j]:.2f}", ha="center", va="center", color=colour, fontsize=8)
-    figure.colorbar(image, ax=axes, label="relative unmix error")
-    return _png(figure)
-
-
-def bars(
-    names: Sequence[str], series: Mapping[str, tuple[HostArray, HostArray]], *, title: str
-) -> bytes:
-    """A PNG of grouped bars with error bars.
-
-    Args:
-        names: of the groups.
-        series: label to heights and standard deviations, float ``[len(names)]`` each; NaN leaves
-            a bar out.
-        title: above the picture.
-    """
-    figure, axes = _axes(2.5 + 1.1 * len(names), 4)
-    width = 0.8 / len(series)
-    shown = np.isfinite([heights for heights, _ in series.values()])
-    # The bars that a group has stand in its middle.
-    offsets = np.cumsum(shown, axis=0) - 1 - (shown.sum(0, keepdims=True) - 1) / 2
-    for offset, (label, (heights, deviations)) in zip(offsets, series.items(), strict=True):
-        places = np.arange(len(names)) + offset * width
-        axes.bar(places, heights, width, yerr=deviations, capsize=3, label=label)
-    axes.set_xticks(range(len(names)), names)
-    axes.set_ylabel("relative unmix error")
-    axes.set_title(title)
-    if len(series) > 1:
-        axes.legend()
-    return _png(figure)
-
-
-def intervals(
-    names: Sequence[str], series: Mapping[str, tuple[HostArray, HostArray]], *, x_label: str
-) -> bytes:
-    """A PNG of points with error bars, one line of names down.
-
-    Args:
-        names: of the lines, from above.
-        series: label to values and half widths, float ``[len(names)]`` each; NaN is left out.
-        x_label: below the picture.
-    """
-    figure, axes = _axes(8, 1.2 + 0.4 * len(names))
-    for index, (label, (values, widths)) in enumerate(series.items()):
-        places = np.arange(len(names)) + 0.15 * (index - (len(series) - 1) / 2)
-        axes.errorbar(values, places, xerr=widths, fmt="o", capsize=3, label=label)
-    axes.set_yticks(range(len(names)), names)
-    axes.invert_yaxis()
-    axes.set_xlabel(x_label)
-    axes.grid(alpha=0.3, axis="x")
-    if len(series) > 1:
-        axes.legend()
-    return _png(figure)
-
-
-class Line(NamedTuple):
-    """Points of one curve and a matplotlib line style; curves of one ``colour`` belong together."""
-
-    label: str
-    x: Sequence[float]
-    y: Sequence[float]
-    style: str
-    colour: int
-
-
-def lines(curves: Sequence[Line], *, title: str, x_label: str) -> bytes:
-    """A PNG of curves on logarithmic axes, base 2 across."""
-    figure, axes = _axes(8, 5)
-    for curve in curves:
-        axes.plot(curve.x, curve.y, curve.style, color=f"C{curve.colour}", label=curve.label)
-    axes.set_xscale("log", base=2)
-    axes.set_yscale("log")
-    axes.set_xlabel(x_label)
-    axes.set_ylabel("relative unmix error")
-    axes.set_title(title)
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
-    return _png(figure)
-
-
-def _axes(width: float, height: float) -> tuple[Any, Any]:
-    # Imported here: only figures need it, and it takes time.
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
-    return figure, figure.add_subplot()
-
-
-def _png(figure: Any) -> bytes:
-    file = io.BytesIO()
-    figure.savefig(file, format="png")
-    return file.getvalue()

@@ -18,6 +18,12 @@ from facemix_jax._validate import UsageError, one_of
 MARKS = ("paper", "measured", "derived")
 FORMATS = ("text", "percent", "fixed3", "fixed2", "integer", "millions", "billions")
 
+TRUTH = (
+    "Mixing is not a cipher. Blind source separation on image gradients undoes it in about a "
+    "second, without the key, the weights or any other picture."
+)
+"""Stands above everything that is shown to people."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Value:
@@ -36,8 +42,10 @@ class Value:
     seeds: int | None = None
 
     def __post_init__(self) -> None:
-        """Checks the mark."""
+        """Checks the mark, and that there is something to show."""
         one_of(MARKS, mark=self.mark)
+        if not isinstance(self.value, (int, float, str)):
+            raise UsageError(f"value is {self.value!r}, but must be a number or text.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -88,8 +96,11 @@ class ResultTable:
         """Checks that rows fit and that no weak attacker's column stands alone."""
         names = {column.name for column in self.columns}
         for column in self.columns:
-            if column.strongest is not None:
-                one_of(names, strongest=column.strongest)
+            if column.strongest is not None and column.strongest not in names:
+                raise UsageError(
+                    f"column {column.name!r} shows a weak attacker, and its strongest "
+                    f"{column.strongest!r} is not in the table. Show both, or neither."
+                )
         for row in self.rows:
             if len(row.cells) != len(self.columns):
                 raise UsageError(
@@ -158,6 +169,26 @@ class Results:
     cells: Sequence[Mapping[str, Any]] = ()
 
 
+def select(table: ResultTable, names: Sequence[str]) -> ResultTable:
+    """The table with some of its columns, in the order of the names.
+
+    Raises:
+        UsageError: there is no such column, or a weak attacker's would stand alone.
+    """
+    places = {column.name: place for place, column in enumerate(table.columns)}
+    for name in names:
+        one_of(places, column=name)
+    chosen = [places[name] for name in names]
+    return dataclasses.replace(
+        table,
+        columns=tuple(table.columns[place] for place in chosen),
+        rows=tuple(
+            dataclasses.replace(row, cells=tuple(row.cells[place] for place in chosen))
+            for row in table.rows
+        ),
+    )
+
+
 def mean_over_seeds(values: Sequence[float]) -> Value:
     """Mean and, from two values on, half its 95% interval."""
     mean, half_width = metrics.mean_interval(values)
@@ -189,7 +220,12 @@ def load(path: Path) -> Results:
         raise UsageError(
             f"{path} cannot be read: {error}. Name a file of an experiment."
         ) from error
-    except (ValueError, TypeError, KeyError) as error:
+    except KeyError as error:
+        raise UsageError(
+            f"{path} is not a results file: it has no {error}. Older ones have to be measured "
+            f"again."
+        ) from error
+    except (ValueError, TypeError) as error:
         raise UsageError(
             f"{path} is not a results file: {error!r}. Name a file that an experiment wrote."
         ) from error

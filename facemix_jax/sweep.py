@@ -295,7 +295,7 @@ def rows_table(rows: Sequence[Mapping[str, Any]], varied: Sequence[str]) -> Tabl
 
 def picture(rows: Sequence[Mapping[str, Any]], varied: Sequence[str]) -> bytes:
     """A PNG of the accuracies of each row, with their intervals."""
-    from facemix_jax import report  # Imported here: matplotlib takes time.
+    from facemix_jax import charts  # Imported here: matplotlib takes time.
 
     def numbers(name: str) -> np.ndarray:
         values = [row.get(name) for row in rows]
@@ -306,7 +306,7 @@ def picture(rows: Sequence[Mapping[str, Any]], varied: Sequence[str]) -> bytes:
         name.replace("_", " "): (numbers(name), np.nan_to_num(numbers(f"{name}.interval")))
         for name in ("accuracy", "balanced_accuracy")
     }
-    return report.intervals(names, series, x_label=f"{', '.join(varied)}: score, 95% interval")
+    return charts.intervals(names, series, x_label=f"{', '.join(varied)}: score, 95% interval")
 
 
 def _with_interval(values: Sequence[float]) -> str:

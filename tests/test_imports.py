@@ -22,11 +22,13 @@ LAYERS = (
     ("runs",),
     ("serving", "onnx_graph"),
     ("export",),
-    ("loop", "evaluation", "report"),
+    ("loop", "evaluation", "report", "charts"),
+    ("rendering", "gathering"),
     ("fitting",),
     ("anonymizing",),
     ("demo", "output"),
     ("trials",),
+    ("scores", "run_tables"),
     ("sweep",),
     ("sweep_runners", "sweep_search"),
     (
@@ -38,6 +40,7 @@ LAYERS = (
         "commands_infer",
         "commands_key",
         "commands_linearity",
+        "commands_report",
         "commands_sweep",
     ),
     ("cli", "__init__"),
@@ -50,7 +53,7 @@ ONLY_IN = {
     "grain": ("data",),
     "PIL": ("data",),
     "tensorflow_datasets": ("data",),
-    "matplotlib": ("report",),
+    "matplotlib": ("report", "charts"),
 }
 
 

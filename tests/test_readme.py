@@ -27,7 +27,7 @@ def test_every_command_of_the_readme_is_understood(capsys):
     from facemix_jax import cli
 
     commands = re.findall(r"^facemix (.*?)(?:#.*)?$", README.replace("\\\n", ""), re.MULTILINE)
-    assert len(commands) == 18
+    assert len(commands) == 19
     for command in commands:
         with pytest.raises(SystemExit) as exit_:
             cli.main([*command.split(), "--help"])

@@ -5,18 +5,19 @@ import matplotlib.image
 import numpy as np
 
 from facemix_jax import report
-from facemix_jax.report import Note, Picture, Section, Table
+from facemix_jax.report import Drawing, Heading, Labelled, Note, Picture, Section, Small, Table
 
 
-class _Parser(html.parser.HTMLParser):
+class Parser(html.parser.HTMLParser):
     def __init__(self):
         super().__init__()
-        self.open, self.sources, self.text = [], [], ""
+        self.open, self.sources, self.classes, self.text = [], [], [], ""
 
     def handle_starttag(self, tag, attributes):
-        if tag not in ("meta", "img"):
+        if tag not in ("meta", "img", "source"):
             self.open.append(tag)
-        self.sources += [v for k, v in attributes if k in ("src", "href")]
+        self.sources += [v for k, v in attributes if k in ("src", "srcset", "href")]
+        self.classes += [v for k, v in attributes if k == "class"]
 
     def handle_endtag(self, tag):
         assert self.open.pop() == tag
@@ -27,18 +28,22 @@ class _Parser(html.parser.HTMLParser):
 
 def test_page_is_one_well_formed_file_without_outside_references():
     png = report.image_rows([np.zeros((2, 4, 3, 3))])
-    page = report.page(
-        "A & B",
-        ["intro", Note("mind <this>")],
-        [Section("Numbers", [Table(("x", "y"), [("1", "<2>")]), Picture(png, "cap")])],
-        "foot",
-    )
-    parser = _Parser()
+    cell = [Labelled("3", "pa<per", "paper"), Labelled("4")]
+    blocks = [
+        Table(("x", "y"), [("1", "<2>"), ("5", cell)]),
+        Picture(png, "cap"),
+        Drawing(b"<svg/>", b"<svg />", "what it is", "below"),
+        Heading("<h>"),
+        Small("print"),
+    ]
+    intro = ["intro", Note("mind <this>")]
+    page = report.page("A & B", intro, [Section("Numbers", blocks)], "foot")
+    parser = Parser()
     parser.feed(page)
     assert parser.open == []
-    assert all(source.startswith("data:image/png;base64,") for source in parser.sources)
-    assert len(parser.sources) == 1
-    for text in ("A & B", "mind <this>", "<2>", "cap", "foot"):
+    assert all(source.startswith("data:image/") for source in parser.sources)
+    assert len(parser.sources) == 3
+    for text in ("A & B", "mind <this>", "<2>", "pa<per", "cap", "below", "<h>", "print", "foot"):
         assert text in parser.text
     assert "http" not in page
 

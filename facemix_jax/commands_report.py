@@ -1,0 +1,98 @@
+"""``facemix report``: results files and runs as one page, and as files for papers."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from facemix_jax import output
+from facemix_jax._validate import UsageError, one_of
+from facemix_jax.commands import Output
+from facemix_jax.output import NOTES
+from facemix_jax.results import TRUTH, Results, ResultTable, select
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Report(Output):
+    """One HTML page of experiments' results and of runs; their tables and charts as files, too.
+
+    Example: facemix report --results experiments/results/*.json --workdirs runs/m8 runs/seeds
+    --out report
+    """
+
+    results: tuple[Path, ...] = ()
+    """Results files of experiments; of several, those without tables and charts are left out."""
+    workdirs: tuple[Path, ...] = ()
+    """Work directories of training runs, or folders that hold such; runs that differ in their seed
+    only are averaged. Scores against the strongest attack are computed once and kept in each."""
+    out: Path = Path("report")
+    """Folder for index.html; each table as .csv, .md and .tex, each chart as .svg and .png."""
+    split: str = "test"
+    """Split of the runs that is scored and attacked."""
+    data_dir: str | None = None
+    """Where the runs' images are now; by default where they were in training."""
+
+    def run(self) -> None:
+        """Runs the command."""
+        # Imported here: matplotlib takes time.
+        from facemix_jax import gathering, run_tables, scores
+        from facemix_jax.provenance import provenance
+
+        if not self.results and not self.workdirs:
+            raise UsageError("There is nothing to report. Give --results, --workdirs or both.")
+        one_of(("train", "valid", "test"), split=self.split)
+        read = gathering.read(self.results)
+        workdirs = run_tables.find(self.workdirs)
+        run_tables.check_distinct({workdir: scores.newest_step(workdir) for workdir in workdirs})
+        gathering.check_folder(self.out)
+        for reason in read.skipped.values():
+            NOTES.print(f"left out: {reason}", markup=False, soft_wrap=True)
+
+        found = dict(read.found)
+        if workdirs:
+            scored = [
+                run_tables.Scored(
+                    workdir,
+                    scores.scores(
+                        workdir,
+                        split=self.split,
+                        data_dir=self.data_dir,
+                        say=lambda text: NOTES.print(f"{text} ...", markup=False),
+                    ),
+                )
+                for workdir in workdirs
+            ]
+            tables, charts = run_tables.summarize(scored)
+            found[gathering.RUNS] = Results(
+                name="Runs", tables=tuple(tables), charts=tuple(charts), provenance=provenance()
+            )
+        left_out = [f"Left out: {path.name}, not in this form." for path in read.skipped]
+        files = gathering.write(self.out, found, remarks=left_out)
+        output.emit(
+            self.json,
+            {
+                "page": str(self.out / gathering.PAGE),
+                "files": files,
+                "left_out": {str(path): reason for path, reason in read.skipped.items()},
+                "tables": {
+                    name: [dataclasses.asdict(table) for table in each.tables]
+                    for name, each in found.items()
+                },
+            },
+            *([_shown(found[gathering.RUNS].tables[0])] if workdirs else []),
+        )
+        NOTES.print(f"{TRUTH}\nReport: {self.out / gathering.PAGE}", markup=False)
+
+
+def _shown(table: ResultTable) -> Any:
+    """What a terminal has room for; all of it is measured."""
+    from facemix_jax import rendering, run_tables
+
+    chosen = select(table, run_tables.IN_SHORT)
+    rows = []
+    for row in chosen.rows:
+        cells = zip(row.cells, chosen.columns, strict=True)
+        shown = (
+            "; ".join(rendering.text(v, column.format) for v in cell) for cell, column in cells
+        )
+        rows.append((row.label, *shown))
+    return output.table("runs", run_tables.IN_SHORT, rows)

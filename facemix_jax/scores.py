@@ -1,0 +1,141 @@
+"""Scores of a work directory against the strongest attack, kept in it as ``scores.json``."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from facemix_jax import checkpoint, output, runs, trials
+from facemix_jax._files import write_atomically
+from facemix_jax._validate import FacemixError, UsageError
+from facemix_jax.attacks import Figure, Target
+from facemix_jax.attacks.base import truth_by_group
+from facemix_jax.attacks.blind import CORRELATION, recovery
+from facemix_jax.data import normalize
+from facemix_jax.provenance import provenance
+from facemix_jax.runs import Run
+
+SCORES = "scores.json"
+_FACES = "pix2pix"
+
+
+def newest_step(workdir: Path) -> int:
+    """Steps that a run has done.
+
+    Raises:
+        UsageError: the folder holds no run, or one without a checkpoint.
+        FacemixError: its configuration cannot be read.
+    """
+    runs.read_config(workdir)
+    step = checkpoint.newest(workdir / "checkpoints")
+    if step is None:
+        raise UsageError(
+            f"{workdir} holds a run without a checkpoint, so there is nothing to evaluate. Train "
+            f"it first, or leave it out."
+        )
+    return step
+
+
+def scores(
+    workdir: Path,
+    *,
+    split: str,
+    data_dir: str | None = None,
+    say: Callable[[str], None] = lambda text: None,
+) -> dict[str, Any]:
+    """Utility and the strongest attack's figures of a run's newest checkpoint.
+
+    What was found for this step and split before is read instead of computed; a sweep's
+    ``result.json`` serves for the utility.
+
+    Args:
+        workdir: of the run.
+        split: whose images are scored and attacked.
+        data_dir: where the images are now; None for where they were.
+        say: told what takes time.
+
+    Returns:
+        As ``trials.utilities``, with ``strongest`` (a figure, and ``attack``, which reached it),
+        ``faces`` (what Pix2Pix reached; None where a key protects) and ``skipped`` (attack to the
+        reason why it could not run).
+
+    Raises:
+        FacemixError: the run or its images cannot be read, or nothing can be written.
+    """
+    step = newest_step(workdir)
+    stored = _read(workdir / SCORES, step, split)
+    if stored is not None and "strongest" in stored:
+        return stored
+    say(f"evaluating {workdir}")
+    run = runs.load(workdir, data_dir=data_dir)
+    found = _read(workdir / trials.RESULT, step, split) or trials.utilities(run, split)
+    found = {**found, **_attack(run, found, split, say), "provenance": provenance()}
+    try:
+        write_atomically(workdir / SCORES, json.dumps(found, indent=1) + "\n")
+    except OSError as error:
+        raise FacemixError(
+            f"The scores of {workdir} cannot be kept there: {error}. Make the folder writable."
+        ) from error
+    return found
+
+
+def _read(path: Path, step: int, split: str) -> dict[str, Any] | None:
+    """What is stored for this step and split; None where that is nothing, or damaged."""
+    try:
+        stored = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    fits = isinstance(stored, dict) and (stored.get("step"), stored.get("split")) == (step, split)
+    return stored if fits else None
+
+
+def _attack(
+    run: Run, utility: dict[str, Any], split: str, say: Callable[[str], None]
+) -> dict[str, Any]:
+    """The best that any attack makes of the activations: quick ones may do better by chance."""
+    # Imported here: the attacks' own networks and optimisers take a while.
+    from facemix_jax.attacks import suite
+
+    target = Target(
+        model=run.model,
+        defense=run.defense,
+        variables=run.variables,
+        source=run.source,
+        split=split,
+    )
+    found = suite.run_suite(
+        target,
+        (suite.STRONGEST,),
+        rng_key=jax.random.key(0),
+        say=lambda name: say(f"  attack: {name}"),
+    )
+    candidates = [(utility["attack"], figure) for figure in utility["leakage"]]
+    candidates += [(name, output.figure_dict(figure)) for name, figure in _figures(run, found)]
+    attack, strongest = max(
+        ((name, figure) for name, figure in candidates if figure["name"] == CORRELATION),
+        key=lambda candidate: candidate[1]["value"],
+    )
+    faces = found.results.get(_FACES)
+    return {
+        "strongest": {"attack": attack, **strongest},
+        "faces": None if faces is None else output.figure_dict(faces.figures[0]),
+        "skipped": found.skipped,
+    }
+
+
+def _figures(run: Run, found: Any) -> Iterator[tuple[str, Figure]]:
+    for name, result in found.results.items():
+        for figure in result.figures:
+            yield name, figure
+        if name == _FACES and run.config.model.cut == 0 and run.model.spec.tiles == 1:
+            # The faces it draws are the activations, before they are normalised.
+            drawn = np.asarray(normalize(255 * result.recovered))[:, None]
+            truth, sent = (
+                np.asarray(truth_by_group(rows, found.recording))
+                for rows in (found.recording.activations, found.recording.view.mixtures)
+            )
+            value, floor = (float(recovery(rows, truth).mean()) for rows in (drawn, sent[:, None]))
+            yield name, Figure(CORRELATION, value, floor, value, result.figures[0].threat_model)

@@ -1,0 +1,230 @@
+"""``facemix report`` from files and runs to the page, and the page in a browser."""
+
+import csv
+import dataclasses
+import json
+import shutil
+
+import browser
+import pytest
+from test_report import Parser
+from test_results import CHART, RESULTS, TABLE
+
+from facemix_jax import checkpoint, cli, fitting, results, runs, scores
+from facemix_jax.data import DataConfig
+from facemix_jax.defenses import DefenseConfig
+from facemix_jax.models import ModelConfig
+from facemix_jax.results import Results
+from facemix_jax.runs import RunConfig
+from facemix_jax.training import TrainConfig
+
+pytestmark = pytest.mark.library_promotes  # Optax
+
+CONFIG = RunConfig(
+    data=DataConfig(image_size=(40, 36), train_examples=64, test_examples=32),
+    model=ModelConfig(width=4),
+    train=TrainConfig(num_epochs=1, batch_size=16, log_every=1),
+)
+
+
+def report(capsys, *arguments):
+    """Exit code, standard output, standard error on one line."""
+    code = cli.main(["report", *map(str, arguments)])
+    captured = capsys.readouterr()
+    return code, captured.out, " ".join(captured.err.split())
+
+
+def with_seed(workdir, to, seed):
+    """A copy of a run that passes for one of another seed."""
+    shutil.copytree(workdir, to)
+    config = json.loads((to / "config.json").read_text())
+    config["train"]["seed"] = seed
+    (to / "config.json").write_text(json.dumps(config))
+    return to
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("run") / "m8"
+    fitting.fit(CONFIG, workdir, show_progress=False)
+    return workdir
+
+
+@pytest.fixture
+def files(tmp_path):
+    results.save(tmp_path / "new.json", dataclasses.replace(RESULTS, name="new, scale cpu"))
+    results.save(tmp_path / "empty.json", Results(name="empty"))
+    (tmp_path / "old.json").write_text('{"cells": [1], "provenance": {}}')
+    return tmp_path
+
+
+def test_a_run_is_scored_once_and_averaged_with_its_other_seeds(
+    capsys, workdir, files, tmp_path, monkeypatch
+):
+    out = tmp_path / "out"
+    both = ("--results", files / "new.json", "--workdirs", workdir, "--out", out)
+    assert report(capsys, *both)[0] == 0
+    stored = json.loads((workdir / "scores.json").read_text())
+    assert stored["step"] == 4
+    assert stored["strongest"]["attack"] in ("robust", "gradient ICA")
+    assert stored["strongest"]["value"] >= stored["leakage"][0]["value"]
+
+    monkeypatch.setattr(runs, "load", None)  # what is stored is not computed again
+    other = with_seed(workdir, tmp_path / "seeds" / "seed-1", seed=1)
+    with_seed(workdir, tmp_path / "seeds" / "seed-2", seed=2)
+    stored["protected"]["accuracy"] += 0.01
+    (other / "scores.json").write_text(json.dumps(stored))
+    code, printed, _ = report(
+        capsys, "--workdirs", workdir, tmp_path / "seeds", "--out", out, "--json", "-"
+    )
+    assert code == 0
+    (table,) = json.loads(printed)["tables"]["runs"]
+    (row,) = table["rows"]
+    cells = dict(zip([c["name"] for c in table["columns"]], row["cells"], strict=True))
+    assert row["label"] == "resnet18, width 4, cut 1; FaceMix, M = 8"
+    assert cells["seeds"][0]["value"] == "0, 1, 2"
+    (accuracy,) = cells["accuracy, protected"]
+    assert accuracy["seeds"] == 3
+    # t(0.975, 2) = 4.30265; one of three values is 0.01 off, so the mean's error is 0.01 / 3.
+    assert accuracy["half_width"] == pytest.approx(4.30265 * 0.01 / 3, rel=1e-4)
+    for name in ("no attack", "strongest attack", "owner", "key advantage", "reached by"):
+        assert cells[name]
+    for name in ("runs-chart1.svg", "runs-chart2.png", "runs-table1.tex", "runs-table1.md"):
+        assert (out / name).stat().st_size > 100
+    with (out / "runs-table1.csv").open() as file:
+        (line,) = csv.DictReader(file)
+    assert int(line["strongest attack (measured, seeds)"]) == 3
+
+
+@pytest.mark.slow
+def test_without_a_key_what_undoes_the_perturbation_is_the_strongest(tmp_path):
+    config = dataclasses.replace(
+        CONFIG, model=ModelConfig(width=4, cut=0), defense=DefenseConfig(defense="noise")
+    )
+    fitting.fit(config, tmp_path, show_progress=False)
+    found = scores.scores(tmp_path, split="test")
+    assert found["strongest"]["attack"] in ("restoration", "pix2pix", "ridge")
+    assert found["strongest"]["value"] == found["strongest"]["owner"]
+    assert found["faces"]["name"].startswith("minus mean squared error")
+
+
+def test_scores_of_another_step_or_split_are_not_taken(workdir):
+    stored = {"step": 4, "split": "test", "strongest": {}}
+    (workdir / "scores.json").write_text(json.dumps(stored))
+    assert scores.scores(workdir, split="test") == stored
+    assert scores._read(workdir / "scores.json", 3, "test") is None
+    assert scores._read(workdir / "scores.json", 4, "valid") is None
+    (workdir / "scores.json").write_text("{")
+    assert scores._read(workdir / "scores.json", 4, "test") is None
+    (workdir / "scores.json").unlink()
+
+
+def test_the_page_is_one_file_with_the_truth_first(capsys, files, tmp_path):
+    out = tmp_path / "out"
+    made = ("--results", files / "new.json", files / "old.json", files / "empty.json")
+    code, _, notes = report(capsys, *made, "--out", out)
+    assert code == 0
+    assert "old.json is not a results file: it has no 'tables'" in notes
+    assert "empty.json holds no tables and no charts" in notes
+    parser = Parser()
+    parser.feed((out / "index.html").read_text())
+    assert parser.open == []
+    assert parser.sources
+    assert all(source.startswith("data:image/svg+xml;base64,") for source in parser.sources)
+    text = " ".join(parser.text.split())
+    assert text.index(results.TRUTH) < text.index("new, scale cpu")
+    for word in (*results.MARKS, "old.json", TABLE.title, CHART.title, "Left out"):
+        assert word in text
+    assert (
+        'name="viewport" content="width=device-width, initial-scale=1"'
+        in (out / "index.html").read_text()
+    )
+    names = {path.name for path in out.iterdir()}
+    tables = {f"new-table1.{ending}" for ending in ("csv", "md", "tex")}
+    assert names == {"index.html", "new-chart1.svg", "new-chart1.png", *tables}
+
+
+def test_files_of_one_name_do_not_overwrite_each_other(capsys, files, tmp_path):
+    for folder in ("a", "b"):
+        results.save(tmp_path / folder / "new.json", RESULTS)
+        results.save(tmp_path / folder / "runs.json", RESULTS)
+    paths = [tmp_path / folder / f"{name}.json" for folder in "ab" for name in ("new", "runs")]
+    code, printed, _ = report(capsys, "--results", *paths, "--out", tmp_path / "out", "--json", "-")
+    assert code == 0
+    found = json.loads(printed)
+    assert list(found["tables"]) == ["new", "runs-2", "new-2", "runs-3"]
+    assert len(set(found["files"])) == len(found["files"]) == 1 + 4 * 5
+
+
+def test_wrong_arguments_are_refused_before_any_work(capsys, files, tmp_path, monkeypatch):
+    monkeypatch.setattr(scores, "scores", None)
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    good = ("--results", files / "new.json")
+    for arguments, words in (
+        ((), "nothing to report"),
+        (("--results", files / "missing.json"), "missing.json is not there"),
+        (("--results", files), "is a folder"),
+        (("--results", files / "old.json"), "old.json is not a results file"),
+        (("--results", files / "empty.json"), "holds no tables"),
+        ((*good, "--workdirs", files / "none"), "none is not there"),
+        ((*good, "--workdirs", tmp_path), "holds no run"),
+        ((*good, "--out", blocked / "out"), "cannot be written"),
+        ((*good, "--split", "tset"), "Did you mean 'test'"),
+    ):
+        code, printed, notes = report(capsys, *arguments)
+        assert (code, printed) == (2, ""), arguments
+        assert words in notes, (arguments, notes)
+    assert not (tmp_path / "report").exists()
+
+
+def test_runs_that_cannot_be_scored_are_refused(capsys, workdir, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(workdir, copy)
+    code, _, notes = report(capsys, "--workdirs", workdir, copy, "--out", tmp_path / "out")
+    assert code == 2
+    assert "hold the same run" in notes
+    shutil.rmtree(copy / "checkpoints")
+    assert checkpoint.newest(copy / "checkpoints") is None
+    code, _, notes = report(capsys, "--workdirs", copy, "--out", tmp_path / "out")
+    assert code == 2
+    assert "without a checkpoint" in notes
+
+
+@pytest.mark.skipif(browser.PROGRAM is None, reason="no Chromium: set CHROMIUM to its path")
+def test_the_page_fits_a_phone_and_a_screen_in_light_and_dark(capsys, files, tmp_path):
+    wide = dataclasses.replace(
+        TABLE,
+        columns=tuple(
+            dataclasses.replace(c, name=f"{c.name} {i}", strongest=None)
+            for i in range(6)
+            for c in TABLE.columns
+        ),
+        rows=tuple(dataclasses.replace(row, cells=row.cells * 6) for row in TABLE.rows),
+    )
+    results.save(tmp_path / "wide.json", Results(name="x" * 80, tables=(wide,), charts=(CHART,)))
+    paths = (files / "new.json", tmp_path / "wide.json")
+    assert report(capsys, "--results", *paths, "--out", tmp_path / "out")[0] == 0
+    grounds = {}
+    with browser.Browser(tmp_path / "profile") as shown:
+        for width in (390, 1200):
+            for dark in (False, True):
+                shown.open(tmp_path / "out" / "index.html", width=width, dark=dark)
+                overflow = "document.documentElement.scrollWidth - window.innerWidth"
+                assert shown.evaluate(overflow) <= 0, (width, dark)
+                table = "[...document.querySelectorAll('.table')].at(-1)"
+                scrolls = f"(t => t.scrollWidth > t.clientWidth)({table})"
+                assert shown.evaluate(scrolls), "the wide table scrolls by itself"
+                assert shown.evaluate("[...document.images].every(i => i.naturalWidth > 0)")
+                letters = "parseFloat(getComputedStyle(document.body).fontSize)"
+                assert shown.evaluate(letters) >= 16
+                source = "document.querySelector('.drawing img').currentSrc"
+                ground = "getComputedStyle(document.body).backgroundColor"
+                grounds[dark] = shown.evaluate(source), shown.evaluate(ground)
+        assert shown.complaints == []
+        shown.evaluate("console.error('the control')")
+        shown.evaluate("document.body.append(Object.assign(new Image(), {src: 'http://[::1]/x'}))")
+        shown.evaluate("1")
+    assert len(shown.complaints) >= 2, "the control"
+    assert grounds[False][0] != grounds[True][0]
+    assert grounds[False][1] != grounds[True][1]
