@@ -102,6 +102,31 @@ def align(rows: Array, inverse: Array, starts: Array) -> Array:
     return rotations[jnp.argmax(likelihoods)]
 
 
+def common_rotation(
+    mixtures: Array, axes: Array, inverse: Array, *, rng_key: RngKey
+) -> tuple[Array, Array]:
+    """Aligns the tiles of every group.
+
+    Args:
+        mixtures: float ``[T * G, M, h, w, C]``, tile by tile.
+        axes: from ``precision``.
+        inverse: from ``precision``.
+        rng_key: draws the starts; consumed.
+
+    Returns:
+        Rotations ``[T, G, M, M]``, and the rows that they turn, ``[T, G, M, h * w * C]``.
+    """
+    tiles, size = len(axes), mixtures.shape[1]
+    by_tile = mixtures.astype(jnp.float32).reshape(tiles, -1, size, axes.shape[1])
+    rotations = []
+    for group in range(by_tile.shape[1]):
+        rows = jnp.einsum("tmp,tpd->tmd", by_tile[:, group], axes, precision="highest")
+        group_key = jax.random.fold_in(rng_key, group)
+        starts = jax.random.orthogonal(group_key, size, (_STARTS, tiles))
+        rotations.append(align(rows, inverse, starts))
+    return jnp.stack(rotations, axis=1), by_tile
+
+
 def separate_aligned(
     mixtures: Array, axes: Array, inverse: Array, grid: tuple[int, int], *, rng_key: RngKey
 ) -> Separation:
@@ -115,18 +140,12 @@ def separate_aligned(
         rng_key: draws the starts; consumed.
 
     Returns:
-        Of every (tile, group), as ``mixtures`` are ordered.
+        Of every (tile, group), as ``mixtures`` are ordered. Source ``k`` of a group is meant to be
+        of the same image in every tile.
     """
     tiles, size, shape = len(axes), mixtures.shape[1], mixtures.shape[2:]
-    by_tile = mixtures.astype(jnp.float32).reshape(tiles, -1, size, int(np.prod(shape)))
     align_key, separate_key = jax.random.split(rng_key)
-    rotations = []
-    for group in range(by_tile.shape[1]):
-        rows = jnp.einsum("tmp,tpd->tmd", by_tile[:, group], axes, precision="highest")
-        group_key = jax.random.fold_in(align_key, group)
-        starts = jax.random.orthogonal(group_key, size, (_STARTS, tiles))
-        rotations.append(align(rows, inverse, starts))
-    common = jnp.stack(rotations, axis=1)  # [T, G, M, M]
+    common, by_tile = common_rotation(mixtures, axes, inverse, rng_key=align_key)
     aligned = matmul(common, by_tile).reshape(-1, *shape)
     maps = put_tiles_back(aligned, grid)
     maps = maps.reshape(-1, size, *maps.shape[1:])
