@@ -49,15 +49,23 @@ class Frontier:
     people: bool = False
 
 
-_robust: dict[int, Any] = {}
-"""What ``robust`` recovered of a recording: the chain to pictures goes on from there."""
+_made: dict[tuple[str, int], tuple[Any, Any]] = {}
+"""What several attacks on one recording share, by what it is and the recording."""
+
+
+def _once(name: str, recording: attacks.Recording, make: Callable[[], Any]) -> Any:
+    """What ``make`` gives, made once for each recording."""
+    place = name, id(recording)
+    if place not in _made:
+        _made[place] = recording, make()  # the recording stays, and so its id
+    return _made[place][1]
 
 
 def _rated(
     target: attacks.Target, recording: attacks.Recording, recovered: Any, figures: Any
 ) -> Found:
     """Figures of a separation, as they are and with every side's rows filtered alike."""
-    filters = denoising.fit(target)
+    filters = _once("filters", recording, lambda: denoising.fit(target))
     truth, owner = (
         np.asarray(truth_by_group(rows, recording))
         for rows in (recording.activations, recording.owner_activations)
@@ -67,22 +75,30 @@ def _rated(
     def filtered(rows: Any) -> float:
         return round(denoising.filtered_correlation(filters, rows, truth), 4)
 
+    same_for_all = _once(
+        "filtered",
+        recording,
+        lambda: {
+            "floor": filtered(sent),
+            "owner": filtered(owner),
+            "guess": round(denoising.guessed_correlation(filters, truth), 4),
+        },
+    )
+
     return {
         "figures": report.figures(figures),
         "filtered": {
             "value": filtered(np.asarray(recovered).reshape(truth.shape)),
-            "floor": filtered(sent),
-            "owner": filtered(owner),
-            "guess": round(denoising.guessed_correlation(filters, truth), 4),
+            **same_for_all,
         },
     }
 
 
 def _separation(attack: attacks.Attack) -> Frontier:
     def run(target: Any, recording: Any, rng_key: Any, effort: Any) -> Found:
-        found = attack.run(target, recording, rng_key, effort)
-        if attack is robust.ROBUST:
-            _robust[id(recording)] = found.recovered
+        found = _once(
+            attack.name, recording, lambda: attack.run(target, recording, rng_key, effort)
+        )
         return _rated(target, recording, found.recovered, found.figures)
 
     return Frontier(run=run, unsuitable=attack.unsuitable)
@@ -100,13 +116,43 @@ def _learned(attack: attacks.Attack, people: bool = False) -> Frontier:
     return Frontier(run=run, unsuitable=lambda t: attack.unsuitable(whole(t)), people=people)
 
 
+def _rotations(target: Any, recording: Any, rng_key: Any) -> tuple[Any, Any]:
+    """Rotations that bring tiles under a common one, and the rows that they turn."""
+
+    def make() -> tuple[Any, Any]:
+        precision_key, align_key = jax.random.split(rng_key)
+        axes, inverse = (jnp.asarray(x) for x in alignment.precision(target, precision_key))
+        mixtures = by_group(recording.view.mixtures, recording)
+        return alignment.common_rotation(mixtures, axes, inverse, rng_key=align_key)
+
+    found: tuple[Any, Any] = _once("rotations", recording, make)
+    return found
+
+
+def _aligned_sources(target: Any, recording: Any, rng_key: Any) -> Any:
+    """What ``alignment`` finds, one image in all tiles of a source."""
+    rotation_key, separate_key = jax.random.split(rng_key)
+    shape = recording.view.mixtures.shape[1:]
+
+    def make() -> Any:
+        rotations, by_tile = _rotations(target, recording, rotation_key)
+        return alignment.separate_under_common(
+            rotations, by_tile, shape, target.model.spec.grid, rng_key=separate_key
+        ).sources
+
+    return _once("aligned", recording, make)
+
+
+def _alignment(target: Any, recording: Any, rng_key: Any, effort: Any) -> Found:
+    sources = _aligned_sources(target, recording, rng_key)
+    found = blind.score(recording, sources, alignment.THREAT_MODEL)
+    return _rated(target, recording, found.recovered, found.figures)
+
+
 def _granted_rotation(target: Any, recording: Any, rng_key: Any, effort: Any) -> Found:
     """A bound, no attack: tiles are aligned, and their best common rotation is granted."""
-    precision_key, align_key = jax.random.split(rng_key)
-    axes, inverse = (jnp.asarray(x) for x in alignment.precision(target, precision_key))
-    mixtures = by_group(recording.view.mixtures, recording)
     truth = truth_by_group(recording.activations, recording)
-    rotations, by_tile = alignment.common_rotation(mixtures, axes, inverse, rng_key=align_key)
+    rotations, by_tile = _rotations(target, recording, jax.random.split(rng_key)[0])
     aligned = rotations @ by_tile
     true = truth.reshape(by_tile.shape)
     common = nearest_orthogonal(jnp.einsum("tgmp,tgnp->gmn", true, aligned))
@@ -117,19 +163,15 @@ def _granted_rotation(target: Any, recording: Any, rng_key: Any, effort: Any) ->
 
 def _faces(target: Any, recording: Any, rng_key: Any, effort: Any) -> Found:
     """The identity chain: separation, assembly, pictures, and whom a public recogniser sees."""
-    separate_key, prepare_key, align_key, decoder_key = jax.random.split(rng_key, 4)
-    mixtures = by_group(recording.view.mixtures, recording)
+    decoder_key = jax.random.fold_in(rng_key, 1)
     truth = truth_by_group(recording.activations, recording)
-    best = _robust.get(id(recording))
-    if best is None:
-        best = robust.ROBUST.run(target, recording, separate_key, effort).recovered
+    best = _once(
+        robust.ROBUST.name, recording, lambda: robust.ROBUST.run(target, recording, rng_key, effort)
+    ).recovered
     separations = {"granted assembly": (np.asarray(best).reshape(truth.shape), True)}
     if target.model.spec.tiles > 1:
-        axes, inverse = (jnp.asarray(x) for x in alignment.precision(target, prepare_key))
-        aligned = alignment.separate_aligned(
-            mixtures, axes, inverse, target.model.spec.grid, rng_key=align_key
-        )
-        separations["own assembly"] = (np.asarray(aligned.sources), False)
+        aligned = _aligned_sources(target, recording, rng_key)
+        separations["own assembly"] = (np.asarray(aligned), False)
     pictures, losses = tile_faces.invert_tiles(
         target, recording, separations, rng_key=decoder_key, config=effort
     )
@@ -166,10 +208,10 @@ ATTACKS = {
         for attack in (
             separation.GRADIENT_ICA,
             robust.ROBUST,
-            alignment.ALIGNMENT,
             contrast.CONTRAST,
         )
     },
+    "alignment": Frontier(run=_alignment, unsuitable=alignment.ALIGNMENT.unsuitable),
     "granted_rotation": Frontier(run=_granted_rotation, unsuitable=_needs_tiles),
     "faces": Frontier(run=_faces, unsuitable=judge.JUDGE.unsuitable),
     "membership": Frontier(run=_members, unsuitable=membership.MEMBERSHIP.unsuitable, people=True),
@@ -196,7 +238,7 @@ def formal(target: attacks.Target, recording: attacks.Recording) -> Found:
     vary equally. The best linear filter (Bayes' estimator under Gaussian statistics) reaches
     ``sqrt(1 - error / energy)``, the energies from the attacker's own images.
     """
-    filters = denoising.fit(target)
+    filters = _once("filters", recording, lambda: denoising.fit(target))
     deviation = float(jnp.std(recording.owner_activations - recording.activations))
     if deviation < 1e-3:
         return {"noise": 0.0, "epsilon": None, "owner_unfiltered": 1.0, "owner_bayes": 1.0}

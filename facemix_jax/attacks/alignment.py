@@ -127,10 +127,43 @@ def common_rotation(
     return jnp.stack(rotations, axis=1), by_tile
 
 
+def separate_under_common(
+    common: Array,
+    by_tile: Array,
+    shape: tuple[int, ...],
+    grid: tuple[int, int],
+    *,
+    rng_key: RngKey,
+) -> Separation:
+    """Separates the whole maps of aligned tiles by gradient ICA.
+
+    Args:
+        common: from ``common_rotation``, and so is ``by_tile``.
+        by_tile: float32 ``[T, G, M, h * w * C]``.
+        shape: ``(h, w, C)``.
+        grid: tiles down and across.
+        rng_key: draws the starts; consumed.
+
+    Returns:
+        Of every (tile, group), tile by tile. Source ``k`` of a group is meant to be of the same
+        image in every tile.
+    """
+    tiles, groups, size, _ = by_tile.shape
+    maps = put_tiles_back(matmul(common, by_tile).reshape(-1, *shape), grid)
+    found = separate(maps.reshape(-1, size, *maps.shape[1:]), rng_key=rng_key)
+    unmixing = matmul(found.unmixing[None], common)
+    return Separation(
+        unmixing.reshape(-1, size, size),
+        matmul(unmixing, by_tile).reshape(tiles * groups, size, *shape),
+        jnp.tile(found.iterations, tiles),
+        jnp.tile(found.converged, tiles),
+    )
+
+
 def separate_aligned(
     mixtures: Array, axes: Array, inverse: Array, grid: tuple[int, int], *, rng_key: RngKey
 ) -> Separation:
-    """Aligns the tiles of every group, then separates the whole maps by gradient ICA.
+    """Aligns the tiles of every group, then separates the whole maps.
 
     Args:
         mixtures: float ``[T * G, M, h, w, C]``, tile by tile.
@@ -140,24 +173,11 @@ def separate_aligned(
         rng_key: draws the starts; consumed.
 
     Returns:
-        Of every (tile, group), as ``mixtures`` are ordered. Source ``k`` of a group is meant to be
-        of the same image in every tile.
+        As ``separate_under_common``.
     """
-    tiles, size, shape = len(axes), mixtures.shape[1], mixtures.shape[2:]
     align_key, separate_key = jax.random.split(rng_key)
     common, by_tile = common_rotation(mixtures, axes, inverse, rng_key=align_key)
-    aligned = matmul(common, by_tile).reshape(-1, *shape)
-    maps = put_tiles_back(aligned, grid)
-    maps = maps.reshape(-1, size, *maps.shape[1:])
-    found = separate(maps, rng_key=separate_key)
-    unmixing = matmul(found.unmixing[None], common)
-    sources = matmul(unmixing, by_tile).reshape(mixtures.shape)
-    return Separation(
-        unmixing.reshape(-1, size, size),
-        sources,
-        jnp.tile(found.iterations, tiles),
-        jnp.tile(found.converged, tiles),
-    )
+    return separate_under_common(common, by_tile, mixtures.shape[2:], grid, rng_key=separate_key)
 
 
 def _prepare(
