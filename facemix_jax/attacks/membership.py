@@ -24,7 +24,6 @@ from facemix_jax.attacks.base import (
 )
 from facemix_jax.attacks.groups import activations, auxiliary_by_tile, noise_of
 from facemix_jax.attacks.recognition import people_of
-from facemix_jax.attacks.unmixing import principal_axes
 
 THREAT_MODEL = (
     "knows which mixtures form a group, that it holds the same images in every tile, and the "
@@ -35,6 +34,8 @@ _AXES = 160
 """Directions of a row that are looked at."""
 
 _MOST_GROUPS = 16
+_AUXILIARY = 512
+"""The attacker's own images."""
 
 
 def whitening(target: Target, rng_key: RngKey) -> HostArray:
@@ -44,11 +45,12 @@ def whitening(target: Target, rng_key: RngKey) -> HostArray:
         target: the system; its auxiliary images are the attacker's own.
         rng_key: draws a rehearsal's secret, which shows how much noise there is; consumed.
     """
-    own = auxiliary_by_tile(target, 2048)
+    own = auxiliary_by_tile(target, _AUXILIARY)
     noise = noise_of(target, rng_key)
     made = []
     for rows in own:
-        axes = np.asarray(principal_axes(rows, min(_AXES, *rows.shape)))
+        # Rows of whole maps are longer than there are images: their own products are smaller.
+        axes = np.linalg.svd(rows, full_matrices=False)[2][:_AXES].T
         energy = ((rows @ axes) ** 2).mean(0)
         made.append(axes / np.sqrt(energy + noise**2 + 1e-6 * energy.max()))
     return np.stack(made)
