@@ -149,29 +149,45 @@ def _alignment(target: Any, recording: Any, rng_key: Any, effort: Any) -> Found:
     return _rated(target, recording, found.recovered, found.figures)
 
 
-def _granted_rotation(target: Any, recording: Any, rng_key: Any, effort: Any) -> Found:
-    """A bound, no attack: tiles are aligned, and their best common rotation is granted."""
+def _granted_sources(target: Any, recording: Any, rng_key: Any) -> Any:
+    """Aligned tiles under the best common rotation, which the truth shows: ``[T * G, M, ...]``."""
     truth = truth_by_group(recording.activations, recording)
     rotations, by_tile = _rotations(target, recording, jax.random.split(rng_key)[0])
     aligned = rotations @ by_tile
     true = truth.reshape(by_tile.shape)
     common = nearest_orthogonal(jnp.einsum("tgmp,tgnp->gmn", true, aligned))
-    sources = np.asarray(common[None] @ aligned).reshape(truth.shape)
-    figures = blind.score(recording, jnp.asarray(sources), "granted the common rotation").figures
+    return (common[None] @ aligned).reshape(truth.shape)
+
+
+def _granted_rotation(target: Any, recording: Any, rng_key: Any, effort: Any) -> Found:
+    """A bound, no attack: tiles are aligned, and their best common rotation is granted."""
+    sources = _granted_sources(target, recording, rng_key)
+    figures = blind.score(recording, sources, "granted the common rotation").figures
     return _rated(target, recording, sources, figures)
 
 
 def _faces(target: Any, recording: Any, rng_key: Any, effort: Any) -> Found:
-    """The identity chain: separation, assembly, pictures, and whom a public recogniser sees."""
+    """The identity chain: separation, assembly, pictures, and whom a public recogniser sees.
+
+    Whole maps by ``robust``. Of tiles, the attacker's own assembly is ``alignment``'s; the granted one
+    is an upper bound, with the common rotation, the order and the sign of every tile granted.
+    """
     decoder_key = jax.random.fold_in(rng_key, 1)
     truth = truth_by_group(recording.activations, recording)
-    best = _once(
-        robust.ROBUST.name, recording, lambda: robust.ROBUST.run(target, recording, rng_key, effort)
-    ).recovered
-    separations = {"granted assembly": (np.asarray(best).reshape(truth.shape), True)}
     if target.model.spec.tiles > 1:
         aligned = _aligned_sources(target, recording, rng_key)
-        separations["own assembly"] = (np.asarray(aligned), False)
+        granted = _granted_sources(target, recording, rng_key)
+        separations = {
+            "own assembly": (np.asarray(aligned), False),
+            "granted assembly": (np.asarray(granted), True),
+        }
+    else:
+        best = _once(
+            robust.ROBUST.name,
+            recording,
+            lambda: robust.ROBUST.run(target, recording, rng_key, effort),
+        ).recovered
+        separations = {"granted assembly": (np.asarray(best).reshape(truth.shape), True)}
     pictures, losses = tile_faces.invert_tiles(
         target, recording, separations, rng_key=decoder_key, config=effort
     )
