@@ -169,8 +169,8 @@ def _granted_rotation(target: Any, recording: Any, rng_key: Any, effort: Any) ->
 def _faces(target: Any, recording: Any, rng_key: Any, effort: Any) -> Found:
     """The identity chain: separation, assembly, pictures, and whom a public recogniser sees.
 
-    Whole maps by ``robust``. Of tiles, the attacker's own assembly is ``alignment``'s; the granted one
-    is an upper bound, with the common rotation, the order and the sign of every tile granted.
+    Whole maps by ``robust``. Of tiles, the attacker's own assembly is ``alignment``'s; the granted
+    one is an upper bound, with the common rotation, the order and the sign of every tile granted.
     """
     decoder_key = jax.random.fold_in(rng_key, 1)
     truth = truth_by_group(recording.activations, recording)
