@@ -49,11 +49,11 @@ class Config:
     ``--scale smoke``, which needs no files. Cells that are in the JSON file are not run again.
 
     Run time: 7 to 11 minutes a variant for training on two busy CPU cores; that of each attack
-    stands in the JSON file. ``smoke``: under two minutes.
+    stands in the JSON file.
 
     Expected: FaceMix gives its activations away, and the persons with them; on tiles of 7x6 with
     signed codes and noise of half a deviation (M = 32) no separation run here leaves the floor by
-    more than .03. See ``docs/defenses.md`` for what that does not show.
+    more than .03, but persons are named from row spaces as well as by the owner. See ``docs/defenses.md`` for what that does not show.
 
     Attributes:
         scale: smoke or cpu.
