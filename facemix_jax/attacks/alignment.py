@@ -102,10 +102,68 @@ def align(rows: Array, inverse: Array, starts: Array) -> Array:
     return rotations[jnp.argmax(likelihoods)]
 
 
+def common_rotation(
+    mixtures: Array, axes: Array, inverse: Array, *, rng_key: RngKey
+) -> tuple[Array, Array]:
+    """Aligns the tiles of every group.
+
+    Args:
+        mixtures: float ``[T * G, M, h, w, C]``, tile by tile.
+        axes: from ``precision``.
+        inverse: from ``precision``.
+        rng_key: draws the starts; consumed.
+
+    Returns:
+        Rotations ``[T, G, M, M]``, and the rows that they turn, ``[T, G, M, h * w * C]``.
+    """
+    tiles, size = len(axes), mixtures.shape[1]
+    by_tile = mixtures.astype(jnp.float32).reshape(tiles, -1, size, axes.shape[1])
+    rotations = []
+    for group in range(by_tile.shape[1]):
+        rows = jnp.einsum("tmp,tpd->tmd", by_tile[:, group], axes, precision="highest")
+        group_key = jax.random.fold_in(rng_key, group)
+        starts = jax.random.orthogonal(group_key, size, (_STARTS, tiles))
+        rotations.append(align(rows, inverse, starts))
+    return jnp.stack(rotations, axis=1), by_tile
+
+
+def separate_under_common(
+    common: Array,
+    by_tile: Array,
+    shape: tuple[int, ...],
+    grid: tuple[int, int],
+    *,
+    rng_key: RngKey,
+) -> Separation:
+    """Separates the whole maps of aligned tiles by gradient ICA.
+
+    Args:
+        common: from ``common_rotation``, and so is ``by_tile``.
+        by_tile: float32 ``[T, G, M, h * w * C]``.
+        shape: ``(h, w, C)``.
+        grid: tiles down and across.
+        rng_key: draws the starts; consumed.
+
+    Returns:
+        Of every (tile, group), tile by tile. Source ``k`` of a group is meant to be of the same
+        image in every tile.
+    """
+    tiles, groups, size, _ = by_tile.shape
+    maps = put_tiles_back(matmul(common, by_tile).reshape(-1, *shape), grid)
+    found = separate(maps.reshape(-1, size, *maps.shape[1:]), rng_key=rng_key)
+    unmixing = matmul(found.unmixing[None], common)
+    return Separation(
+        unmixing.reshape(-1, size, size),
+        matmul(unmixing, by_tile).reshape(tiles * groups, size, *shape),
+        jnp.tile(found.iterations, tiles),
+        jnp.tile(found.converged, tiles),
+    )
+
+
 def separate_aligned(
     mixtures: Array, axes: Array, inverse: Array, grid: tuple[int, int], *, rng_key: RngKey
 ) -> Separation:
-    """Aligns the tiles of every group, then separates the whole maps by gradient ICA.
+    """Aligns the tiles of every group, then separates the whole maps.
 
     Args:
         mixtures: float ``[T * G, M, h, w, C]``, tile by tile.
@@ -115,30 +173,11 @@ def separate_aligned(
         rng_key: draws the starts; consumed.
 
     Returns:
-        Of every (tile, group), as ``mixtures`` are ordered.
+        As ``separate_under_common``.
     """
-    tiles, size, shape = len(axes), mixtures.shape[1], mixtures.shape[2:]
-    by_tile = mixtures.astype(jnp.float32).reshape(tiles, -1, size, int(np.prod(shape)))
     align_key, separate_key = jax.random.split(rng_key)
-    rotations = []
-    for group in range(by_tile.shape[1]):
-        rows = jnp.einsum("tmp,tpd->tmd", by_tile[:, group], axes, precision="highest")
-        group_key = jax.random.fold_in(align_key, group)
-        starts = jax.random.orthogonal(group_key, size, (_STARTS, tiles))
-        rotations.append(align(rows, inverse, starts))
-    common = jnp.stack(rotations, axis=1)  # [T, G, M, M]
-    aligned = matmul(common, by_tile).reshape(-1, *shape)
-    maps = put_tiles_back(aligned, grid)
-    maps = maps.reshape(-1, size, *maps.shape[1:])
-    found = separate(maps, rng_key=separate_key)
-    unmixing = matmul(found.unmixing[None], common)
-    sources = matmul(unmixing, by_tile).reshape(mixtures.shape)
-    return Separation(
-        unmixing.reshape(-1, size, size),
-        sources,
-        jnp.tile(found.iterations, tiles),
-        jnp.tile(found.converged, tiles),
-    )
+    common, by_tile = common_rotation(mixtures, axes, inverse, rng_key=align_key)
+    return separate_under_common(common, by_tile, mixtures.shape[2:], grid, rng_key=separate_key)
 
 
 def _prepare(

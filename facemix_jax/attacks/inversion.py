@@ -126,7 +126,14 @@ class Inverter(NamedTuple):
     losses: tuple[float, ...]
 
 
-def train_decoder(target: Target, *, steps: int, batch_size: int, rng_key: RngKey) -> Inverter:
+def train_decoder(
+    target: Target,
+    *,
+    steps: int,
+    batch_size: int,
+    rng_key: RngKey,
+    most_noise: float = _NOISE,
+) -> Inverter:
     """Trains a decoder on activations of auxiliary images, slightly scaled and with noise.
 
     They are clean ones, as separation gives those back, unless the defence has no key: then they
@@ -138,6 +145,7 @@ def train_decoder(target: Target, *, steps: int, batch_size: int, rng_key: RngKe
         steps: of Adam, with cosine decay.
         batch_size: images in a step.
         rng_key: consumed.
+        most_noise: largest noise in training, in standard deviations of activations.
     """
     defense = target.defense if not target.defense.keyed else none()
     if defense.name == "none" and _sends_pixels(target):
@@ -164,7 +172,7 @@ def train_decoder(target: Target, *, steps: int, batch_size: int, rng_key: RngKe
         z = protect(target.model, defense, pre, protect_key, images)
         one = (len(z), 1, 1, 1)
         z = z * jax.random.uniform(scale_key, one, minval=_SCALES[0], maxval=_SCALES[1])
-        level = jax.random.uniform(level_key, one, maxval=_NOISE * float(scale))
+        level = jax.random.uniform(level_key, one, maxval=most_noise * float(scale))
         z = z + level * jax.random.normal(draw_key, z.shape)
         value, gradient = jax.value_and_grad(loss)(variables, z, images.astype(jnp.float32) / 255.0)
         update, state = optimizer.update(gradient, state)
@@ -237,14 +245,19 @@ def invert_recording(
     # The floor is granted the sign: a mixture alone does not show it.
     agreement = (mixtures * np.asarray(recording.activations)).sum((1, 2, 3), keepdims=True)
     as_sent = _sends_pixels(target) and not target.defense.keyed
-    auxiliary = target.source.splits[target.auxiliary_split][:512]
-    mean = np.asarray(target.source.images(auxiliary)).mean(0, dtype=np.float64) / 255.0
     return Inverted(
         inverter.invert(in_order(sources, match(sources, truth))),
         (_pixels if as_sent else inverter.invert)(np.where(agreement < 0, -mixtures, mixtures)),
         inverter.invert(recording.owner_activations),
-        np.broadcast_to(mean.astype(np.float32), recording.images.shape),
+        np.broadcast_to(mean_image(target), recording.images.shape),
     )
+
+
+def mean_image(target: Target) -> HostArray:
+    """Of the attacker's own, float32 ``[H, W, 3]`` in [0, 1]."""
+    auxiliary = target.source.splits[target.auxiliary_split][:512]
+    mean = np.asarray(target.source.images(auxiliary)).mean(0, dtype=np.float64) / 255.0
+    return mean.astype(np.float32)
 
 
 def image_scores(images: HostArray, truth: HostArray) -> dict[str, float]:

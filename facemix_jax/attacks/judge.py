@@ -8,7 +8,7 @@ Faces are cut out where the original shows one: scoring grants reconstructions t
 """
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
@@ -167,25 +167,15 @@ def judge_recording(
     Returns:
         The figures, and the verdicts of ``attacker``, ``floor``, ``owner`` and ``blind``.
     """
-    group_size = recording.view.group_size
     inverted = invert_recording(target, recording, rng_key=rng_key, config=config)
-    count = max(group_size, _MOST_IMAGES // group_size * group_size)
-    originals = recording.images[:count]
-    others = target.source.images(target.source.splits[target.auxiliary_split][:_MOST_IMAGES])
-    gallery = recogniser(np.asarray(others), np.asarray(others))
-    truth = recogniser(originals, originals)
-    verdicts = {}
-    for who, images in inverted._asdict().items():
-        pictures = np.rint(255 * images[: len(originals)]).astype(np.uint8)
-        verdicts[who] = compare(
-            recogniser(pictures, originals), truth, gallery, group_size=group_size
-        )
+    verdicts = judge_pictures(target, recording, inverted._asdict(), recogniser)
+    group_size, judged = recording.view.group_size, len(verdicts["owner"].distance)
     names = {
         "same_person": f"share taken for the same person (distance under {THRESHOLD})",
         "rank1_group": "share nearer to their original than to others of the group",
         "rank1_gallery": "share nearer to their original than to any other picture",
     }
-    chances = {"rank1_group": 1 / group_size, "rank1_gallery": 1 / (len(truth) + len(gallery))}
+    chances = {"rank1_group": 1 / group_size, "rank1_gallery": 1 / (judged + _MOST_IMAGES)}
     figures = tuple(
         Figure(
             name,
@@ -198,6 +188,33 @@ def judge_recording(
         for field, name in names.items()
     )
     return Result(figures, inverted.attacker), verdicts
+
+
+def judge_pictures(
+    target: Target,
+    recording: Recording,
+    pictures: Mapping[str, HostArray],
+    recogniser: Recogniser,
+) -> dict[str, Verdict]:
+    """Asks a recogniser who is in reconstructions of a recording.
+
+    Args:
+        target: its auxiliary images are the rest of the gallery.
+        recording: at most its first 64 images, whole groups, are judged.
+        pictures: name to float ``[B, H, W, 3]`` in [0, 1], in the order of the examples.
+        recogniser: ``dlib_recogniser()``, or another one.
+    """
+    group_size = recording.view.group_size
+    count = max(group_size, _MOST_IMAGES // group_size * group_size)
+    originals = recording.images[:count]
+    others = target.source.images(target.source.splits[target.auxiliary_split][:_MOST_IMAGES])
+    gallery = recogniser(np.asarray(others), np.asarray(others))
+    truth = recogniser(originals, originals)
+    verdicts = {}
+    for who, images in pictures.items():
+        shown = np.rint(255 * images[: len(originals)]).astype(np.uint8)
+        verdicts[who] = compare(recogniser(shown, originals), truth, gallery, group_size=group_size)
+    return verdicts
 
 
 def _judge(target: Target, recording: Recording, rng_key: RngKey, config: AttackConfig) -> Result:

@@ -141,7 +141,7 @@ def _run_attributes(
     )
 
 
-def _people(target: Target) -> IdentitySplit | None:
+def people_of(target: Target) -> IdentitySplit | None:
     """The people to recognise; None where there are not two of them, or not one group."""
     source = target.source
     indices = np.concatenate(list(source.splits.values()))
@@ -159,7 +159,7 @@ def _people(target: Target) -> IdentitySplit | None:
 
 
 def _no_people(target: Target) -> str | None:
-    if _people(target) is not None:
+    if people_of(target) is not None:
         return None
     return (
         f"{target.source.name} shows too few people with {_FEWEST_IMAGES} images: at least two, "
@@ -175,7 +175,7 @@ def _run_identity(
     *,
     set_valued: bool,
 ) -> Result:
-    people = _people(target)
+    people = people_of(target)
     if people is None:
         raise UsageError(f"{_no_people(target)} Use a source with more images of each person.")
     group_size = target.defense.group_size if set_valued else 1

@@ -16,6 +16,7 @@ from facemix_jax.attacks import (
     grouping,
     inversion,
     judge,
+    membership,
     nonnegative,
     output,
     picard,
@@ -52,6 +53,7 @@ ATTACKS: dict[str, Attack] = {
         algebraic.KNOWN_PLAINTEXT,
         algebraic.REUSED_KEY,
         algebraic.INTERSECTION,
+        membership.MEMBERSHIP,
         weak_keys.WEAK_RANDOMNESS,
         collusion.COLLUSION,
         # Blind separation.
