@@ -53,8 +53,8 @@ class Config:
 
     Expected: FaceMix gives its activations away, and the persons with them; on tiles of 7x6 with
     signed codes and noise of half a deviation (M = 32) no separation run here leaves the floor by
-    more than .03, but persons are named from row spaces as well as by the owner. What that does not
-    show stands in ``docs/defenses.md``.
+    more than .03, but persons are named from row spaces as well as by the owner. See
+    ``docs/defenses.md`` for what that does not show.
 
     Attributes:
         scale: smoke or cpu.
