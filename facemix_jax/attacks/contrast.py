@@ -217,7 +217,9 @@ def _ascend(contrast: Contrast, flat: Array, tiles: Array, starts: Array) -> Arr
             length = jnp.sqrt((momentum**2).sum() / len(rotation)) + 1e-9
             turn = momentum / length * largest
             turned = rotation + matmul(turn, rotation) + matmul(turn, matmul(turn, rotation)) / 2
-            return (nearest_orthogonal(turned), momentum), None
+            closest = nearest_orthogonal(turned)
+            # A decomposition that fails once in some ten thousand leaves the rotation as it was.
+            return (jnp.where(jnp.isfinite(closest).all(), closest, rotation), momentum), None
 
         def ascend(start: Array) -> tuple[Array, Array]:
             first = start, jnp.zeros_like(start)
