@@ -18,7 +18,7 @@ PERTURBED = {
     "blurring 16x16": (0.856, 0.970),
     "blurring 8x8": (0.849, 0.927),
 }
-"""Accuracy and strongest correlation, from ``results/table2_cpu.json`` (80x68, width 8, 4,096
+"""Accuracy and strongest correlation, from ``results/other_systems.json`` (80x68, width 8, 4,096
 training images): no runs at this script's size."""
 
 NOTE = (
