@@ -1,0 +1,168 @@
+"""The paper in one command: every table and figure at one scale, then one report of them all."""
+
+import dataclasses
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import scale as scales
+import tyro
+
+from facemix_jax._validate import UsageError, one_of
+
+HERE = Path(__file__).parent
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """Runs the scripts of this folder one after another, each a process, and ``facemix report``.
+
+    Command: ``python experiments/reproduce.py --scale smoke --out reproduction`` needs no files;
+    ``python experiments/reproduce.py --celeba CELEBA --people PEOPLE --lfwa LFWA --out
+    reproduction`` for the scale ``cpu``. A second call goes on where one stopped: finished cells
+    and runs are not done again. A script that fails does not keep the others from running.
+
+    Run time: for ``smoke`` see ``docs/reproduction.md``; ``cpu`` overnight on two CPU cores.
+
+    Expected: ``reproduction/report/index.html``, and what each script's docstring says.
+
+    Attributes:
+        out: folder for runs, results, pictures and the report.
+        scale: smoke, cpu, gpu or paper; what has no larger scale than ``cpu`` runs at that.
+        celeba: folder with the official CelebA files.
+        people: folder with pictures of people to recognise, as in ``table2.py``.
+        lfwa: folder with the official LFWA files.
+        cache_dir: folder for decoded images; None for the data sets' default.
+        only: names of scripts; None for all.
+    """
+
+    out: Path
+    scale: scales.Name = "cpu"
+    celeba: str | None = None
+    people: str | None = None
+    lfwa: str | None = None
+    cache_dir: str | None = None
+    only: tuple[str, ...] | None = None
+
+
+class Step(NamedTuple):
+    """One script.
+
+    Attributes:
+        data: option of ``Config`` whose folder is its ``--data-dir``; none for no files.
+        largest: the largest scale that it has.
+        workdirs: its option for runs and pictures, and their folder below ``out``.
+        people: whether it takes ``--identity-dir``.
+        more: further arguments.
+    """
+
+    data: str | None = "celeba"
+    largest: str = "paper"
+    workdirs: tuple[str, str] | None = ("--workdirs", "runs")
+    people: bool = False
+    more: tuple[str, ...] = ()
+
+
+STEPS: dict[str, Step] = {
+    "table2": Step(people=True),
+    "table3": Step(data="lfwa"),
+    "figure4": Step(),
+    "figure5": Step(workdirs=("--pictures", "figure5")),
+    "training_length": Step(),
+    "other_systems": Step(people=True),
+    "sweep": Step(workdirs=("--workdir", "runs/sweep")),
+    "linearity": Step(largest="cpu", workdirs=("--workdirs", "runs/accuracy")),
+    "separation_real": Step(largest="cpu", workdirs=None),
+    "regroup": Step(largest="cpu", workdirs=None),
+    "phase": Step(workdirs=("--workdirs", "runs/phase")),
+    "frontier": Step(largest="cpu", workdirs=("--workdirs", "runs/frontier"), people=True),
+}
+"""In order; ``table1.py`` needs none of this and comes first. ``linearity`` reads runs of
+``accuracy_cpu.py``, which come before it."""
+
+
+def command(name: str, config: Config) -> list[str]:
+    """How one script is called."""
+    step = STEPS[name]
+    real = config.scale != "smoke"
+    scale = config.scale if step.largest == "paper" or not real else step.largest
+    result = config.out / "results" / f"{name}_{scale}.json"
+    arguments = [f"--scale={scale}", f"--output={result}", *step.more]
+    if step.workdirs is not None:
+        option, folder = step.workdirs
+        arguments.append(f"{option}={config.out / folder}")
+    if real:
+        arguments.append(f"--data-dir={getattr(config, str(step.data))}")
+        if config.cache_dir is not None and name != "linearity":
+            arguments.append(f"--cache-dir={config.cache_dir}")
+        if step.people and config.people is not None:
+            arguments.append(f"--identity-dir={config.people}")
+    return [sys.executable, str(HERE / f"{name}.py"), *arguments]
+
+
+def commands(config: Config) -> dict[str, list[str]]:
+    """All that is called, by name.
+
+    Raises:
+        UsageError: an unknown name, or a data set is missing.
+    """
+    names = config.only or ("table1", *STEPS)
+    for name in names:
+        one_of(("table1", *STEPS), only=name)
+    if config.scale != "smoke":
+        wanted = {STEPS[name].data for name in names if name != "table1"} - {None}
+        missing = sorted(f"--{data}" for data in wanted if getattr(config, str(data)) is None)
+        if missing:
+            raise UsageError(
+                f"{' and '.join(missing)} missing: scale {config.scale} reads real faces. Give the "
+                f"folder, or use --scale smoke, or --only for scripts that do not need it."
+            )
+    found = {}
+    for name in names:
+        if name == "table1":
+            result = config.out / "results" / "table1.json"
+            found[name] = [sys.executable, str(HERE / "table1.py"), f"--json={result}"]
+            continue
+        if name == "linearity" and config.scale != "smoke":
+            arguments = [
+                f"--data-dir={config.celeba}",
+                f"--workdirs={config.out / 'runs' / 'accuracy'}",
+                f"--output={config.out / 'results' / 'accuracy_cpu.json'}",
+            ]
+            found["accuracy_cpu"] = [sys.executable, str(HERE / "accuracy_cpu.py"), *arguments]
+        found[name] = command(name, config)
+    return found
+
+
+def main(config: Config) -> int:
+    """Runs everything.
+
+    Returns:
+        How many scripts failed.
+    """
+    planned = commands(config)
+    (config.out / "results").mkdir(parents=True, exist_ok=True)
+    failed = []
+    for name, words in planned.items():
+        began = time.perf_counter()
+        log = config.out / f"{name}.log"
+        with log.open("a") as file:
+            done = subprocess.run(words, stdout=file, stderr=subprocess.STDOUT, check=False)
+        seconds = time.perf_counter() - began
+        print(f"{name}: {'done' if not done.returncode else f'FAILED, see {log}'}, {seconds:.0f} s")
+        if done.returncode:
+            failed.append(name)
+    found = sorted(str(path) for path in (config.out / "results").glob("*.json"))
+    report = [sys.executable, "-m", "facemix_jax", "report", "--out", str(config.out / "report")]
+    done = subprocess.run([*report, "--results", *found], check=False)
+    return len(failed) + (done.returncode != 0)
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(tyro.cli(Config)))
+    except UsageError as error:
+        print(f"reproduce.py: {error}", file=sys.stderr)
+        sys.exit(2)

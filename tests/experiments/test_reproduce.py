@@ -1,0 +1,68 @@
+"""The paper in one command: what is called, and all of it at the smoke scale."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import reproduce
+
+from facemix_jax import results
+from facemix_jax._validate import UsageError
+
+ROOT = Path(__file__).parents[2]
+
+
+def config(tmp_path, **options):
+    return reproduce.Config(out=tmp_path, **options)
+
+
+def test_real_scales_name_their_data(tmp_path):
+    found = reproduce.commands(config(tmp_path, scale="gpu", celeba="C", lfwa="L", people="P"))
+    assert {"table1", "accuracy_cpu", *reproduce.STEPS} == set(found)
+    assert "--data-dir=L" in found["table3"]
+    assert {"--data-dir=C", "--identity-dir=P", "--scale=gpu"} <= set(found["table2"])
+    # These have no larger scale.
+    assert "--scale=cpu" in found["linearity"]
+    assert list(found).index("accuracy_cpu") < list(found).index("linearity")
+
+
+def test_smoke_needs_no_files(tmp_path):
+    words = [
+        w for words in reproduce.commands(config(tmp_path, scale="smoke")).values() for w in words
+    ]
+    assert not any("data-dir" in word or "identity-dir" in word for word in words)
+    assert all(str(tmp_path) in w for w in words if w.startswith(("--output", "--json", "--work")))
+
+
+def test_missing_data_is_said_before_any_work(tmp_path):
+    with pytest.raises(UsageError, match="--celeba and --lfwa missing"):
+        reproduce.commands(config(tmp_path))
+    assert reproduce.commands(config(tmp_path, only=("table1",))).keys() == {"table1"}
+    with pytest.raises(UsageError, match="Did you mean 'table2'"):
+        reproduce.commands(config(tmp_path, scale="smoke", only=("table4",)))
+
+
+def test_every_argument_is_one_of_the_script(tmp_path):
+    import dataclasses
+    import importlib
+
+    for scale in ("smoke", "gpu"):
+        options = {} if scale == "smoke" else {"celeba": "C", "lfwa": "L", "people": "P"}
+        called = reproduce.commands(config(tmp_path, scale=scale, cache_dir="K", **options))
+        for name, words in called.items():
+            if name == "table1":
+                continue
+            fields = {f.name for f in dataclasses.fields(importlib.import_module(name).Config)}
+            for word in words[2:]:
+                assert word[2:].partition("=")[0].replace("-", "_") in fields, (name, word)
+
+
+@pytest.mark.slow
+def test_everything_at_the_smoke_scale(tmp_path):
+    command = [sys.executable, "experiments/reproduce.py", "--scale", "smoke", "--out", tmp_path]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for name in ("table2", "table3", "figure4", "figure5", "phase", "frontier"):
+        assert results.load(tmp_path / "results" / f"{name}_smoke.json").tables, name
+    assert "Mixing is not a cipher" in (tmp_path / "report" / "index.html").read_text()
