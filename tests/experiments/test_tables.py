@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pages
 import pytest
 import report
 import scale as scales
@@ -100,6 +101,12 @@ def test_figure4_leaves_out_what_is_not_measured():
     }
     # The paper's 0.09G.
     assert by_cut.curves[0].x == (pytest.approx(0.0925, abs=1e-4),)
+
+
+def test_the_page_holds_the_tables_of_the_results():
+    """``python experiments/pages.py`` puts them there."""
+    for page in pages.PAGES:
+        assert pages.filled(page.read_text()) == page.read_text()
 
 
 def test_a_file_of_other_options_is_not_continued(tmp_path):
