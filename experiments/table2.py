@@ -24,7 +24,7 @@ class Config:
     Command: ``python experiments/table2.py --data-dir CELEBA --identity-dir PEOPLE``, or
     ``--scale smoke``, which needs no files. Finished cells are not run again.
 
-    Run time: a minute and a half for ``smoke``; ``cpu`` (80x68, width 8) two to three minutes a
+    Run time: two minutes for ``smoke``; ``cpu`` (80x68, width 8) two to three minutes a
     row and seed, 2 hours for all, on two CPU cores; ``gpu`` and ``paper`` have not been run.
 
     Expected at ``cpu``: see ``results/table2_cpu.json``. Noise and blurring strong enough to hide
