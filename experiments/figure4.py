@@ -4,7 +4,6 @@ import dataclasses
 from pathlib import Path
 
 import measuring
-import report
 import scale as scales
 import summaries
 import tyro
@@ -53,13 +52,6 @@ class Config:
 def main(config: Config) -> None:
     """Runs the cells that the JSON file lacks, and writes each into it."""
     scale = scales.SCALES[config.scale]
-    cells = report.Cells(
-        config.output or scales.output("figure4", config.scale),
-        config,
-        name=f"figure4, scale {config.scale}",
-        chooses=("group_sizes", "cuts", "seeds"),
-        summarize=lambda cells: summaries.figure4(cells, scale, config.group_sizes, config.cuts),
-    )
     place = measuring.Place(
         dataset="celeba",
         data_dir=config.data_dir,
@@ -71,9 +63,16 @@ def main(config: Config) -> None:
     systems = {
         f"FaceMix, M = {m}, N_pre = {cut}": facemix(m, cut) for m, cut in dict.fromkeys(wanted)
     }
-    seeds = config.seeds or tuple(range(scale.seeds))
-    measuring.measure(cells, systems, PARTS, scale, place, seeds)
-    cells.save()
+    measuring.fill(
+        "figure4",
+        config,
+        systems,
+        PARTS,
+        scale,
+        place,
+        chooses=("group_sizes", "cuts", "seeds"),
+        summarize=lambda cells: summaries.figure4(cells, scale, config.group_sizes, config.cuts),
+    )
 
 
 if __name__ == "__main__":

@@ -10,7 +10,8 @@ from typing import Any
 import jax
 import numpy as np
 import report
-from scale import Scale
+import scale as scales
+from scale import Scale, data_config
 from systems import ANONYMIZER, System, at_width
 
 from facemix_jax import anonymizing, attacks, data, evaluation, fitting, models, runs
@@ -45,15 +46,7 @@ class Place:
 
 def run_config(system: System, scale: Scale, place: Place, seed: int) -> RunConfig:
     """The run of one system and seed."""
-    images = DataConfig(
-        dataset="synthetic" if scale.drawn else place.dataset,
-        data_dir=None if scale.drawn else str(Path(str(place.data_dir)).absolute()),
-        columns=None if scale.drawn else place.columns,
-        cache_dir=place.cache_dir,
-        image_size=scale.image_size,
-        train_examples=scale.train_examples,
-        test_examples=scale.test_examples,
-    )
+    images = data_config(scale, place.data_dir, place.cache_dir, place.dataset, place.columns)
     system = at_width(system, scale.width)
     train = dataclasses.replace(scale.train, seed=seed)
     return RunConfig(data=images, model=system.model, defense=system.defense, train=train)
@@ -255,6 +248,40 @@ def measure(
                         found["training_seconds"] = training
                     what = {"row": name, "part": part, "seed": seed}
                     cells.add({**what, **found, "seconds": seconds})
+
+
+def fill(
+    name: str,
+    config: Any,
+    systems: dict[str, System],
+    parts: Sequence[str],
+    scale: Scale,
+    place: Place,
+    *,
+    chooses: Sequence[str],
+    summarize: Callable[[list[dict[str, Any]]], report.Summary],
+) -> None:
+    """Measures what a script's results file lacks, and writes it.
+
+    Args:
+        name: of the script.
+        config: its options, with ``scale``, ``seeds`` and ``output``.
+        systems: by row.
+        parts: of ``PARTS``.
+        scale: the size.
+        place: data and runs.
+        chooses: as in ``report.Cells``.
+        summarize: likewise.
+    """
+    cells = report.Cells(
+        config.output or scales.output(name, config.scale),
+        config,
+        name=f"{name}, scale {config.scale}",
+        chooses=chooses,
+        summarize=summarize,
+    )
+    measure(cells, systems, parts, scale, place, config.seeds or range(scale.seeds))
+    cells.save()
 
 
 _NOT_ATTRIBUTES = ("source", "n_faces", "dlib_dist", "iod_px")

@@ -52,18 +52,16 @@ class Step(NamedTuple):
     """One script.
 
     Attributes:
-        data: option of ``Config`` whose folder is its ``--data-dir``; none for no files.
+        data: option of ``Config`` whose folder is its ``--data-dir``.
         largest: the largest scale that it has.
         workdirs: its option for runs and pictures, and their folder below ``out``.
         people: whether it takes ``--identity-dir``.
-        more: further arguments.
     """
 
-    data: str | None = "celeba"
+    data: str = "celeba"
     largest: str = "paper"
     workdirs: tuple[str, str] | None = ("--workdirs", "runs")
     people: bool = False
-    more: tuple[str, ...] = ()
 
 
 STEPS: dict[str, Step] = {
@@ -90,12 +88,12 @@ def command(name: str, config: Config) -> list[str]:
     real = config.scale != "smoke"
     scale = config.scale if step.largest == "paper" or not real else step.largest
     result = config.out / "results" / f"{name}_{scale}.json"
-    arguments = [f"--scale={scale}", f"--output={result}", *step.more]
+    arguments = [f"--scale={scale}", f"--output={result}"]
     if step.workdirs is not None:
         option, folder = step.workdirs
         arguments.append(f"{option}={config.out / folder}")
     if real:
-        arguments.append(f"--data-dir={getattr(config, str(step.data))}")
+        arguments.append(f"--data-dir={getattr(config, step.data)}")
         if config.cache_dir is not None and name != "linearity":
             arguments.append(f"--cache-dir={config.cache_dir}")
         if step.people and config.people is not None:
@@ -113,8 +111,8 @@ def commands(config: Config) -> dict[str, list[str]]:
     for name in names:
         one_of(("table1", *STEPS), only=name)
     if config.scale != "smoke":
-        wanted = {STEPS[name].data for name in names if name != "table1"} - {None}
-        missing = sorted(f"--{data}" for data in wanted if getattr(config, str(data)) is None)
+        wanted = {STEPS[name].data for name in names if name != "table1"}
+        missing = sorted(f"--{data}" for data in wanted if getattr(config, data) is None)
         if missing:
             raise UsageError(
                 f"{' and '.join(missing)} missing: scale {config.scale} reads real faces. Give the "

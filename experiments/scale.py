@@ -99,21 +99,30 @@ def output(script: str, scale: str) -> Path:
     return Path(__file__).parent / "results" / f"{script}_{scale}.json"
 
 
-def data_config(chosen: Scale, data_dir: str | None, cache_dir: str | None) -> DataConfig:
-    """The images of a scale: CelebA's from its official files, or drawn ones.
+def data_config(
+    chosen: Scale,
+    data_dir: str | None,
+    cache_dir: str | None,
+    dataset: str = "celeba",
+    columns: str | None = None,
+) -> DataConfig:
+    """The images of a scale, from files or drawn.
 
     Args:
         chosen: the scale.
-        data_dir: folder with the official CelebA files; not read where faces are drawn.
+        data_dir: folder with the data set's files; not read where faces are drawn.
         cache_dir: folder for decoded images; None for the data set's default.
+        dataset: as in ``DataConfig``.
+        columns: likewise.
 
     Raises:
         UsageError: the scale needs real faces, and there is no folder.
     """
     return DataConfig(
-        dataset="synthetic" if chosen.drawn else "celeba",
+        dataset="synthetic" if chosen.drawn else dataset,
         data_dir=None if chosen.drawn or data_dir is None else str(Path(data_dir).absolute()),
         cache_dir=None if chosen.drawn else cache_dir,
+        columns=None if chosen.drawn else columns,
         image_size=chosen.image_size,
         train_examples=chosen.train_examples,
         test_examples=chosen.test_examples,

@@ -4,7 +4,6 @@ import dataclasses
 from pathlib import Path
 
 import measuring
-import report
 import scale as scales
 import summaries
 import tyro
@@ -63,13 +62,6 @@ def main(config: Config) -> None:
     for part in config.parts:
         one_of(PARTS, part=part)
     scale = scales.SCALES[config.scale]
-    cells = report.Cells(
-        config.output or scales.output("table2", config.scale),
-        config,
-        name=f"table2, scale {config.scale}",
-        chooses=("rows", "parts", "seeds"),
-        summarize=lambda cells: summaries.table2(cells, scale),
-    )
     place = measuring.Place(
         dataset="celeba",
         data_dir=config.data_dir,
@@ -77,10 +69,16 @@ def main(config: Config) -> None:
         identity_dir=config.identity_dir,
         workdirs=config.workdirs / f"table2_{config.scale}",
     )
-    systems = {row: ALL[row] for row in rows}
-    seeds = config.seeds or tuple(range(scale.seeds))
-    measuring.measure(cells, systems, config.parts, scale, place, seeds)
-    cells.save()
+    measuring.fill(
+        "table2",
+        config,
+        {row: ALL[row] for row in rows},
+        config.parts,
+        scale,
+        place,
+        chooses=("rows", "parts", "seeds"),
+        summarize=lambda cells: summaries.table2(cells, scale),
+    )
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ import dataclasses
 from pathlib import Path
 
 import measuring
-import report
 import scale as scales
 import summaries
 import tyro
@@ -66,13 +65,6 @@ def main(config: Config) -> None:
     scale = dataclasses.replace(
         scale, train=longer, train_examples=scale.train_examples if scale.drawn else None
     )
-    cells = report.Cells(
-        config.output or scales.output("table3", config.scale),
-        config,
-        name=f"table3, scale {config.scale}",
-        chooses=("rows", "parts", "seeds"),
-        summarize=lambda cells: summaries.table3(cells, scale),
-    )
     place = measuring.Place(
         data_dir=config.data_dir,
         cache_dir=config.cache_dir,
@@ -80,10 +72,16 @@ def main(config: Config) -> None:
         **layout(config.data_dir),
         workdirs=config.workdirs / f"table3_{config.scale}",
     )
-    systems = {row: ALL[row] for row in rows}
-    seeds = config.seeds or tuple(range(scale.seeds))
-    measuring.measure(cells, systems, config.parts, scale, place, seeds)
-    cells.save()
+    measuring.fill(
+        "table3",
+        config,
+        {row: ALL[row] for row in rows},
+        config.parts,
+        scale,
+        place,
+        chooses=("rows", "parts", "seeds"),
+        summarize=lambda cells: summaries.table3(cells, scale),
+    )
 
 
 def layout(data_dir: str | None) -> dict[str, str]:

@@ -218,7 +218,7 @@ def _ascend(contrast: Contrast, flat: Array, tiles: Array, starts: Array) -> Arr
             turn = momentum / length * largest
             turned = rotation + matmul(turn, rotation) + matmul(turn, matmul(turn, rotation)) / 2
             closest = nearest_orthogonal(turned)
-            # A decomposition that fails once in some ten thousand leaves the rotation as it was.
+            # NaN came out once on a busy machine, and never again: the rotation stays as it was.
             return (jnp.where(jnp.isfinite(closest).all(), closest, rotation), momentum), None
 
         def ascend(start: Array) -> tuple[Array, Array]:

@@ -6,6 +6,8 @@ import jax
 import numpy as np
 
 from facemix_jax import attacks, defenses, models
+from facemix_jax.defenses import DefenseConfig
+from facemix_jax.models import ModelConfig
 
 
 class PatchworkSource:
@@ -45,6 +47,18 @@ def make_target(group_size=4, cut=1):
     source = PatchworkSource()
     model = models.resnet18(cut=cut, image_size=source.image_size, num_attributes=3, width=8)
     defense = defenses.facemix(group_size=group_size) if group_size > 1 else defenses.none()
+    variables = model.init(jax.random.key(0))
+    return attacks.Target(model=model, defense=defense, variables=variables, source=source)
+
+
+@functools.cache
+def make_tiled_target(**options):
+    """An untrained network of width 8 whose maps are cut into tiles."""
+    source = PatchworkSource()
+    model = models.build(
+        ModelConfig(width=8, tile=(8, 7)), image_size=source.image_size, num_attributes=3
+    )
+    defense = defenses.build(DefenseConfig(**{"group_size": 4, **options}), tiles=model.spec.tiles)
     variables = model.init(jax.random.key(0))
     return attacks.Target(model=model, defense=defense, variables=variables, source=source)
 

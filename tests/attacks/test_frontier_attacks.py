@@ -1,30 +1,16 @@
 """What public statistics make of rows, row spaces of tiles, and maps assembled from tiles."""
 
 import dataclasses
-import functools
 
 import jax
 import numpy as np
 import pytest
-from attack_support import PatchworkSource
+from attack_support import make_tiled_target
 from tile_faces import Faces, small_network
 
-from facemix_jax import attacks, defenses, models
+from facemix_jax import attacks, defenses
 from facemix_jax.attacks import blind, denoising, membership, tile_faces
-from facemix_jax.defenses import DefenseConfig
-from facemix_jax.models import ModelConfig
 from facemix_jax.models.split import cut_tiles, put_tiles_back
-
-
-@functools.cache
-def make_target(**options):
-    source = PatchworkSource()
-    model = models.build(
-        ModelConfig(width=8, tile=(8, 7)), image_size=source.image_size, num_attributes=3
-    )
-    defense = defenses.build(DefenseConfig(**{"group_size": 4, **options}), tiles=model.spec.tiles)
-    variables = model.init(jax.random.key(0))
-    return attacks.Target(model=model, defense=defense, variables=variables, source=source)
 
 
 def filters_of(rows):
@@ -89,7 +75,7 @@ def test_persons_are_found_where_their_pictures_are_alike_and_nowhere_else():
     assert found.chance == 0.25
     assert found.value > 0.6, "eight patterns, two of them in a group"
     # 48 members at chance 1/4 stay under .5 but once in 10,000 draws.
-    unlike = membership_of(make_target())
+    unlike = membership_of(make_tiled_target())
     assert unlike.chance == 0.25, "16 names that say nothing about the pictures, 4 in a group"
     assert unlike.value < 0.5
     alone = dataclasses.replace(target, defense=defenses.none())
@@ -110,7 +96,7 @@ def test_an_attackers_own_assembly_needs_one_order_for_all_tiles():
 
 
 def test_rows_of_dealt_tiles_come_back_to_their_images():
-    target = make_target(scatter=True)
+    target = make_tiled_target(scatter=True)
     recording = attacks.record(target, attacks.recorded_rows(target, 2), rng_key=jax.random.key(1))
     clean = target.model.pre(target.variables["pre"], attacks.base.normalize(recording.images))
     maps = tile_faces.by_image(recording.activations, recording, (2, 2))
@@ -121,7 +107,7 @@ def test_rows_of_dealt_tiles_come_back_to_their_images():
 
 @pytest.mark.library_promotes
 def test_pictures_are_made_of_every_separation_and_of_floor_and_owner():
-    target = make_target(noise=0.2)
+    target = make_tiled_target(noise=0.2)
     recording = attacks.record(target, attacks.recorded_rows(target, 2), rng_key=jax.random.key(1))
     truth = np.asarray(attacks.base.truth_by_group(recording.activations, recording))
     pictures, losses = tile_faces.invert_tiles(

@@ -1,33 +1,20 @@
 """Networks with tiles under attack: what is recorded, whole maps, and the attacks made for them."""
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from attack_support import PatchworkSource
+from attack_support import PatchworkSource, make_tiled_target
 
 from facemix_jax import attacks, defenses, models
 from facemix_jax.attacks import alignment, contrast, groups, separation, suite
 from facemix_jax.attacks.tiles import whole
-from facemix_jax.defenses import DefenseConfig
 from facemix_jax.models import ModelConfig
 from facemix_jax.models.split import put_tiles_back, side_by_side
 
 EFFORT = attacks.AttackConfig(num_groups=2, steps=2, batch_size=16)
-
-
-@functools.cache
-def make_target(**options):
-    source = PatchworkSource()
-    model = models.build(
-        ModelConfig(width=8, tile=(8, 7)), image_size=source.image_size, num_attributes=3
-    )
-    defense = defenses.build(DefenseConfig(**{"group_size": 4, **options}), tiles=model.spec.tiles)
-    variables = model.init(jax.random.key(0))
-    return attacks.Target(model=model, defense=defense, variables=variables, source=source)
 
 
 def recording_of(target, shuffled=False):
@@ -38,7 +25,7 @@ def recording_of(target, shuffled=False):
 @pytest.mark.parametrize("scatter", [False, True])
 @pytest.mark.parametrize("shuffled", [False, True])
 def test_rows_are_recorded_group_by_group_with_whose_they_are(scatter, shuffled):
-    target = make_target(scatter=scatter)
+    target = make_tiled_target(scatter=scatter)
     found = recording_of(target, shuffled)
     assert found.activations.shape == (32, 8, 7, 8)  # 4 tiles of 8 images
     clean = target.model.pre(target.variables["pre"], attacks.base.normalize(found.images)).reshape(
@@ -57,14 +44,14 @@ def test_rows_are_recorded_group_by_group_with_whose_they_are(scatter, shuffled)
 
 
 def test_without_scatter_a_group_is_the_same_images_in_every_tile():
-    kept = recording_of(make_target()).examples.reshape(4, 2, 4)
+    kept = recording_of(make_tiled_target()).examples.reshape(4, 2, 4)
     assert all(set(tile[0]) == set(kept[0, 0]) for tile in kept)
-    dealt = recording_of(make_target(scatter=True)).examples.reshape(4, 2, 4)
+    dealt = recording_of(make_tiled_target(scatter=True)).examples.reshape(4, 2, 4)
     assert any(set(tile[0]) != set(dealt[0, 0]) for tile in dealt)
 
 
 def test_the_whole_system_is_the_same_with_maps_in_the_place_of_tiles():
-    tiled, joined = make_target(noise=0.3), whole(make_target(noise=0.3))
+    tiled, joined = make_tiled_target(noise=0.3), whole(make_tiled_target(noise=0.3))
     assert joined.model.spec.activation_shape == (16, 14, 8)
     first, second = recording_of(tiled), recording_of(joined)
     np.testing.assert_allclose(second.owner_logits, first.owner_logits, atol=1e-4)
@@ -88,7 +75,7 @@ def test_the_whole_system_is_the_same_with_maps_in_the_place_of_tiles():
 
 
 def test_a_network_without_tiles_is_whole_already():
-    target = make_target()
+    target = make_tiled_target()
     plain = dataclasses.replace(
         target, model=models.build(ModelConfig(width=8), image_size=target.source.image_size)
     )
@@ -96,7 +83,7 @@ def test_a_network_without_tiles_is_whole_already():
 
 
 def test_auxiliary_rows_are_in_the_order_of_tiles_however_many_images():
-    target = make_target()
+    target = make_tiled_target()
     rows = target.source.splits["train"]
     assert len(rows) > 64, "more than one chunk"
     whole_call = target.model.pre(
@@ -130,7 +117,7 @@ def test_likeness_of_tiles_finds_the_common_rotation():
 def test_a_trained_contrast_unmixes_what_it_was_trained_on():
     """Pairs: a network of a few hundred steps finds more than an untrained one, whose loss is
     not blind either."""
-    target = make_target(noise=0.05, group_size=2)
+    target = make_tiled_target(noise=0.05, group_size=2)
     found = recording_of(target)
     trained, untrained = (
         contrast.train(target, jax.random.key(0), steps=steps, batch_size=256) for steps in (400, 1)
@@ -151,7 +138,7 @@ def test_a_trained_contrast_unmixes_what_it_was_trained_on():
 
 @pytest.mark.parametrize("attack", [alignment.ALIGNMENT, separation.GRADIENT_ICA])
 def test_attacks_run_on_tiles(attack):
-    target = make_target(noise=0.2)
+    target = make_tiled_target(noise=0.2)
     assert attack.unsuitable(target) is None
     result = attack.run(target, recording_of(target), jax.random.key(2), EFFORT)
     assert 0 < result.figures[0].value <= result.figures[0].owner + 0.05
@@ -182,7 +169,7 @@ def test_the_suite_gives_tiles_to_separation_and_whole_maps_to_the_others(monkey
 
     fakes = {"learned": fake("learned", False), suite.STRONGEST: fake(suite.STRONGEST, True)}
     monkeypatch.setattr(suite, "ATTACKS", fakes)
-    suite.run_suite(make_target(), ["learned"], rng_key=jax.random.key(0), config=EFFORT)
+    suite.run_suite(make_tiled_target(), ["learned"], rng_key=jax.random.key(0), config=EFFORT)
     assert shapes == {"learned": (8, 16, 14, 8), suite.STRONGEST: (32, 8, 7, 8)}
     assert alignment.ALIGNMENT.by_tile
     assert separation.GRADIENT_ICA.by_tile

@@ -20,6 +20,7 @@ import challenge_scoring as scoring
 import figure5
 import linearity as linearity_script
 import phase
+import phase_summary
 import regroup
 import separation_real
 
@@ -233,7 +234,7 @@ def phase_cells():
 
 
 def test_phase_tables_average_seeds_and_show_the_strongest():
-    (table,), (chart,) = phase.summarize(phase_cells())
+    (table,), (chart,) = phase_summary.summarize(phase_cells())
     assert [row.label for row in table.rows][:2] == ["M = 2, noise 0", "M = 2, noise 1"]
     strongest = table.rows[0].cells[1][0]
     assert strongest.value == pytest.approx(0.55)
@@ -243,13 +244,13 @@ def test_phase_tables_average_seeds_and_show_the_strongest():
 
 
 def test_lines_of_equal_accuracy_are_round_and_few():
-    lines = phase.levels([np.array([[0.801, 0.874]])])
+    lines = phase_summary.levels([np.array([[0.801, 0.874]])])
     np.testing.assert_allclose(lines, [0.82, 0.84, 0.86])
-    assert not len(phase.levels([np.full((2, 2), 0.8)]))
+    assert not len(phase_summary.levels([np.full((2, 2), 0.8)]))
 
 
 def test_the_phase_picture_is_a_png():
-    assert phase.picture(phase_cells()).startswith(b"\x89PNG")
+    assert phase_summary.picture(phase_cells()).startswith(b"\x89PNG")
 
 
 # Figure 5.

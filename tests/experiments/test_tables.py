@@ -53,7 +53,7 @@ def test_table2_sets_measured_beside_printed():
     assert minus["paper"].value == -0.3
     assert minus["measured"].value == pytest.approx(-1.3)
     assert minus["measured"].half_width == pytest.approx(0, abs=1e-9)
-    assert cell(table, ROW, "attributes, separated first")["measured"].value == 0.73
+    assert cell(table, ROW, "attributes, strongest")["measured"].value == 0.73
     assert "measured" not in cell(table, ROW, "person ID")
     assert cell(table, summaries.MAJORITY, "test acc.")["measured"].value == 0.8
     # Nothing was measured of this one, and the paper's figures stand there all the same.
@@ -97,7 +97,7 @@ def test_figure4_leaves_out_what_is_not_measured():
     assert {curve.label: curve.x for curve in by_size.curves} == {
         "test accuracy": (8.0,),
         "attributes, paper's attacker": (8.0,),
-        "attributes, separated first": (8.0,),
+        "attributes, strongest": (8.0,),
     }
     # The paper's 0.09G.
     assert by_cut.curves[0].x == (pytest.approx(0.0925, abs=1e-4),)

@@ -1,0 +1,177 @@
+"""Tables, charts and the heat map of the cells of ``phase.py``."""
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import report
+from matplotlib.figure import Figure
+
+from facemix_jax import results
+from facemix_jax._types import HostArray
+from facemix_jax.results import Chart, Column, Curve, ResultTable, Row
+
+LEVELS: dict[str, int | None] = {"float32": None, "bfloat16": None, "int8": 127, "int4": 7}
+"""Largest integer sent. int8 is the wire's own; int4 follows the same rule, and is not on it."""
+
+
+class Grid(NamedTuple):
+    """What is combined.
+
+    Attributes:
+        group_sizes: ``M``.
+        noises: standard deviations of the noise, over that of the mixtures.
+        wires: of ``LEVELS``.
+    """
+
+    group_sizes: tuple[int, ...] = (2, 4, 8, 16, 32)
+    noises: tuple[float, ...] = (0.0, 0.25, 0.5, 1.0, 2.0)
+    wires: tuple[str, ...] = tuple(LEVELS)
+
+
+def averaged(
+    cells: Sequence[Mapping[str, Any]], group_size: int, noise: float, wire: str, name: str
+) -> results.Value | None:
+    """One value over the seeds that are there."""
+    wanted = {"group_size": group_size, "noise": noise, "wire": wire}
+    values = [cell[name] for cell in cells if wanted.items() <= cell.items()]
+    return results.mean_over_seeds(values) if values else None
+
+
+def axes_of(cells: Sequence[Mapping[str, Any]]) -> Grid:
+    """Every value that occurs."""
+    return Grid(
+        tuple(sorted({cell["group_size"] for cell in cells})),
+        tuple(sorted({cell["noise"] for cell in cells})),
+        tuple(wire for wire in LEVELS if wire in {cell["wire"] for cell in cells}),
+    )
+
+
+def summarize(cells: list[dict[str, Any]]) -> report.Summary:
+    """A table and a chart for each way to round."""
+    flat = [{**cell, **cell["attackers"]} for cell in cells]
+    grid = axes_of(flat)
+    columns = (
+        Column(name="gradient ICA", format="fixed3", strongest="strongest"),
+        Column(name="strongest", format="fixed3"),
+        Column(name="no attack", format="fixed3"),
+        Column(name="owner", format="fixed3"),
+        Column(name="key advantage", format="fixed3"),
+        Column(name="accuracy", format="percent"),
+        Column(name="balanced accuracy", format="percent"),
+    )
+    fields = ("gradient_ica", "strongest", "floor", "owner", "key_advantage", "accuracy")
+    tables, charts = [], []
+    for wire in grid.wires:
+        rows = []
+        for size in grid.group_sizes:
+            for noise in grid.noises:
+                values = [
+                    averaged(flat, size, noise, wire, name)
+                    for name in (*fields, "balanced_accuracy")
+                ]
+                listed = tuple(() if value is None else (value,) for value in values)
+                rows.append(Row(label=f"M = {size}, noise {noise:g}", cells=listed))
+        tables.append(
+            ResultTable(
+                title=f"Mixtures sent as {wire}: mean matched |correlation|, and accuracy",
+                columns=columns,
+                rows=tuple(rows),
+                note="The stronger of gradient ICA and robust in each cell. Noise in standard "
+                "deviations of the mixtures. One network, trained with FaceMix without noise, "
+                "answers at every group size; it was not trained for the others.",
+            )
+        )
+        curves = []
+        for size in grid.group_sizes:
+            for label, name in (("attacker", "strongest"), ("owner", "owner")):
+                found = [
+                    (noise, value)
+                    for noise in grid.noises
+                    if (value := averaged(flat, size, noise, wire, name)) is not None
+                ]
+                curves.append(
+                    Curve(
+                        label=f"M = {size}, {label}",
+                        mark="measured",
+                        x=tuple(noise for noise, _ in found),
+                        y=tuple(float(value.value) for _, value in found),
+                        half_widths=tuple(value.half_width for _, value in found),
+                    )
+                )
+        charts.append(
+            Chart(
+                title=f"Strongest separation and owner, sent as {wire}",
+                x_label="noise, standard deviations of the mixtures",
+                y_label="mean matched |correlation|",
+                curves=tuple(curves),
+            )
+        )
+    return tables, charts
+
+
+def surface(cells: Sequence[Mapping[str, Any]], grid: Grid, wire: str, name: str) -> HostArray:
+    """Means over seeds, float ``[group sizes, noises]``; NaN where a cell is missing."""
+    values = [
+        [averaged(cells, size, noise, wire, name) for noise in grid.noises]
+        for size in grid.group_sizes
+    ]
+    return np.array([[np.nan if v is None else float(v.value) for v in row] for row in values])
+
+
+def picture(cells: Sequence[Mapping[str, Any]]) -> bytes:
+    """A PNG of heat maps over group size and noise, with lines of equal accuracy.
+
+    A column for each way to round; above what the strongest attack recovers, below what the key
+    is worth.
+    """
+    grid = axes_of(cells)
+    shape = len(grid.group_sizes), len(grid.noises)
+    figure = Figure(
+        figsize=(3 + len(grid.wires) * max(1.6, 0.55 * shape[1]), 2.2 + max(3.2, 1.1 * shape[0])),
+        dpi=130,
+        layout="constrained",
+    )
+    panels = figure.subplots(2, len(grid.wires), squeeze=False, sharex=True, sharey=True)
+    lines = levels([surface(cells, grid, wire, "accuracy") for wire in grid.wires])
+    shown = (
+        ("strongest", "strongest attack", "magma", 0.0, 1.0),
+        ("key_advantage", "key advantage", "viridis", 0.0, 0.3),
+    )
+    for panel_row, (name, label, colours, low, high) in zip(panels, shown, strict=True):
+        for axes, wire in zip(panel_row, grid.wires, strict=True):
+            values = surface(cells, grid, wire, name)
+            image = axes.imshow(values, cmap=colours, vmin=low, vmax=high, aspect="auto")
+            for i, j in zip(*np.nonzero(np.isfinite(values)), strict=True):
+                dark = values[i, j] < low + 0.6 * (high - low)
+                text = f"{values[i, j]:.2f}"
+                colour = "white" if dark else "black"
+                axes.text(j, i, text, ha="center", va="center", color=colour, fontsize=8)
+            accuracy = surface(cells, grid, wire, "accuracy")
+            if min(shape) > 1 and np.isfinite(accuracy).all() and len(lines):
+                drawn = axes.contour(accuracy, levels=lines, colors="deepskyblue", linewidths=1.2)
+                axes.clabel(drawn, fmt=lambda x: f"{x:.1%}", fontsize=8)
+            axes.set_xticks(range(shape[1]), [f"{noise:g}" for noise in grid.noises])
+            axes.set_yticks(range(shape[0]), [str(size) for size in grid.group_sizes])
+        figure.colorbar(image, ax=list(panel_row), label=label)
+    for axes, wire in zip(panels[0], grid.wires, strict=True):
+        axes.set_title(f"sent as {wire}")
+    for axes in panels[:, 0]:
+        axes.set_ylabel("group size M")
+    for axes in panels[1]:
+        axes.set_xlabel("noise / std")
+    figure.suptitle("Mean matched |correlation|; blue: accuracy of the answers")
+    file = io.BytesIO()
+    figure.savefig(file, format="png")
+    return file.getvalue()
+
+
+def levels(surfaces: Sequence[HostArray]) -> HostArray:
+    """Up to five round accuracies between the smallest and the largest that occur."""
+    values = np.concatenate([surface.ravel() for surface in surfaces])
+    values = values[np.isfinite(values)]
+    if not values.size or np.ptp(values) < 1e-3:
+        return np.empty(0)
+    step = next(s for s in (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2) if np.ptp(values) / s <= 5)
+    return np.arange(np.ceil(values.min() / step), np.floor(values.max() / step) + 1) * step
