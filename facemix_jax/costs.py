@@ -94,6 +94,10 @@ def _walk(jaxpr: Any) -> Iterator[LinearLayer]:
         if name == "dot_general":
             yield _dense(equation)
             continue
+        if equation.params.get("branches_platforms"):
+            # One function, written in several ways: the last is for all platforms not named.
+            yield from _walk(equation.params["branches"][-1].jaxpr)
+            continue
         inner = tuple(layer for part in _inner_programs(equation.params) for layer in _walk(part))
         if name == "scan":
             inner = inner * equation.params["length"]

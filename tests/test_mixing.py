@@ -54,6 +54,55 @@ def test_haar_entries_have_the_variance_of_the_haar_measure():
     assert abs(np.mean(np.linalg.det(np.asarray(key_for("haar", groups=number).matrix)))) < 0.08
 
 
+@pytest.mark.parametrize("size", [1, 2, 8, 64, 300])
+def test_reflections_are_orthogonal(size):
+    assert orthogonality_error(mixing.reflections(jax.random.key(0), 3, size)) < 3e-6
+
+
+def test_reflections_have_the_moments_of_the_haar_measure():
+    # E tr(Q) = 0, E tr(Q)^2 = 1, E tr(Q^2) = 1, E tr(Q)^4 = 3 from M = 4 on (Diaconis and
+    # Shahshahani, 1994): of 40,000 matrices within 5 standard errors, false alarm below 3e-6.
+    q = np.asarray(mixing.reflections(jax.random.key(1), 40_000, 4), float)
+    trace = np.trace(q, axis1=1, axis2=2)
+    square = np.trace(q @ q, axis1=1, axis2=2)
+    for values, moment in ((trace, 0), (trace**2, 1), (square, 1), (trace**4, 3)):
+        assert abs(values.mean() - moment) < 5 * values.std() / 200
+    assert abs(np.linalg.det(q).mean()) < 5 / 200
+    # The control: QR's own signs, which depend on the matrix, are not Haar.
+    lopsided, _ = np.linalg.qr(np.random.default_rng(0).standard_normal((4000, 4, 4)))
+    trace = np.trace(lopsided, axis1=1, axis2=2)
+    assert abs(trace.mean()) > 5 * trace.std() / 4000**0.5
+
+
+def test_a_gpu_draws_reflections_and_adds_rows_of_small_groups():
+    def text(size, platform):
+        run = jax.jit(lambda k, x: mixing.mix(mixing.sample_mix_key(k, 2, size), x))
+        exported = jax.export.export(run, platforms=[platform])
+        return exported(jax.random.key(0), jnp.ones((2 * size, 5))).mlir_module()
+
+    assert "triangular_solve" in text(8, "cuda")
+    assert "triangular_solve" not in text(8, "cpu")
+    assert text(8, "cuda").count("stablehlo.dot_general") == 2, "those of the reflections"
+    assert text(16, "cuda").count("stablehlo.dot_general") == 3
+
+
+def test_rows_added_equal_a_product_and_so_do_their_gradients():
+    matrix = mixing.reflections(jax.random.key(0), 1, 8)[0]
+    x = jax.random.normal(jax.random.key(1), (8, 30))
+
+    def value(mix_rows):
+        return lambda m, x: jnp.sum(jnp.tanh(mix_rows(m, x)))
+
+    wanted = jax.value_and_grad(value(mixing._product), (0, 1))(matrix, x)
+    found = jax.value_and_grad(value(mixing._sum_of_rows), (0, 1))(matrix, x)
+    chex.assert_trees_all_close(found, wanted, atol=1e-5)
+    rounded = x.astype(jnp.bfloat16)
+    assert mixing._sum_of_rows(matrix, rounded).dtype == jnp.float32
+    np.testing.assert_allclose(
+        mixing._sum_of_rows(matrix, rounded), mixing._product(matrix, rounded), atol=1e-6
+    )
+
+
 @pytest.mark.parametrize("shape", [(), (5,), (4, 3, 2), (2, 2, 2, 2)])
 def test_mix_equals_the_naive_loop_of_equation_4(shape):
     key = key_for("haar", groups=2, size=4)
