@@ -130,6 +130,9 @@ def _convert(
     for equation in jaxpr.eqns:
         inputs = [read(variable) for variable in equation.invars]
         inner = equation.params.get("jaxpr") or equation.params.get("call_jaxpr")
+        if equation.params.get("branches_platforms"):
+            # The last way of writing it is for all platforms not named.
+            inner, inputs = equation.params["branches"][-1], inputs[1:]
         if inner is not None:
             outputs = _convert(graph, inner.jaxpr, inner.consts, inputs)
         elif not any(isinstance(value, str) for value in inputs):
