@@ -94,14 +94,10 @@ def _walk(jaxpr: Any) -> Iterator[LinearLayer]:
         if name == "dot_general":
             yield _dense(equation)
             continue
-        if equation.params.get("branches_platforms"):
-            # One function, written in several ways: the last is for all platforms not named.
-            yield from _walk(equation.params["branches"][-1].jaxpr)
-            continue
         inner = tuple(layer for part in _inner_programs(equation.params) for layer in _walk(part))
         if name == "scan":
             inner = inner * equation.params["length"]
-        elif inner and name not in _CALLS:
+        elif inner and name not in _CALLS and not equation.params.get("branches_platforms"):
             raise _validate.UsageError(
                 f"{len(inner)} linear layers stand inside {name!r}, and how often they run cannot "
                 "be read from the program. Count the function inside it, or write the loop as a "
@@ -111,6 +107,9 @@ def _walk(jaxpr: Any) -> Iterator[LinearLayer]:
 
 
 def _inner_programs(params: Mapping[str, Any]) -> Iterator[Any]:
+    if params.get("branches_platforms"):
+        # One function, written in several ways: the last is for all platforms not named.
+        params = {"default": params["branches"][-1]}
     for value in params.values():
         for part in value if isinstance(value, tuple | list) else (value,):
             if isinstance(part, jax_core.ClosedJaxpr):

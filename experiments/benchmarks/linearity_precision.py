@@ -2,8 +2,8 @@
 
 Mixing and unmixing with nothing between (the library's, a plain product, the plain product with
 operands rounded to tf32 by hand), the linear twin of a ResNet-18 with the theory's bound, the
-ResNet-18 itself, and three orders of summation. Runs on any device; on a GPU the rows of the plain
-product at default precision show what tf32 does.
+ResNet-18 itself (both for M = 8), and three orders of summation. Runs on any device; on a GPU the
+rows of the plain product at default precision show what tf32 does.
 
     python experiments/benchmarks/linearity_precision.py --json PATH
 """
@@ -43,16 +43,24 @@ def table(width: int) -> dict[str, Any]:
             own = jax.tree_util.tree_map(lambda leaf: leaf.astype(dtype), variables)
         return functools.partial(operations.linear_twin(apply) if linear else apply, own)
 
-    options: dict[str, Any] = {"rng_key": jax.random.key(2), "group_sizes": (2, 8, 64)}
+    options: dict[str, Any] = {"rng_key": jax.random.key(2), "group_sizes": (8, 64)}
+    # Only float32 products are rounded otherwise at another precision.
+    others = tuple(name for name in precision.DTYPES if name != "float32")
+    cells = ((("float32",), precision.PRECISIONS), (others, ("highest",)))
     mains = {
-        name: precision.main_errors(
-            functools.partial(build, linear),
-            x,
-            fan_ins=theory.fan_ins(variables) if linear else None,
-            precisions=precision.PRECISIONS,
-            num_keys=2,
-            **options,
-        )
+        name: [
+            row
+            for dtypes, precisions in cells
+            for row in precision.main_errors(
+                functools.partial(build, linear),
+                x,
+                fan_ins=theory.fan_ins(variables) if linear else None,
+                dtypes=dtypes,
+                precisions=precisions,
+                num_keys=2,
+                **options | {"group_sizes": (8,)},
+            )
+        ]
         for name, linear in (("linear_twin", True), ("network", False))
     }
     return {

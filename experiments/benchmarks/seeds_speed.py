@@ -63,11 +63,11 @@ def runner(size: int, count: int, width: int, options: argparse.Namespace) -> Ca
 def main() -> None:
     """Measures, prints and writes the JSON file."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--widths", type=int, nargs="+", default=[8, 16, 32, 64])
+    parser.add_argument("--widths", type=int, nargs="+", default=[16, 64])
     parser.add_argument("--seeds", type=int, default=8)
     parser.add_argument("--image-size", type=int, nargs=2, default=(109, 89))
     parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--steps", type=int, default=5, help="in a turn")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", type=pathlib.Path, default=RESULT)
@@ -96,18 +96,18 @@ def main() -> None:
             )
         cells.append(cell)
         print(json.dumps({k: v for k, v in cell.items() if k != "seconds_per_step"}), flush=True)
-    record = {
-        "what": __doc__.splitlines()[0],
-        **provenance(),
-        "devices": jax.device_count(),
-        "seeds": options.seeds,
-        "image_size": options.image_size,
-        "batch_size": options.batch_size,
-        "dtype": options.dtype,
-        "cells": cells,
-    }
-    options.json.parent.mkdir(parents=True, exist_ok=True)
-    options.json.write_text(json.dumps(record, indent=1) + "\n")
+        record = {
+            "what": __doc__.splitlines()[0],
+            **provenance(),
+            "devices": jax.device_count(),
+            "seeds": options.seeds,
+            "image_size": options.image_size,
+            "batch_size": options.batch_size,
+            "dtype": options.dtype,
+            "cells": cells,
+        }
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from facemix_jax._types import Array, Variables
+from facemix_jax.models import cuda
 from facemix_jax.models.split import Centre
 
 KINDS = ("bias", "shift", "relu", "max_pool")
@@ -41,7 +42,8 @@ class MaxPool(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """``[B, H, W, C]`` to ``[B, h, w, C]``."""
-        return nn.max_pool(x, self.window, self.strides, self.padding)
+        form = (self.window, self.strides, self.padding)
+        return cuda.max_pool(x, *form, lambda x: nn.max_pool(x, *form))
 
 
 def _kind(module: nn.Module) -> str | None:
