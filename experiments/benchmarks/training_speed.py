@@ -8,7 +8,8 @@ PyTorch is importable. They take turns; each ratio is the median of the ratios w
 Beside them stands a floor: for every linear layer the longer of its operations at the measured
 rate of large matrix products and its bytes at the measured bandwidth, in the three passes of a
 step (forward, towards the input, towards the weights), and the optimiser's bytes. Normalisation
-and ReLU count as part of the convolutions beside them, as if all were fused.
+and ReLU count as part of the convolutions beside them, as if all were fused. On a GPU the account
+lists the step's longest kernels.
 
     python experiments/benchmarks/training_speed.py
 """
@@ -20,11 +21,11 @@ import pathlib
 import statistics
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 from importlib import util
 from typing import Any
 
 import cpu_training
+import kernel_account
 
 from facemix_jax import _runtime
 from facemix_jax.provenance import provenance
@@ -110,22 +111,8 @@ def main() -> None:
         "ours plain": cpu_training.ours("none", batch, size, **shared),
         "ours mixed": cpu_training.ours("facemix", batch, size, **shared),
     }
-    worker = None
-    if options.torch_python != sys.executable or util.find_spec("torch"):
-        device = "cuda" if jax.default_backend() in ("gpu", "cuda") else "cpu"
-        more = ["--width", str(options.width), "--dtype", options.dtype, "--device", device]
-        worker = cpu_training.TorchWorker(options.torch_python, batch, size, *more, "--compiled")
-        contestants["torch channels_last"] = worker.contestant("channels_last")
-    with ThreadPoolExecutor() as pool:  # PyTorch compiles while XLA does
-        theirs = [pool.submit(run, 1) for name, run in contestants.items() if "torch" in name]
-        for name, run in contestants.items():
-            if "ours" in name:
-                run(1)
-        for waiting in theirs:
-            waiting.result()
-    seconds = cpu_training.take_turns(contestants, rounds=options.rounds, steps=options.steps)
-    if worker:
-        worker.close()
+    turns = {"rounds": options.rounds, "steps": options.steps}
+    seconds = cpu_training.take_turns(contestants, **turns)
     lowest = floor(options)
     plain = statistics.median(seconds["ours plain"])
     record: dict[str, Any] = {
@@ -135,7 +122,6 @@ def main() -> None:
         "image_size": size,
         "group_size": options.group_size,
         "batch_size": batch,
-        **({"torch": worker.versions} if worker else {}),
         **cpu_training.summarize(seconds, batch),
         "model_flops_utilisation": lowest["model_flops"]
         / plain
@@ -143,7 +129,25 @@ def main() -> None:
         "plain_over_floor": plain / lowest["floor_s"],
         "floor": lowest,
         "seconds_per_step": seconds,
+        "account": {
+            name: kernel_account.kernels(contestants[name]) for name in ("ours plain", "ours mixed")
+        },
     }
+    write(options.json, record)
+    # PyTorch last: compiling takes it minutes, and what we have is safe by now.
+    if options.torch_python != sys.executable or util.find_spec("torch"):
+        device = "cuda" if jax.default_backend() in ("gpu", "cuda") else "cpu"
+        more = ["--width", str(options.width), "--dtype", options.dtype, "--device", device]
+        worker = cpu_training.TorchWorker(options.torch_python, batch, size, *more, "--compiled")
+        contestants["torch channels_last"] = worker.contestant("channels_last")
+        seconds = cpu_training.take_turns(contestants, **turns)
+        worker.close()
+        record |= {
+            "torch": worker.versions,
+            **cpu_training.summarize(seconds, batch),
+            "seconds_per_step": seconds,
+        }
+        write(options.json, record)
     for name, value in record["images_per_second"].items():
         print(f"{name:20} {value:10.2f} images/s")
     for name in (
@@ -154,8 +158,12 @@ def main() -> None:
     ):
         if name in record:
             print(f"{name:28} {record[name]:.3f}")
-    options.json.parent.mkdir(parents=True, exist_ok=True)
-    options.json.write_text(json.dumps(record, indent=1) + "\n")
+
+
+def write(path: pathlib.Path, record: dict[str, Any]) -> None:
+    """Writes the JSON file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":

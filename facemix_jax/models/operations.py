@@ -10,7 +10,6 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from facemix_jax._types import Array, Variables
-from facemix_jax.models import cuda
 from facemix_jax.models.split import Centre
 
 KINDS = ("bias", "shift", "relu", "max_pool")
@@ -42,8 +41,7 @@ class MaxPool(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """``[B, H, W, C]`` to ``[B, h, w, C]``."""
-        form = (self.window, self.strides, self.padding)
-        return cuda.max_pool(x, *form, lambda x: nn.max_pool(x, *form))
+        return nn.max_pool(x, self.window, self.strides, self.padding)
 
 
 def _kind(module: nn.Module) -> str | None:

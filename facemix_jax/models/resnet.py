@@ -1,13 +1,11 @@
 """ResNet-18 (He et al., 2016), the paper's backbone: cuts 0 to 9."""
 
 import functools
-from collections.abc import Callable
 
 import jax.numpy as jnp
 from flax import linen as nn
 
 from facemix_jax._types import Array, ImageSize
-from facemix_jax.models import cuda
 from facemix_jax.models.initialization import scaled_normal
 from facemix_jax.models.operations import MaxPool, Relu
 from facemix_jax.models.split import Head, SplitModel, Unit, split
@@ -31,15 +29,7 @@ class _Norm(nn.Module):
         )(x)
 
 
-def _conv(
-    features: int,
-    size: int,
-    stride: int,
-    norm: str,
-    dtype: jnp.dtype,
-    name: str,
-    how: Callable[..., Array] | None = None,
-) -> nn.Conv:
+def _conv(features: int, size: int, stride: int, norm: str, dtype: jnp.dtype, name: str) -> nn.Conv:
     return nn.Conv(
         features,
         (size, size),
@@ -48,7 +38,6 @@ def _conv(
         use_bias=norm == "none",
         dtype=dtype,
         kernel_init=scaled_normal(2.0, "out"),
-        conv_general_dilated=how,
         name=name,
     )
 
@@ -63,8 +52,7 @@ class Stem(nn.Module):
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
         """``[B, H, W, 3]`` to ``[B, H/4, W/4, features]``, rounded up twice."""
-        how = cuda.stem_convolution(train)
-        x = _conv(self.features, 7, 2, self.norm, self.dtype, "conv1", how)(x)
+        x = _conv(self.features, 7, 2, self.norm, self.dtype, "conv1")(x)
         x = Relu()(_Norm(self.norm, self.dtype, name="bn1")(x, train))
         return MaxPool((3, 3), (2, 2), ((1, 1), (1, 1)))(x)
 
@@ -83,8 +71,7 @@ class SignedStem(nn.Module):
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
         """``[B, H, W, 3]`` to ``[B, H/4, W/4, features]``, rounded up twice."""
-        how = cuda.stem_convolution(train)
-        x = _conv(self.features, 7, 2, self.norm, self.dtype, "conv1", how)(x)
+        x = _conv(self.features, 7, 2, self.norm, self.dtype, "conv1")(x)
         x = Relu()(_Norm(self.norm, self.dtype, name="bn1")(x, train))
         x = _conv(self.features, 3, 2, self.norm, self.dtype, "conv2")(x)
         return _Norm(self.norm, self.dtype, name="bn2")(x, train)
@@ -108,20 +95,15 @@ class BasicBlock(nn.Module):
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
         """``[B, H, W, C]`` to ``[B, H/stride, W/stride, features]``."""
-        how = cuda.training_convolution if train else None
-
-        def conv(size: int, stride: int, name: str) -> nn.Conv:
-            return _conv(self.features, size, stride, self.norm, self.dtype, name, how)
-
-        branch = conv(3, self.stride, "conv1")(x)
+        branch = _conv(self.features, 3, self.stride, self.norm, self.dtype, "conv1")(x)
         branch = Relu()(_Norm(self.norm, self.dtype, name="bn1")(branch, train))
-        branch = conv(3, 1, "conv2")(branch)
+        branch = _conv(self.features, 3, 1, self.norm, self.dtype, "conv2")(branch)
         branch = _Norm(self.norm, self.dtype, name="bn2")(branch, train)
         if self.norm == "none":
             scale = self.param("branch_scale", nn.initializers.zeros, ())
             branch = branch * scale.astype(self.dtype)
         if self.stride != 1 or x.shape[-1] != self.features:
-            x = conv(1, self.stride, "downsample_conv")(x)
+            x = _conv(self.features, 1, self.stride, self.norm, self.dtype, "downsample_conv")(x)
             x = _Norm(self.norm, self.dtype, name="downsample_bn")(x, train)
         return Relu()(x.astype(branch.dtype) + branch)
 

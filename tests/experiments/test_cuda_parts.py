@@ -1,0 +1,80 @@
+"""The candidates for a GPU compute what the library computes."""
+
+import functools
+
+import chex
+import cuda_parts
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+STEM = functools.partial(
+    jax.lax.conv_general_dilated,
+    window_strides=(2, 2),
+    padding=((3, 3), (3, 3)),
+    dimension_numbers=("NHWC", "HWIO", "NHWC"),
+)
+
+
+def normal(seed, *shape):
+    return jax.random.normal(jax.random.key(seed), shape)
+
+
+@pytest.mark.parametrize("size", [(12, 10), (13, 9), (8, 7)])
+def test_a_stem_on_blocks_is_the_7x7_convolution(size):
+    x, kernel = normal(0, 2, *size, 3), normal(1, 7, 7, 3, 5)
+    convolve = cuda_parts.stem_on_blocks
+
+    def loss(function):
+        return lambda x, k: jnp.sum(jnp.sin(function(x, k)))
+
+    chex.assert_trees_all_close(convolve(x, kernel), STEM(x, kernel), rtol=1e-5, atol=1e-4)
+    wanted = jax.grad(loss(STEM), (0, 1))(x, kernel)
+    chex.assert_trees_all_close(jax.grad(loss(convolve), (0, 1))(x, kernel), wanted, atol=1e-3)
+
+
+@pytest.mark.parametrize("size", [(12, 10), (13, 9), (8, 7), (1, 2)])
+def test_a_gathered_max_pool_equals_the_plain_one(size):
+    x = normal(0, 2, *size, 3)
+
+    def plain(x):
+        return nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+
+    weights = normal(1, *plain(x).shape)
+    np.testing.assert_array_equal(cuda_parts.gathered_max_pool(x), plain(x))
+    wanted = jax.grad(lambda x: jnp.sum(weights * plain(x)))(x)
+    found = jax.grad(lambda x: jnp.sum(weights * cuda_parts.gathered_max_pool(x)))(x)
+    np.testing.assert_allclose(found, wanted, atol=1e-6)
+    direction = normal(2, *x.shape)
+    chex.assert_trees_all_close(
+        jax.jvp(cuda_parts.gathered_max_pool, (x,), (direction,)),
+        jax.jvp(plain, (x,), (direction,)),
+        atol=1e-6,
+    )
+
+
+def test_a_tie_sends_its_gradient_once():
+    x = jnp.ones((1, 6, 6, 1))
+    slope = jax.grad(lambda x: jnp.sum(cuda_parts.gathered_max_pool(x)))(x)
+    assert float(slope.sum()) == 9
+
+
+@pytest.mark.parametrize(("strides", "size"), [((1, 1), 3), ((2, 2), 1)])
+@pytest.mark.parametrize("shared", [(), ("x",), ("kernel",)])
+def test_runs_side_by_side_equal_runs_apart(strides, size, shared):
+    runs = 3
+    values = {"x": normal(0, runs, 2, 9, 8, 4), "kernel": normal(1, runs, size, size, 4, 5)}
+    padding = ((size // 2, size // 2),) * 2
+
+    def loss(convolve):
+        return lambda x, k: jnp.sum(jnp.sin(convolve(x, k, strides, padding)))
+
+    arguments = [value[0] if name in shared else value for name, value in values.items()]
+    axes = tuple(None if name in shared else 0 for name in values)
+    found, wanted = (
+        jax.jit(jax.vmap(jax.value_and_grad(loss(convolve), (0, 1)), axes))(*arguments)
+        for convolve in (cuda_parts.convolution_of_runs, cuda_parts.convolution)
+    )
+    chex.assert_trees_all_close(found, wanted, rtol=1e-4, atol=1e-4)
