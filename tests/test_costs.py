@@ -139,6 +139,12 @@ def test_batch_norm_is_counted_apart():
         # One scale and one shift for each running mean and variance.
         assert without + batch_norm == every
         assert batch_norm == running
+    cost = costs.model_cost(model, group_size=8)
+    edge = [cost.pre, cost.post]
+    assert cost.edge_parameters == sum(part.parameters for part in edge)
+    assert cost.edge_parameters_with_norm == sum(
+        part.parameters + part.batch_norm_parameters for part in edge
+    )
 
 
 @pytest.mark.parametrize("cut", [0, 1, 5, 9])

@@ -143,6 +143,18 @@ def test_the_search_finds_what_the_edge_reaches():
     assert {"mixing", "keys"} <= reached(PACKAGE / "serving" / "edge.py")
 
 
+def test_dataclasses_are_frozen():
+    thawed = {
+        (part_of(path), node.name)
+        for path in PACKAGE.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ClassDef)
+        for decorator in map(ast.unparse, node.decorator_list)
+        if "dataclasses.dataclass" in decorator and "frozen=True" not in decorator
+    }
+    assert thawed == {("speed", "Trace")}
+
+
 def test_import_starts_no_backend():
     program = (
         "import facemix_jax; from jax._src import xla_bridge; "

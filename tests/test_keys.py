@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import pickle
+import re
 import subprocess
 import sys
 import traceback
@@ -188,6 +189,7 @@ def test_a_secret_shows_nothing_but_its_fingerprint(caplog):
         assert form not in shown
     assert not hasattr(root, "__dict__")
     assert root.fingerprint not in secret.hex()
+    assert re.fullmatch("[0-9a-f]{16}", root.fingerprint)
     assert root.fingerprint != ROOT.fingerprint
 
 

@@ -135,6 +135,9 @@ class TestMatchedCorrelation:
             metrics.matched_correlation(np.ones((2, 3)), np.ones((3, 3)))
         with pytest.raises(DataError, match="finite"):
             metrics.matched_correlation(np.full((2, 3), np.nan), np.ones((2, 3)))
+        with pytest.raises(UsageError, match="not empty"):
+            metrics.psnr(np.ones((2, 0)), np.ones((2, 0)))
+        assert np.isposinf(metrics.psnr(np.ones((1, 1)), np.ones((1, 1)))).all()
 
 
 class TestImageErrors:
@@ -174,6 +177,8 @@ class TestImageErrors:
     def test_images_smaller_than_the_window_are_an_error(self):
         with pytest.raises(UsageError, match="11 pixels"):
             metrics.ssim(np.zeros((1, 10, 20, 3)), np.zeros((1, 10, 20, 3)))
+        smallest = np.ones((1, 11, 11, 3))
+        np.testing.assert_allclose(metrics.ssim(smallest, smallest), 1, atol=1e-5)
 
 
 class TestAmariDistance:
