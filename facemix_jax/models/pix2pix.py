@@ -45,8 +45,9 @@ def unet_depth(image_size: ImageSize) -> int:
     Raises:
         UsageError: images under 8 pixels a side.
 
-    >>> unet_depth((109, 89)), unet_depth((256, 256))
-    (4, 6)
+    Example:
+        >>> unet_depth((109, 89)), unet_depth((256, 256))
+        (4, 6)
     """
     smallest = min(image_size)
     if smallest < _SMALLEST:
