@@ -9,7 +9,7 @@ import logging
 import sys
 import traceback
 from collections.abc import Sequence
-from typing import Annotated, Union
+from typing import Annotated
 
 import tyro
 
@@ -36,22 +36,22 @@ class _Serve:
         raise AssertionError
 
 
-_Command = Union[  # noqa: UP007  # tyro reads the annotations of each member
-    Annotated[Demo, tyro.conf.subcommand("demo")],
-    Annotated[Train, tyro.conf.subcommand("train")],
-    Annotated[Anonymize, tyro.conf.subcommand("anonymize")],
-    Annotated[Sweep, tyro.conf.subcommand("sweep")],
-    Annotated[Evaluate, tyro.conf.subcommand("evaluate")],
-    Annotated[Attack, tyro.conf.subcommand("attack")],
-    Annotated[Linearity, tyro.conf.subcommand("linearity")],
-    Annotated[Report, tyro.conf.subcommand("report")],
-    Annotated[Cost, tyro.conf.subcommand("cost")],
-    Annotated[Data, tyro.conf.subcommand("data")],
-    Annotated[_Serve, tyro.conf.subcommand("serve")],
-    Annotated[Infer, tyro.conf.subcommand("infer")],
-    Annotated[Key, tyro.conf.subcommand("key")],
-    Annotated[Export, tyro.conf.subcommand("export")],
-]
+_Command = (
+    Annotated[Demo, tyro.conf.subcommand("demo")]
+    | Annotated[Train, tyro.conf.subcommand("train")]
+    | Annotated[Anonymize, tyro.conf.subcommand("anonymize")]
+    | Annotated[Sweep, tyro.conf.subcommand("sweep")]
+    | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
+    | Annotated[Attack, tyro.conf.subcommand("attack")]
+    | Annotated[Linearity, tyro.conf.subcommand("linearity")]
+    | Annotated[Report, tyro.conf.subcommand("report")]
+    | Annotated[Cost, tyro.conf.subcommand("cost")]
+    | Annotated[Data, tyro.conf.subcommand("data")]
+    | Annotated[_Serve, tyro.conf.subcommand("serve")]
+    | Annotated[Infer, tyro.conf.subcommand("infer")]
+    | Annotated[Key, tyro.conf.subcommand("key")]
+    | Annotated[Export, tyro.conf.subcommand("export")]
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
