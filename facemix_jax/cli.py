@@ -16,6 +16,7 @@ from typing import Annotated, Any
 import tyro
 
 from facemix_jax import output
+from facemix_jax._files import explain
 from facemix_jax._validate import FacemixError, UsageError, one_of
 from facemix_jax.commands import Cost, Demo, Evaluate, Train
 from facemix_jax.commands_anonymize import Anonymize
@@ -95,7 +96,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of standard output has gone
         sys.stderr.close()
         return 1
-    except Exception:
+    except Exception as error:
+        if (reason := explain(error)) is not None:
+            _complain(reason)
+            return 1
         traceback.print_exc()
         NOTES.print("This is a fault of facemix, not of your input; please report the above.")
         return 1
@@ -131,5 +135,5 @@ def _parse(arguments: Sequence[str]) -> Any:
         raise
 
 
-def _complain(error: FacemixError) -> None:
+def _complain(error: FacemixError | str) -> None:
     NOTES.print(f"facemix: {error}", style="red", markup=False, soft_wrap=True)

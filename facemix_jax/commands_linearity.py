@@ -30,6 +30,7 @@ class Linearity(Output):
     Of a work directory, of imported weights, or of a fresh network.
 
     Example: facemix linearity --workdir runs/m8 --num-keys 16 --out linearity
+
     Example: facemix linearity --weights resnet18.npz --width 64 --cut 2
     """
 

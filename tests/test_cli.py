@@ -1,5 +1,6 @@
 """The command line as a user meets it: results, exit codes, errors, and a clean standard output."""
 
+import errno
 import json
 import subprocess
 import sys
@@ -169,6 +170,24 @@ def test_nan_exits_1(capsys, tmp_path):
     )
     assert code == 1
     assert "learning rate is too high" in err
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "Free space"),
+        (PermissionError(errno.EACCES, "Permission denied", "there/x"), "there/x: Permission"),
+    ],
+)
+def test_full_disks_and_missing_permissions_show_no_trace(capsys, monkeypatch, error, words):
+    def refused(*args, **options):
+        raise error
+
+    monkeypatch.setattr("facemix_jax.costs.cost_report", refused)
+    code, _, err = run(capsys, "cost")
+    assert code == 1
+    assert words in err
+    assert "Traceback" not in err
 
 
 def test_faults_of_our_own_show_a_trace(capsys, monkeypatch):

@@ -45,7 +45,7 @@ def interrupt(*arguments, at):
         text=True,
         env={**os.environ, "COLUMNS": "200"},
     )
-    killer = threading.Timer(300, process.kill)
+    killer = threading.Timer(900, process.kill)
     killer.start()
     before = ""
     while at not in before:
@@ -70,7 +70,7 @@ def interrupted(tmp_path_factory):
     while process.poll() is None and not (records.exists() and records.read_text()):
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate(timeout=900)
     return workdir, process.returncode, out, err
 
 
