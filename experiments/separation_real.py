@@ -139,8 +139,9 @@ def mix_groups(
     key = mixing.sample_mix_key(rng_key, num_groups, group_size, shuffle=False)
     truth = jax.numpy.asarray(activations[: num_groups * group_size])
     mixed = mixing.mix(key, truth)
-    arrays = (mixing.group(a, group_size) for a in (mixed, truth, mixing.unmix(key, mixed)))
-    return tuple(arrays)  # type: ignore[return-value]  # three of them
+    recovered = mixing.unmix(key, mixed)
+    mixed, truth, recovered = (mixing.group(a, group_size) for a in (mixed, truth, recovered))
+    return mixed, truth, recovered
 
 
 def signs_right(sources: Array, truth: Array) -> float:

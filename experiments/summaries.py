@@ -76,11 +76,11 @@ def edge_columns(row: str) -> tuple[tuple[Value, ...], tuple[Value, ...]]:
     names = {EDGE: EDGE} | {name: system.edge for name, system in SYSTEMS.items()}
     for costed in _edge_rows():
         if costed.name == names.get(row):
-            figures = costed.figures["parameters"], costed.figures["macs"]
-            return tuple(  # type: ignore[return-value]
+            parameters, macs = (
                 (*_paper(f.paper or ""), Value(value=float(f.derived or 0), mark="derived"))
-                for f in figures
+                for f in (costed.figures["parameters"], costed.figures["macs"])
             )
+            return parameters, macs
     return (), ()
 
 

@@ -8,6 +8,18 @@ from pathlib import Path
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Error numbers of a full disk."""
 
+_FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
+
+
+def explain(error: BaseException) -> str | None:
+    """What the user can do about a full disk or a missing permission; None for other errors."""
+    if not isinstance(error, OSError) or error.errno not in (*NO_SPACE, *_FORBIDDEN):
+        return None
+    what = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    if error.errno in NO_SPACE:
+        return f"{what}. Free space there, and give the same command again."
+    return f"{what}. Give another path, or run as a user who may read and write it."
+
 
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Writes a file that appears under its name only when it is complete and on the disk.

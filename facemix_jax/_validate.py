@@ -31,7 +31,7 @@ def in_range(low: float, high: float, **values: float) -> None:
         if not low <= value <= high:
             raise UsageError(
                 f"{name} is {value}, but must lie between {low} and {high}. "
-                f"Choose a {name} in that range."
+                f"Choose {name} in that range."
             )
 
 

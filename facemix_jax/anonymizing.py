@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from facemix_jax import _validate, data, fitting, runs, training
+from facemix_jax import _validate, data, fitting, hosts, runs, training
 from facemix_jax._files import write_atomically
 from facemix_jax._types import Array, HostArray, RngKey
 from facemix_jax.checkpoint import Checkpoints
@@ -278,6 +278,7 @@ def fit(
         UsageError: the network, defence or work directory is another one, or images show fewer
             than two people.
         DivergedError: the loss is not finite.
+        StoppedError: SIGINT or SIGTERM; the state was saved.
     """
     if (run.model.network, run.model.cut, run.defense.defense) != ("anonymizer", 1, "none"):
         raise _validate.UsageError(
@@ -320,13 +321,14 @@ def fit(
             source, batch_size=run.train.batch_size, seed=run.train.seed, start_step=start
         )
         clock = time.perf_counter()
-        with Records(workdir, start) as records:
+        with hosts.StopSignals() as stop, Records(workdir, start) as records:
             for index in range(start + 1, num_steps + 1):
                 batch = next(batches)
                 state, info = step(
                     state, batch.images, batch.attributes, class_of[batch.identities]
                 )
-                save = index == num_steps or index % run.train.checkpoint_every == 0
+                asked = stop.asked and index < num_steps
+                save = asked or index == num_steps or index % run.train.checkpoint_every == 0
                 if save or index % run.train.log_every == 0:
                     values = {
                         field.name: float(getattr(info, field.name))
@@ -342,6 +344,11 @@ def fit(
                     say(f"step {index} of {num_steps}: " + _listed(values))
                 if save:
                     checkpoints.save(cast("Any", state))
+                if asked:
+                    raise fitting.StoppedError(
+                        f"Stopped after step {index} of {num_steps}; everything is saved in "
+                        f"{workdir}. The same command goes on from there."
+                    )
     return state
 
 

@@ -6,7 +6,7 @@ separate items, so that a server can load main alone.
 
 import contextlib
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -200,26 +200,16 @@ def _parts(state: "TrainState") -> dict[str, Any]:
     return {**state.variables, "training": training}
 
 
-class _explained:  # noqa: N801  # a context manager used as a verb
+@contextlib.contextmanager
+def _explained(directory: Path) -> Iterator[None]:
     """Turns the file system's and Orbax's errors into one that says what to do."""
-
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if isinstance(error, (OSError, ValueError, KeyError, RuntimeError)):
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise CheckpointError(
-                f"The checkpoint in {self._directory} cannot be written or read: {reason}. "
-                f"Likely causes: (a) the disk is full: free space there, (b) no permission: choose "
-                f"another work directory, (c) the files were changed by hand: delete the newest "
-                f"numbered folder and run again. Complete earlier checkpoints are untouched."
-            ) from error
+    try:
+        yield
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(
+            f"The checkpoint in {directory} cannot be written or read: {reason}. "
+            f"Likely causes: (a) the disk is full: free space there, (b) no permission: choose "
+            f"another work directory, (c) the files were changed by hand: delete the newest "
+            f"numbered folder and run again. Complete earlier checkpoints are untouched."
+        ) from error

@@ -184,6 +184,7 @@ class Cost(Output):
     """Parameters, multiply-accumulates, bytes and seconds of a model, cut and link.
 
     Example: facemix cost --network resnet18 --cut 2 --group-size 8
+
     Example: facemix cost --table1 --json -
     """
 

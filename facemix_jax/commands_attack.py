@@ -50,6 +50,7 @@ class Attack:
         # Imported here: the attacks' own networks and optimisers take a while.
         from facemix_jax.attacks import suite
 
+        output.check_file(self.pictures, "--pictures")
         names = self.attack or tuple(suite.ATTACKS)
         trained = runs.load(self.workdir, data_dir=self.data_dir)
         target = Target(

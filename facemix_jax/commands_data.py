@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from pathlib import Path
-from typing import Annotated, Any, Union
+from typing import Annotated, Any
 
 import tyro
 
@@ -169,11 +169,11 @@ class Check(_Files):
             )
 
 
-_Command = Union[  # noqa: UP007  # tyro reads the annotations of each member
-    Annotated[Prepare, tyro.conf.subcommand("prepare")],
-    Annotated[Show, tyro.conf.subcommand("show")],
-    Annotated[Check, tyro.conf.subcommand("check")],
-]
+_Command = (
+    Annotated[Prepare, tyro.conf.subcommand("prepare")]
+    | Annotated[Show, tyro.conf.subcommand("show")]
+    | Annotated[Check, tyro.conf.subcommand("check")]
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,7 @@
 """The commands below ``facemix key``: make, show and replace the edge's root secret."""
 
 import dataclasses
-from typing import TYPE_CHECKING, Annotated, Union
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
@@ -72,11 +72,11 @@ class Rotate(_File):
         )
 
 
-_Command = Union[  # noqa: UP007  # tyro reads the annotations of each member
-    Annotated[Create, tyro.conf.subcommand("create")],
-    Annotated[Show, tyro.conf.subcommand("show")],
-    Annotated[Rotate, tyro.conf.subcommand("rotate")],
-]
+_Command = (
+    Annotated[Create, tyro.conf.subcommand("create")]
+    | Annotated[Show, tyro.conf.subcommand("show")]
+    | Annotated[Rotate, tyro.conf.subcommand("rotate")]
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import tyro
 
-from facemix_jax import charts, data, defenses, mixing, models, output, runs
+from facemix_jax import charts, data, defenses, gathering, mixing, models, output, runs
 from facemix_jax._files import write_atomically
 from facemix_jax._types import RngKey
 from facemix_jax._validate import FacemixError, UsageError, one_of, positive
@@ -30,6 +30,7 @@ class Linearity(Output):
     Of a work directory, of imported weights, or of a fresh network.
 
     Example: facemix linearity --workdir runs/m8 --num-keys 16 --out linearity
+
     Example: facemix linearity --weights resnet18.npz --width 64 --cut 2
     """
 
@@ -62,6 +63,8 @@ class Linearity(Output):
                 "--workdir and --weights are both given, but one network is measured. "
                 "Leave one of them out."
             )
+        if self.out is not None:
+            gathering.check_folder(self.out)
         rng_key = jax.random.key(self.seed)
         part = self._part(rng_key)
         group_size = self.group_size or max(part.defense.group_size, 2)

@@ -81,6 +81,11 @@ def macs(function: Callable[..., Any], *abstract_args: Any) -> int:
 
     Raises:
         UsageError: as ``linear_layers``.
+
+    Example:
+        >>> image, weights = jax.ShapeDtypeStruct((1, 300), "float32"), jnp.zeros((300, 80))
+        >>> macs(lambda x: jax.nn.relu(x @ weights), image)
+        24000
     """
     return sum(layer.macs for layer in linear_layers(function, *abstract_args))
 
@@ -248,6 +253,12 @@ def model_cost(model: SplitModel, *, group_size: int) -> ModelCost:
 
     Raises:
         UsageError: ``group_size`` is not positive, or as ``linear_layers``.
+
+    Example:
+        >>> from facemix_jax import models
+        >>> cost = model_cost(models.resnet18(cut=2), group_size=8)
+        >>> cost.macs, cost.parameters, cost.edge_parameters, cost.edge_macs_paper
+        (1498546112, 11207952, 124176, 275011008)
     """
     _validate.positive(group_size=group_size)
     spec = model.spec
@@ -318,6 +329,10 @@ class Link:
         """Time on the wire; each round waits once each way.
 
         The paper's megabit is 2**20 bits: its seconds come out only so.
+
+        Example:
+            >>> round(Link().seconds(up_bytes=MIB, down_bytes=0), 3)
+            0.583
         """
         up, down = 8 * up_bytes / MIB / self.up_mbps, 8 * down_bytes / MIB / self.down_mbps
         return up + down + rounds * 2 * self.delay_s

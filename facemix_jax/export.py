@@ -109,7 +109,7 @@ def functions(segments: Segments) -> tuple[Function, Function]:
 
 def stablehlo(function: Function) -> bytes:
     """A function as ``jax.export.deserialize`` reads it."""
-    limit = jax.config.jax_traceback_in_locations_limit  # type: ignore[attr-defined]  # made at run time
+    limit = jax.config.values["jax_traceback_in_locations_limit"]
     jax.config.update("jax_traceback_in_locations_limit", 0)  # no paths of this machine
     try:
         exported = jax_export.export(jax.jit(function.call), platforms=PLATFORMS)

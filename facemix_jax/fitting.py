@@ -11,13 +11,13 @@ from jax.sharding import Mesh
 from facemix_jax import data, defenses, hosts, loop, population, runs, sharding, training
 from facemix_jax._validate import UsageError, one_of
 from facemix_jax.checkpoint import Checkpoints
-from facemix_jax.loop import DivergedError, Interrupted, Member, Options, Plan
+from facemix_jax.loop import DivergedError, Member, Options, Plan, StoppedError
 from facemix_jax.records import read_records
 from facemix_jax.runs import RunConfig
 from facemix_jax.sharding import MeshConfig
 from facemix_jax.training import TrainState
 
-__all__ = ["DivergedError", "Interrupted", "Options", "fit", "fit_together", "read_records"]
+__all__ = ["DivergedError", "Options", "StoppedError", "fit", "fit_together", "read_records"]
 
 
 def fit(
@@ -54,7 +54,7 @@ def fit(
         UsageError: the configuration does not fit the images, the devices or the work directory.
         DivergedError: the loss is not finite; the last checkpoint is from before that.
         CheckpointError: a checkpoint cannot be written, or belongs to another model.
-        Interrupted: SIGINT or SIGTERM, to any of the processes; the state was saved.
+        StoppedError: SIGINT or SIGTERM, to any of the processes; the state was saved.
     """
     (state,) = fit_together(
         [config],
@@ -99,7 +99,7 @@ def fit_together(
         UsageError: as ``fit``, or the runs differ in more.
         DivergedError: at least one run's loss is not finite; all others are done.
         CheckpointError: as ``fit``.
-        Interrupted: as ``fit``.
+        StoppedError: as ``fit``.
     """
     options = options or Options()
     one_of(population.METHODS, method=method)

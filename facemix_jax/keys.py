@@ -52,6 +52,10 @@ class RootSecret:
 
     Raises:
         UsageError: there are not 32 of them.
+
+    Example:
+        >>> RootSecret(bytes(32))  # for a real one: keys.create
+        RootSecret(fingerprint 4b272ef57e23668b, value hidden)
     """
 
     __slots__ = ("__secret",)
@@ -204,6 +208,11 @@ def fresh_mix_key(
 
     Raises:
         UsageError: a size is not positive, or the identifier has not 16 bytes.
+
+    Example:
+        >>> root = RootSecret(secrets.token_bytes(32))
+        >>> fresh_mix_key(root, secrets.token_bytes(16), num_groups=2, group_size=8, shuffle=True)
+        MixKey(matrix: (2, 8, 8), order: (16,), values hidden)
     """
     _validate.positive(num_groups=num_groups, group_size=group_size)
     if len(request_id) != REQUEST_ID_BYTES:

@@ -39,7 +39,7 @@ class DivergedError(FacemixError):
     states: list[TrainState | None]
 
 
-class Interrupted(FacemixError):  # noqa: N818  # not an error: the user asked for it
+class StoppedError(FacemixError):
     """The run was asked to stop; it saved and can go on."""
 
 
@@ -115,7 +115,7 @@ def train(
         options: likewise.
 
     Raises:
-        Interrupted: as ``fitting.fit``; all is saved.
+        StoppedError: as ``fitting.fit``; all is saved.
     """
     config, meter = members[0].config.train, options.meter
     parts = _parts(members, plan, mesh, start, method, choice)
@@ -145,7 +145,7 @@ def train(
                 notes.begin(step)
             if asked and step < plan.num_steps:
                 where = ", ".join(str(member.workdir) for member in members)
-                raise Interrupted(
+                raise StoppedError(
                     f"Stopped after step {step} of {plan.num_steps}; everything is saved in "
                     f"{where}. The same command goes on from there."
                 )

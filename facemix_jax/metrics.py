@@ -35,8 +35,9 @@ def attribute_counts(
         DataError: logits that are not finite, or labels other than 0 and 1.
         UsageError: shapes that do not belong together.
 
-    >>> attribute_counts([[1], [0], [1]], [[1], [0], [0]]).tolist()
-    [[[1, 1], [0, 1]]]
+    Example:
+        >>> attribute_counts([[1], [0], [1]], [[1], [0], [0]]).tolist()
+        [[[1, 1], [0, 1]]]
     """
     predicted, true = np.asarray(predictions), np.asarray(labels)
     if predicted.shape not in (true.shape, (*true.shape, 2)) or true.ndim != 2:
@@ -70,8 +71,9 @@ def accuracy(counts: AttributeCounts) -> HostArray:
     Raises:
         DataError: an attribute without a single example.
 
-    >>> accuracy(np.array([[[3, 1], [2, 4]]])).tolist()
-    [0.7]
+    Example:
+        >>> accuracy(np.array([[[3, 1], [2, 4]]])).tolist()
+        [0.7]
     """
     _check_counts(counts)
     return np.trace(counts, axis1=1, axis2=2) / counts.sum((1, 2))
@@ -87,8 +89,9 @@ def balanced_accuracy(counts: AttributeCounts) -> HostArray:
     Raises:
         DataError: an attribute without a single example.
 
-    >>> balanced_accuracy(np.array([[[3, 1], [5, 5]]])).tolist()
-    [0.625]
+    Example:
+        >>> balanced_accuracy(np.array([[[3, 1], [5, 5]]])).tolist()
+        [0.625]
     """
     _check_counts(counts)
     examples = counts.sum(2)
@@ -126,9 +129,10 @@ def matched_correlation(recovered: ArrayLike, truth: ArrayLike) -> MatchedCorrel
         DataError: values that are not finite.
         UsageError: arrays of different shapes.
 
-    >>> truth = np.eye(3)
-    >>> matched_correlation(-2 * truth[[2, 0, 1]] + 7, truth).permutation.tolist()
-    [1, 2, 0]
+    Example:
+        >>> truth = np.eye(3)
+        >>> matched_correlation(-2 * truth[[2, 0, 1]] + 7, truth).permutation.tolist()
+        [1, 2, 0]
     """
     recovered, truth = _pair(recovered, truth)
     correlation = standardise(truth) @ standardise(recovered).T
@@ -142,6 +146,10 @@ def standardise(rows: ArrayLike) -> HostArray:
     """Rows ``[n, ...]`` with mean 0 and length 1, float64 ``[n, P]``: their products correlate.
 
     Constant rows become 0, whatever rounding left of them.
+
+    Example:
+        >>> standardise([[1.0, 3.0, 1.0, 3.0], [2.0, 2.0, 2.0, 2.0]]).tolist()
+        [[-0.5, 0.5, -0.5, 0.5], [0.0, 0.0, 0.0, 0.0]]
     """
     rows = np.asarray(rows, np.float64)
     x = rows.reshape(len(rows), -1)
@@ -164,8 +172,9 @@ def assignment_mse(recovered: ArrayLike, truth: ArrayLike) -> float:
         DataError: values that are not finite.
         UsageError: arrays of different shapes.
 
-    >>> assignment_mse([[0.0], [3.0]], [[3.0], [1.0]])
-    0.5
+    Example:
+        >>> assignment_mse([[0.0], [3.0]], [[3.0], [1.0]])
+        0.5
     """
     recovered, truth = _pair(recovered, truth)
     return float(((recovered[assignment(recovered, truth)] - truth) ** 2).mean())
@@ -185,8 +194,9 @@ def assignment(recovered: ArrayLike, truth: ArrayLike) -> HostArray:
         DataError: values that are not finite.
         UsageError: arrays of different shapes.
 
-    >>> assignment([[0.0], [3.0]], [[3.0], [1.0]]).tolist()
-    [1, 0]
+    Example:
+        >>> assignment([[0.0], [3.0]], [[3.0], [1.0]]).tolist()
+        [1, 0]
     """
     recovered, truth = _pair(recovered, truth)
     # |a - b|^2 expanded, so that no [M, M, pixels] array is made; the true images' own squares
@@ -206,8 +216,9 @@ def psnr(recovered: ArrayLike, truth: ArrayLike, *, max_value: float = 1.0) -> H
         DataError: values that are not finite.
         UsageError: arrays of different shapes, or a range that is not positive.
 
-    >>> round(float(psnr(np.full((1, 4, 4, 1), 0.6), np.full((1, 4, 4, 1), 0.5))[0]), 3)
-    20.0
+    Example:
+        >>> round(float(psnr(np.full((1, 4, 4, 1), 0.6), np.full((1, 4, 4, 1), 0.5))[0]), 3)
+        20.0
     """
     _validate.positive(max_value=max_value)
     recovered, truth = _pair(recovered, truth)
@@ -227,6 +238,11 @@ def ssim(recovered: ArrayLike, truth: ArrayLike, *, max_value: float = 1.0) -> H
     Raises:
         DataError: values that are not finite.
         UsageError: arrays of different shapes or too small, or a range that is not positive.
+
+    Example:
+        >>> image = np.random.default_rng(0).random((1, 16, 16, 3))
+        >>> ssim(image, image).round(3).tolist()
+        [1.0]
     """
     _validate.positive(max_value=max_value)
     shape = np.shape(truth)
@@ -258,8 +274,9 @@ def amari_distance(unmixing: ArrayLike, mixing: ArrayLike) -> float:
         UsageError: matrices that are not square or of different sizes, or a product with a row
             or column of zeros.
 
-    >>> amari_distance([[0.0, -2.0], [0.5, 0.0]], [[3.0, 0.0], [0.0, 1.0]])
-    0.0
+    Example:
+        >>> amari_distance([[0.0, -2.0], [0.5, 0.0]], [[3.0, 0.0], [0.0, 1.0]])
+        0.0
     """
     unmixing, mixing = np.asarray(unmixing, np.float64), np.asarray(mixing, np.float64)
     size = len(unmixing)
@@ -321,7 +338,13 @@ def _check_counts(counts: AttributeCounts) -> None:
 
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float | None]:
-    """Mean and half the width of its 95% confidence interval (Student's t); None for one value."""
+    """Mean and half the width of its 95% confidence interval (Student's t); None for one value.
+
+    Example:
+        >>> mean, half_width = mean_interval([0.8, 0.9, 1.0])
+        >>> f"{mean:.2f} ± {half_width:.2f}"
+        '0.90 ± 0.25'
+    """
     from scipy.stats import t  # half a second to import
 
     mean = float(np.mean(values))

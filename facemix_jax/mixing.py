@@ -184,6 +184,10 @@ def sample_mix_key(
 
     Raises:
         UsageError: a size is not positive, or blocks are not whole groups.
+
+    Example:
+        >>> sample_mix_key(jax.random.key(0), num_groups=2, group_size=4)
+        MixKey(matrix: (2, 4, 4), order: (8,), values hidden)
     """
     _validate.positive(num_groups=num_groups, group_size=group_size)
     matrix_key, order_key = jax.random.split(rng_key)
@@ -204,6 +208,10 @@ def group(x: Array, group_size: int) -> Array:
 
     Raises:
         UsageError: ``group_size`` does not divide ``B``.
+
+    Example:
+        >>> group(jnp.arange(6), 3).tolist()
+        [[0, 1, 2], [3, 4, 5]]
     """
     _validate.positive(group_size=group_size)
     _validate.divides(
@@ -224,6 +232,10 @@ def pad_groups(x: Array, group_size: int) -> Array:
 
     Returns:
         ``[ceil(B / M) * M, ...]``; the first ``B`` rows are ``x``.
+
+    Example:
+        >>> pad_groups(jnp.arange(5), 4).tolist()
+        [0, 1, 2, 3, 4, 0, 1, 2]
     """
     _validate.positive(group_size=group_size, batch_size=x.shape[0])
     missing = -x.shape[0] % group_size
@@ -284,6 +296,11 @@ def mix(mix_key: MixKey, x: Array) -> Array:
 
     Raises:
         UsageError: the batch is not the one that the key was drawn for.
+
+    Example:
+        >>> swap = jnp.array([[[0.0, 1.0], [1.0, 0.0]]])
+        >>> mix(MixKey(matrix=swap, inverse=swap.mT), jnp.array([[5.0], [7.0]])).tolist()
+        [[7.0], [5.0]]
     """
     _check_batch(mix_key, x)
     if mix_key.deal is not None:
@@ -305,6 +322,12 @@ def unmix(mix_key: MixKey, y: Array) -> Array:
 
     Raises:
         UsageError: the batch is not the one that the key was drawn for.
+
+    Example:
+        >>> mix_key = sample_mix_key(jax.random.key(0), num_groups=2, group_size=4)
+        >>> x = jnp.arange(24.0).reshape(8, 3)
+        >>> bool(jnp.allclose(unmix(mix_key, 5 * mix(mix_key, x)), 5 * x, atol=1e-3))
+        True
     """
     _check_batch(mix_key, y)
     if mix_key.order is not None:

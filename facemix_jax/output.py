@@ -1,6 +1,7 @@
 """What commands print: tables for people, JSON for programs, notes on standard error."""
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from facemix_jax._files import write_atomically
-from facemix_jax._validate import FacemixError
+from facemix_jax._validate import FacemixError, UsageError
 from facemix_jax.attacks import Figure
 from facemix_jax.provenance import provenance
 
@@ -61,6 +62,31 @@ def table(title: str, header: Sequence[str], rows: Sequence[Sequence[str | Text]
     for row in rows:
         made.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in row))
     return made
+
+
+def check_file(path: str | Path | None, option: str) -> None:
+    """Makes sure, before any work, that a result can be written.
+
+    Args:
+        path: of the file; None or ``-`` for none.
+        option: where it was given.
+
+    Raises:
+        UsageError: there is no such folder, it cannot be written, or the path is a folder.
+    """
+    if path is None or path == "-":
+        return
+    place = Path(path)
+    reason = "it is a folder" if place.is_dir() else None
+    if reason is None:
+        probe = place.with_name(f".{place.name}.probe.{os.getpid()}")
+        try:
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            reason = f"{place.parent}: {error.strerror}"
+    if reason is not None:
+        raise UsageError(f"{place} cannot be written: {reason}. Choose another {option} path.")
 
 
 def emit(path: str | None, result: dict[str, Any], *tables: Table) -> None:

@@ -46,8 +46,9 @@ def text(value: Value, format: str) -> str:
         value: a number, or text as it is.
         format: of the column, one of ``results.FORMATS``.
 
-    >>> text(Value(value=0.873, mark="measured", half_width=0.004, seeds=4), "percent")
-    '87.3% ± 0.4'
+    Example:
+        >>> text(Value(value=0.873, mark="measured", half_width=0.004, seeds=4), "percent")
+        '87.3% ± 0.4'
     """
     if isinstance(value.value, str):
         return value.value
@@ -60,8 +61,9 @@ def text(value: Value, format: str) -> str:
 def origin(value: Value) -> str:
     """The mark, and the number of seeds.
 
-    >>> origin(Value(value=0.873, mark="measured", half_width=0.004, seeds=4))
-    'measured, 4 seeds'
+    Example:
+        >>> origin(Value(value=0.873, mark="measured", half_width=0.004, seeds=4))
+        'measured, 4 seeds'
     """
     if value.seeds is None:
         return value.mark

@@ -139,11 +139,15 @@ def read_config(workdir: Path) -> RunConfig:
     path = workdir / "config.json"
     try:
         return _parse(json.loads(path.read_text()))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise UsageError(
             f"{workdir} is no work directory: it has no config.json. Give the --workdir of a "
             f"'facemix train' run."
         ) from None
+    except OSError as error:
+        raise FacemixError(
+            f"{path} cannot be read: {error.strerror}. Run as its owner, or give another --workdir."
+        ) from error
     except (json.JSONDecodeError, TypeError, KeyError) as error:
         raise FacemixError(
             f"{path} cannot be read: {error}. It was changed by hand or written by another "

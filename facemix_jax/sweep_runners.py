@@ -13,7 +13,7 @@ from typing import Any
 
 from facemix_jax import hosts, trials
 from facemix_jax._validate import FacemixError, UsageError
-from facemix_jax.fitting import Interrupted
+from facemix_jax.fitting import StoppedError
 
 RUNNERS = ("process", "slurm", "submitit_local", "submitit_debug", "ray")
 _POLL_S = 0.2
@@ -48,7 +48,7 @@ def run(
     Raises:
         UsageError: the runner's package is not installed.
         FacemixError: a program died without a word.
-        Interrupted: SIGINT or SIGTERM; the programs saved.
+        StoppedError: SIGINT or SIGTERM; the programs saved.
     """
     if not groups:
         return
@@ -79,7 +79,7 @@ def _processes(
                     process.terminate()
                 for _, process in running:
                     process.wait()
-                raise Interrupted(
+                raise StoppedError(
                     "Stopped; what was running is saved. The same command goes on from there."
                 )
             time.sleep(_POLL_S)

@@ -17,7 +17,7 @@ import jax
 from facemix_jax import _runtime, data, defenses, evaluation, fitting, output, runs
 from facemix_jax._files import write_atomically
 from facemix_jax._validate import FacemixError
-from facemix_jax.fitting import DivergedError, Interrupted, Options
+from facemix_jax.fitting import DivergedError, Options, StoppedError
 from facemix_jax.provenance import provenance
 from facemix_jax.runs import Run
 from facemix_jax.training import TrainState
@@ -69,7 +69,7 @@ def run(
         show_progress: a bar on standard error.
 
     Raises:
-        Interrupted: SIGINT or SIGTERM; the same call goes on.
+        StoppedError: SIGINT or SIGTERM; the same call goes on.
     """
     with contextlib.ExitStack() as stack:
         for workdir in sorted(workdirs):
@@ -105,7 +105,7 @@ def _run(waiting: Sequence[Path], split: str, method: str, show_progress: bool) 
             states = error.states
             for workdir, reason in error.reasons.items():
                 _fail(workdir, reason)
-    except Interrupted:
+    except StoppedError:
         raise
     except FacemixError as error:
         for workdir in waiting:
@@ -132,7 +132,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     split, method, *folders = sys.argv[1:] if arguments is None else arguments
     try:
         run([Path(folder) for folder in folders], split=split, method=method)
-    except Interrupted as error:
+    except StoppedError as error:
         print(error, file=sys.stderr)
         return 1
     return 0

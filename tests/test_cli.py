@@ -1,5 +1,6 @@
 """The command line as a user meets it: results, exit codes, errors, and a clean standard output."""
 
+import errno
 import json
 import subprocess
 import sys
@@ -99,6 +100,13 @@ def test_cost_of_one_model(capsys):
         (["train"], ("workdir",)),
         (["train", "--workdir", "w", "--batchsize", "3"], ("batchsize",)),
         (["evaluate", "--workdir", "missing"], ("missing is no work directory", "facemix train")),
+        (["evaluate", "--workdir", __file__], ("is no work directory",)),
+        (["attack", "--workdir", "w", "--steps", "0"], ("facemix: steps is 0", "greater than 0")),
+        (["cost", "--json", "missing/x.json"], ("missing/x.json cannot be written", "--json")),
+        (["key", "show", "--json", "."], ("it is a folder", "--json")),
+        (["linearity", "--out", f"{__file__}/x"], ("cannot be written", "--out")),
+        (["attack", "--workdir", "w", "--pictures", "no/x.png"], ("no/x.png", "--pictures")),
+        (["--tyro-print-completion", "fish"], ("'fish' is unknown", "zsh")),
         (["linearity", "--family", "haa"], ("'haa' is unknown", "haar")),
         (["cost", "--up-mbps", "0"], ("up_mbps is 0", "greater than 0")),
         (["nonsense"], ("nonsense",)),
@@ -162,6 +170,24 @@ def test_nan_exits_1(capsys, tmp_path):
     )
     assert code == 1
     assert "learning rate is too high" in err
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "Free space"),
+        (PermissionError(errno.EACCES, "Permission denied", "there/x"), "there/x: Permission"),
+    ],
+)
+def test_full_disks_and_missing_permissions_show_no_trace(capsys, monkeypatch, error, words):
+    def refused(*args, **options):
+        raise error
+
+    monkeypatch.setattr("facemix_jax.costs.cost_report", refused)
+    code, _, err = run(capsys, "cost")
+    assert code == 1
+    assert words in err
+    assert "Traceback" not in err
 
 
 def test_faults_of_our_own_show_a_trace(capsys, monkeypatch):

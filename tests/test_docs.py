@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 import yaml
+from notebook_support import NOTEBOOKS
 
 from facemix_jax import cli
 
@@ -103,10 +104,10 @@ def test_every_script_and_file_that_pages_name_exists():
 
 def test_every_page_is_in_the_navigation():
     # mkdocs.yml has no custom tags, so that a safe loader reads it.
-    listed = re.findall(
-        r"[\w/]+\.md", str(yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"])
-    )
-    assert sorted(listed) == sorted(str(p.relative_to(ROOT / "docs")) for p in PAGES)
+    navigation = str(yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"])
+    listed = re.findall(r"[\w/]+\.(?:md|ipynb)", navigation)
+    pages = [*PAGES, *NOTEBOOKS]
+    assert sorted(listed) == sorted(str(p.relative_to(ROOT / "docs")) for p in pages)
 
 
 @pytest.mark.slow

@@ -103,7 +103,7 @@ class _Stopping:
 def test_a_signal_saves_and_the_same_call_goes_on_exactly(finished, tiny_source, tmp_path, number):
     _, uninterrupted = finished
     before = signal.getsignal(number)
-    with pytest.raises(fitting.Interrupted, match="goes on"):
+    with pytest.raises(fitting.StoppedError, match="goes on"):
         fit_in(tmp_path, _Stopping(tiny_source, number, 2))
     assert signal.getsignal(number) == before
     stopped = fitting.read_records(tmp_path)[-1]["step"]
@@ -112,7 +112,7 @@ def test_a_signal_saves_and_the_same_call_goes_on_exactly(finished, tiny_source,
 
 
 def test_records_after_the_checkpoint_are_dropped_on_resume(finished, tiny_source, tmp_path):
-    with pytest.raises(fitting.Interrupted):
+    with pytest.raises(fitting.StoppedError):
         fit_in(tmp_path, _Stopping(tiny_source, signal.SIGTERM, 1))
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 7, "loss": 99}\n{"step": 8, "lo')
@@ -127,7 +127,7 @@ import sys
 from pathlib import Path
 from facemix_jax import _runtime; _runtime.configure()
 sys.path.insert(0, {tests!r})
-from conftest import TinySource
+from tiny_source import TinySource
 from test_fitting import config_of, fit_in
 import hashlib, jax, numpy as np
 state = fit_in(Path(sys.argv[1]), TinySource(), config_of(num_epochs={epochs}))

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 from sklearn.decomposition import FastICA
 from sklearn.exceptions import ConvergenceWarning
-from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+from threadpoolctl import threadpool_limits
 
 from facemix_jax import _runtime, attacks, data, metrics, mixing
 from facemix_jax._types import Array, HostArray

@@ -8,7 +8,7 @@ images in place of resampled factors). It needs no assumption on sparsity or sig
 """
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -167,7 +167,7 @@ def _play(
         sources = matmul(jax.vmap(_rotation)(angles, starts), patches)
         return sources.reshape(-1, mixed.shape[-1] * _SIDE * _SIDE)
 
-    def step(carry, index):  # type: ignore[no-untyped-def]  # Optax's states
+    def step(carry: tuple[_Players, Any], index: Array) -> tuple[tuple[_Players, Any], None]:
         players, states = carry
         position_key, row_key = jax.random.split(jax.random.fold_in(rng_key, index))
         patches = jax.vmap(lambda k, x: _patches(k, x, _PATCHES))(
@@ -184,12 +184,13 @@ def _play(
             on_real, on_fake = _judge(discriminator, real), _judge(discriminator, fake)
             return jax.nn.softplus(-on_real).mean() + jax.nn.softplus(on_fake).mean()
 
-        def deceive(angles: Array) -> Array:
+        def deceive(angles: Array, discriminator: Discriminator) -> Array:
             return jax.nn.softplus(-_judge(discriminator, unmixed(angles, patches))).mean()
 
         change, state = optimisers[0].update(jax.grad(tell)(players.discriminator), states[0])
         discriminator = optax.apply_updates(players.discriminator, change)
-        turn, turn_state = optimisers[1].update(jax.grad(deceive)(players.angles), states[1])
+        slope = jax.grad(deceive)(players.angles, discriminator)
+        turn, turn_state = optimisers[1].update(slope, states[1])
         angles = optax.apply_updates(players.angles, turn)
         return (_Players(discriminator, angles), (state, turn_state)), None
 

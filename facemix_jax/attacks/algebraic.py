@@ -141,8 +141,9 @@ def shared_member(first: ArrayLike, second: ArrayLike) -> tuple[HostArray, HostA
 def auc(positive: ArrayLike, negative: ArrayLike) -> float:
     """Chance that a positive scores higher than a negative (area under the ROC curve).
 
-    >>> auc([3.0, 2.0], [1.0, 2.0])
-    0.875
+    Example:
+        >>> auc([3.0, 2.0], [1.0, 2.0])
+        0.875
     """
     positive, negative = np.ravel(positive), np.sort(np.ravel(negative))
     below = np.searchsorted(negative, positive, "left") + np.searchsorted(

@@ -8,7 +8,8 @@ ascent from several starts.
 """
 
 import functools
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -168,9 +169,16 @@ def _init(rng_key: RngKey, inputs: int) -> tuple[tuple[Array, Array], ...]:
 
 
 @functools.partial(jax.jit, static_argnames=("group_size", "batch_size", "update"))
-def _step(  # type: ignore[no-untyped-def]  # Optax's state
-    contrast, state, rows, rng_key, noise, group_size, batch_size, update
-):
+def _step(
+    contrast: Contrast,
+    state: Any,
+    rows: Array,
+    rng_key: RngKey,
+    noise: float | Array,
+    group_size: int,
+    batch_size: int,
+    update: Callable[..., Any],
+) -> tuple[Contrast, Any, Array]:
     tiles, count, _ = rows.shape
     who_key, tile_key, weight_key, power_key, noise_key = jax.random.split(rng_key, 5)
     who = jax.random.randint(who_key, (batch_size, group_size), 0, count)
@@ -187,7 +195,7 @@ def _step(  # type: ignore[no-untyped-def]  # Optax's state
     largest = jnp.take_along_axis(weights, jnp.argmax(jnp.abs(weights), 1)[:, None], 1)[:, 0]
     wanted = jnp.where(largest > 0, (weights**4).sum(1), 0.0)
 
-    def loss_of(layers):  # type: ignore[no-untyped-def]
+    def loss_of(layers: tuple[tuple[Array, Array], ...]) -> Array:
         trained = contrast._replace(layers=layers)
         logits = jax.vmap(purity, (None, 0, 0))(trained, mixed, tile)
         return optax.sigmoid_binary_cross_entropy(logits, wanted).mean()

@@ -9,6 +9,7 @@ from flax import linen as nn
 
 from facemix_jax._types import Array, ImageSize, RngKey, Variables
 from facemix_jax.models.initialization import scaled_normal
+from facemix_jax.models.pure import evaluate
 
 
 class Decoder(NamedTuple):
@@ -73,6 +74,6 @@ def decoder(image_size: ImageSize, *, features: int = 32, num_blocks: int = 3) -
         return dict(network.lazy_init(rng_key, jax.ShapeDtypeStruct(z.shape, jnp.float32)))
 
     def apply(variables: Variables, z: Array) -> Array:
-        return network.apply(variables, z)  # type: ignore[return-value]  # not mutable
+        return evaluate(network, variables, z)
 
     return Decoder(init, apply)

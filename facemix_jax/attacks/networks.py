@@ -9,6 +9,7 @@ from flax import linen as nn
 
 from facemix_jax._types import Array, RngKey, Variables
 from facemix_jax.models.initialization import scaled_normal
+from facemix_jax.models.pure import evaluate
 
 
 class Head(NamedTuple):
@@ -62,6 +63,6 @@ def group_head(*, outputs: int, hidden: int = 256) -> Head:
         return dict(network.lazy_init(rng_key, features))
 
     def apply(variables: Variables, features: Array) -> Array:
-        return network.apply(variables, features)  # type: ignore[return-value]  # not mutable
+        return evaluate(network, variables, features)
 
     return Head(init, apply)

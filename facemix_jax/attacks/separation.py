@@ -116,6 +116,15 @@ def separate(
     Raises:
         UsageError: mixtures of another rank, fewer than 2 in a group, maps of a single position,
             or an option out of range.
+
+    Example:
+        >>> from facemix_jax import mixing
+        >>> images = jax.random.laplace(jax.random.key(0), (4, 32, 32, 3)) ** 3  # few large values
+        >>> mix_key = mixing.sample_mix_key(jax.random.key(1), 1, 4, shuffle=False)
+        >>> mixtures = mixing.mix(mix_key, images)[None]
+        >>> found = separate(mixtures, rng_key=jax.random.key(2)).sources
+        >>> bool(recovery(found, images[None]).mean() > 0.99)
+        True
     """
     check_options(restarts=restarts, max_iterations=max_iterations, tolerance=tolerance)
     arrays = prepare(mixtures, evidence, rng_key, restarts)

@@ -83,7 +83,7 @@ def resized_jpeg(data: bytes, image_size: ImageSize, *, name: str) -> bytes:
     return out.getvalue()
 
 
-class FaceBuilder(  # type: ignore[call-arg]  # for want of type information
+class FaceBuilder(  # type: ignore[call-arg]  # TFDS has no type information
     tfds.core.GeneratorBasedBuilder, skip_registration=True
 ):
     """What the face data sets share: features, splits and examples.

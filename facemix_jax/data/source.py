@@ -16,15 +16,29 @@ class Labels(Protocol):
     """What a labelled set says without showing a picture; see ``Source``."""
 
     @property
-    def name(self) -> str: ...  # noqa: D102
+    def name(self) -> str:
+        """``celeba``, ``synthetic``, ..."""
+        ...
+
     @property
-    def attribute_names(self) -> tuple[str, ...]: ...  # noqa: D102
+    def attribute_names(self) -> tuple[str, ...]:
+        """``K`` names."""
+        ...
+
     @property
-    def attributes(self) -> HostArray: ...  # noqa: D102
+    def attributes(self) -> HostArray:
+        """int8 ``[N, K]``, 0 or 1."""
+        ...
+
     @property
-    def identities(self) -> HostArray: ...  # noqa: D102
+    def identities(self) -> HostArray:
+        """int32 ``[N]``; equal numbers are the same person."""
+        ...
+
     @property
-    def splits(self) -> Mapping[str, HostArray]: ...  # noqa: D102
+    def splits(self) -> Mapping[str, HostArray]:
+        """int64 indices under ``train``, ``valid`` and ``test``; they do not overlap."""
+        ...
 
 
 class Source(Labels, Protocol):
@@ -39,9 +53,11 @@ class Source(Labels, Protocol):
         splits: int64 indices under ``train``, ``valid`` and ``test``; they do not overlap.
     """
 
-    # Properties, so that a frozen dataclass fits; the class's docstring explains them.
+    # Properties, so that a frozen dataclass fits.
     @property
-    def image_size(self) -> ImageSize: ...  # noqa: D102
+    def image_size(self) -> ImageSize:
+        """Height, width of every image."""
+        ...
 
     def __len__(self) -> int:
         """``N``, the number of images."""

@@ -150,9 +150,10 @@ def _sample(rng_key: RngKey, person: Array, picture: Array) -> Face:
 
 @functools.partial(jax.jit, static_argnames="image_size")
 def _draw_faces(faces: Face, texture: Array, *, image_size: ImageSize) -> Array:
-    """One face after the other: a picture cannot depend on its neighbours, and planes of one
-    picture stay in the cache of a core.
-    """  # noqa: D205
+    """One face after the other.
+
+    A picture cannot depend on its neighbours, and planes of one stay in the cache of a core.
+    """
     return jax.lax.map(lambda face: draw(face, image_size, texture), faces)
 
 

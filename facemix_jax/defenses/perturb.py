@@ -75,9 +75,10 @@ def area_weights(length: int, size: int) -> HostArray:
 
     A position on the border of two stretches counts in both, by the part that lies there.
 
-    >>> area_weights(3, 2)
-    array([[0.66666667, 0.33333333, 0.        ],
-           [0.        , 0.33333333, 0.66666667]])
+    Example:
+        >>> area_weights(3, 2)
+        array([[0.66666667, 0.33333333, 0.        ],
+               [0.        , 0.33333333, 0.66666667]])
     """
     borders = np.linspace(0, length, size + 1)
     positions = np.arange(length)

@@ -71,6 +71,12 @@ def unmix_error(
 
     Returns:
         A scalar; 0 is exact, 1 means that nothing of main's result was recovered.
+
+    Example:
+        >>> mix_key = mixing.sample_mix_key(jax.random.key(0), num_groups=1, group_size=4)
+        >>> x = jax.random.normal(jax.random.key(1), (4, 100))
+        >>> bool(unmix_error(lambda z: 3 * z, mix_key, x) < 1e-6)
+        True
     """
     direct = read(main(x))
     recovered = read(mixing.unmix(mix_key, main(mixing.mix(mix_key, x).astype(x.dtype))))
@@ -108,6 +114,12 @@ def measure(
 
     Raises:
         UsageError: a size is out of range, or the group size does not divide the batch.
+
+    Example:
+        >>> x = jax.random.normal(jax.random.key(1), (8, 1000))
+        >>> error = measure(jax.nn.relu, x, rng_key=jax.random.key(0), group_size=4, num_keys=16)
+        >>> error.per_key.shape, error.per_group.shape, 0.9 < error.mean < 1.1
+        ((16,), (16, 2), True)
     """
     check_sizes(x, group_size=group_size, num_keys=num_keys)
     chunk = max(1, min(rows_at_once // x.shape[0], num_keys))

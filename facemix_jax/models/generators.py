@@ -9,6 +9,7 @@ from flax import linen as nn
 
 from facemix_jax._types import Array, RngKey, Variables
 from facemix_jax.models.initialization import normal
+from facemix_jax.models.pure import evaluate
 
 _KERNEL_INIT = normal(0.02)
 UP_PADDING = ((1, 2), (1, 2))
@@ -108,6 +109,6 @@ def resnet9_generator(*, features: int = 64, num_blocks: int = 9) -> Generator:
         return dict(network.init(rng_key, jnp.zeros(x.shape, x.dtype)))
 
     def apply(variables: Variables, x: Array) -> Array:
-        return network.apply(variables, x)  # type: ignore[return-value]  # not mutable
+        return evaluate(network, variables, x)
 
     return Generator(init, apply)

@@ -15,6 +15,7 @@ from flax import linen as nn
 from facemix_jax import _validate
 from facemix_jax._types import Array, ImageSize, RngKey, Variables
 from facemix_jax.models.generators import instance_norm
+from facemix_jax.models.pure import evaluate
 
 _SMALLEST = 8
 """Pixels a side: below, the U-Net would have a single level."""
@@ -45,8 +46,9 @@ def unet_depth(image_size: ImageSize) -> int:
     Raises:
         UsageError: images under 8 pixels a side.
 
-    >>> unet_depth((109, 89)), unet_depth((256, 256))
-    (4, 6)
+    Example:
+        >>> unet_depth((109, 89)), unet_depth((256, 256))
+        (4, 6)
     """
     smallest = min(image_size)
     if smallest < _SMALLEST:
@@ -156,6 +158,6 @@ def _pure(network: nn.Module) -> Network:
         return dict(jax.jit(lambda k: network.lazy_init(k, shape))(rng_key))
 
     def apply(variables: Variables, x: Array) -> Array:
-        return network.apply(variables, x)  # type: ignore[return-value]  # not mutable
+        return evaluate(network, variables, x)
 
     return Network(init, apply)

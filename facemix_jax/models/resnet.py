@@ -162,6 +162,11 @@ def resnet18(
 
     Raises:
         UsageError: a value is out of range.
+
+    Example:
+        >>> spec = resnet18(cut=1).spec
+        >>> spec.activation_shape, spec.response_shape, spec.logits_shape
+        ((55, 45, 64), (512,), (40, 2))
     """
     return split(
         units(width, norm, dtype, stem=stem),

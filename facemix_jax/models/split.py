@@ -18,6 +18,7 @@ from flax import linen as nn
 from facemix_jax import _validate
 from facemix_jax._types import Array, HostArray, ImageSize, RngKey, Variables
 from facemix_jax.models.initialization import scaled_normal
+from facemix_jax.models.pure import evaluate
 
 
 class Segment(NamedTuple):
@@ -227,7 +228,7 @@ def _segment(units: Sequence[tuple[str, Unit]]) -> Segment:
         return dict(chain.lazy_init(rng_key, jax.ShapeDtypeStruct(x.shape, x.dtype), False))
 
     def apply(variables: Variables, x: Array) -> Array:
-        return chain.apply(variables, x, False)  # type: ignore[return-value]  # not mutable
+        return evaluate(chain, variables, x, False)
 
     def train(variables: Variables, x: Array) -> tuple[Array, dict[str, Any]]:
         y, updates = chain.apply(variables, x, True, mutable=["batch_stats"])
@@ -235,7 +236,7 @@ def _segment(units: Sequence[tuple[str, Unit]]) -> Segment:
 
     def layer(unit: tuple[str, Unit]) -> Callable[[Variables, Array], Array]:
         alone = _Chain((unit,))
-        return lambda variables, x: alone.apply(variables, x, False)  # type: ignore[return-value]
+        return lambda variables, x: evaluate(alone, variables, x, False)
 
     return Segment(init, apply, train, tuple((unit[0], layer(unit)) for unit in units))
 

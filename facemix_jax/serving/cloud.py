@@ -22,6 +22,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from facemix_jax import checkpoint
+from facemix_jax._files import explain
 from facemix_jax._validate import FacemixError, UsageError
 from facemix_jax.serving import access, loading, wire
 from facemix_jax.serving.batching import Batcher, Runner
@@ -275,7 +276,10 @@ def main(arguments: Sequence[str]) -> int:
     except FacemixError as error:
         print(f"facemix: {error}", file=sys.stderr)
         return 1
-    except Exception:
+    except Exception as error:
+        if (reason := explain(error)) is not None:
+            print(f"facemix: {reason}", file=sys.stderr)
+            return 1
         traceback.print_exc()
         print("This is a fault of facemix, not of your input; please report it.", file=sys.stderr)
         return 1

@@ -38,19 +38,21 @@ class Replica:
         FacemixError: something is missing or wrong.
     """
 
-    async def __init__(self, config: CloudConfig) -> None:  # type: ignore[misc]
+    async def __init__(self, config: CloudConfig) -> None:  # type: ignore[misc]  # Ray awaits it
         """Loads and compiles main; asynchronous, as the queue belongs to the running loop."""
         self._cloud = Cloud(config)
         await self._cloud.prepare()
         self._watching = asyncio.create_task(self._watch())
 
-    async def Run(self, body: bytes, grpc_context: RayServegRPCContext) -> Any:  # noqa: N802
+    async def run(self, body: bytes, grpc_context: RayServegRPCContext) -> Any:
         """Main's responses to a serialised ``RunRequest``, or a status in the context."""
         return await self._answer("Run", pb.RunResponse, body, grpc_context)
 
-    async def Describe(self, body: bytes, grpc_context: RayServegRPCContext) -> Any:  # noqa: N802
+    async def describe(self, body: bytes, grpc_context: RayServegRPCContext) -> Any:
         """What is served, for a serialised ``DescribeRequest``, or a status in the context."""
         return await self._answer("Describe", pb.DescribeResponse, body, grpc_context)
+
+    Run, Describe = run, describe  # the names of the calls on the wire
 
     async def _answer(
         self, name: str, nothing: type, body: bytes, context: RayServegRPCContext

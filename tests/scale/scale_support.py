@@ -18,7 +18,7 @@ import os; os.environ["XLA_FLAGS"] += " --xla_llvm_disable_expensive_passes=true
 import json, dataclasses, functools
 from pathlib import Path
 import jax, jax.numpy as jnp, numpy as np
-from conftest import TinySource
+from tiny_source import TinySource
 from facemix_jax import defenses, fitting, hosts, mixing, population, runs, sharding, training
 from facemix_jax.sharding import MeshConfig
 from scale_support import *

@@ -24,7 +24,7 @@ def fit(name, devices, after=None):
     here = dataclasses.replace(config, mesh=mesh)
     try:
         return fitting.fit(here, folder / name, source=source, show_progress=False)
-    except fitting.Interrupted as error:
+    except fitting.StoppedError as error:
         return str(error)
 
 alone = fit("alone", (1, 1))
@@ -76,7 +76,7 @@ try:
         configs, folders, source=TinySource(), method="loop",
         options=fitting.Options(show_progress=False),
     )
-except fitting.Interrupted as error:
+except fitting.StoppedError as error:
     print(json.dumps({"stopped": str(error)}))
 else:
     ends = np.concatenate([numbers(state.variables) for state in states])

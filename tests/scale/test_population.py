@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import types
 
 import jax
 import numpy as np
@@ -147,9 +148,7 @@ def test_runs_that_differ_in_more_are_refused(tiny_source, tmp_path):
 
 
 def test_sizes_of_programs():
-    class Mesh:
-        shape = {"seed": 2}  # noqa: RUF012
-
-    assert population.size("vmap", 8, Mesh) == 8
-    assert population.size("loop", 8, Mesh) == 2
+    mesh = types.SimpleNamespace(shape={"seed": 2})
+    assert population.size("vmap", 8, mesh) == 8
+    assert population.size("loop", 8, mesh) == 2
     assert jax.device_count() == 1, "these tests run on one device"

@@ -17,8 +17,8 @@ import grpc
 import jax
 import jax.numpy as jnp
 import numpy as np
-from conftest import TinySource
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from tiny_source import TinySource
 
 from facemix_jax import runs, training
 from facemix_jax.checkpoint import Checkpoints

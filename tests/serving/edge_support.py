@@ -12,7 +12,7 @@ import time
 
 import grpc
 import numpy as np
-from conftest import TinySource
+from tiny_source import TinySource
 
 from facemix_jax.serving import wire
 from facemix_jax.serving import wire_pb2 as pb

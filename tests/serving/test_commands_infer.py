@@ -9,9 +9,9 @@ import grpc
 import numpy as np
 import pytest
 from cloud_support import save_checkpoint
-from conftest import TinySource
 from edge_support import FakeCloud, Loop, honest
 from PIL import Image
+from tiny_source import TinySource
 
 from facemix_jax import cli, keys
 

@@ -11,11 +11,11 @@ import time
 import numpy as np
 import pytest
 from cloud_support import running, save_checkpoint
-from conftest import TinySource
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from edge_support import FakeCloud, Loop, M, Process, Proxy, client_of, pictures
+from tiny_source import TinySource
 
 from facemix_jax import costs, costs_paper, keys
 from facemix_jax._validate import UsageError

@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from cloud_support import _drawn, _network, run_config, save_checkpoint
-from conftest import TinySource
 from edge_support import FakeCloud, Loop
+from tiny_source import TinySource
 
 from facemix_jax import export, keys, mixing
 from facemix_jax._validate import FacemixError, UsageError

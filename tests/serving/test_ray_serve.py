@@ -12,8 +12,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from cloud_support import Client, activations, reference, request, save_checkpoint
-from conftest import TinySource
 from edge_support import FakeCloud, Loop, free_port, honest
+from tiny_source import TinySource
 
 from facemix_jax import keys
 from facemix_jax._validate import UsageError
