@@ -98,7 +98,6 @@ def summarize(cells: Sequence[Mapping[str, Any]]) -> report.Summary:
     if not cells:
         return (), ()
     columns = {
-        "epochs": Column(name="epochs", format="integer"),
         "mixed": Column(name="mixed", format="percent"),
         "clean": Column(name="nothing mixed", format="percent"),
         "balanced": Column(name="balanced, mixed", format="percent"),
@@ -108,10 +107,9 @@ def summarize(cells: Sequence[Mapping[str, Any]]) -> report.Summary:
         "owner": Column(name="owner", format="fixed3"),
     }
     rows = []
-    for run in dict.fromkeys(c["run"] for c in cells):
+    for run, epochs in dict.fromkeys((c["run"], c["config"]["train"]["num_epochs"]) for c in cells):
         own = [
             {
-                "epochs": c["config"]["train"]["num_epochs"],
                 "mixed": c["protected"]["accuracy"],
                 "clean": c["clean"]["accuracy"],
                 "balanced": c["protected"]["balanced_accuracy"],
@@ -122,7 +120,7 @@ def summarize(cells: Sequence[Mapping[str, Any]]) -> report.Summary:
             if c["run"] == run
         ]
         values = [results.mean_over_seeds([c[name] for c in own]) for name in columns]
-        rows.append(Row(label=run, cells=tuple((value,) for value in values)))
+        rows.append(Row(label=f"{run}, {epochs} epochs", cells=tuple((v,) for v in values)))
     table = ResultTable(
         title=f"Plain and encryption-aware training: {cells[0]['dataset']}, 109x89, width 16",
         columns=tuple(columns.values()),

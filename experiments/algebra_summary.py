@@ -79,7 +79,9 @@ def attacks_of(parts: Mapping[str, Any]) -> ResultTable:
     return ResultTable(
         title=f"Algebra and what separation opens: {about.get('dataset', '')}",
         columns=tuple(columns.values()),
-        rows=report.rows(flat, lambda row: f"{row['part']}: {row['name']}", columns),
+        rows=report.rows(
+            flat, lambda row: f"{row['part'].replace('_', ' ')}: {row['name']}", columns
+        ),
         note="Each in its own unit, beside what needs no attack and what the key's owner gets.",
     )
 
@@ -90,9 +92,13 @@ def certificates_of(parts: Mapping[str, Any]) -> ResultTable:
     rows = tuple(
         Row(
             label=f"{part}: {name}".replace("_", " "),
-            cells=(report.measured(str(value) if isinstance(value, bool) else value),),
+            cells=(report.measured(f"{value:,}" if type(value) is int else _words(value)),),
         )
         for part in names
         for name, value in parts.get(part, {}).items()
     )
     return ResultTable(title="Numbers behind them", columns=(Column(name="value"),), rows=rows)
+
+
+def _words(value: Any) -> Any:
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else value

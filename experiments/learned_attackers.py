@@ -142,7 +142,7 @@ def summarize(cells: Sequence[Mapping[str, Any]]) -> report.Summary:
             flat,
             lambda c: (
                 f"{c['attack']} on {c['defense']}, M = {c['group_size']} (network trained with "
-                f"{c['trained_with']}): {c['name']}"
+                f"{c['trained_with']}): {c['name']}".replace("_", " ")
             ),
             columns,
         ),

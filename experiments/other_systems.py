@@ -139,12 +139,16 @@ def sent(flat: Sequence[Mapping[str, Any]], size: str) -> ResultTable:
 def slalom_table(cell: Mapping[str, Any], size: str) -> ResultTable:
     """Fixed point beside float32, traffic, and an attack on the first round."""
     found = next(cell[name] for name in ("gradient ICA", "gradient_ica") if name in cell)[0]
+    traffic = cell["traffic of 16 images"]
     accuracies = {f"accuracy, {n}": f"{cell[n]:.2%}" for n in cell if n.startswith("prime")}
     numbers = {
         "accuracy, float32": f"{cell['float32']:.2%}",
         **accuracies,
         "bit for bit as in fixed point alone": "yes" if cell["bit for bit"] else "no",
-        **{f"16 images: {n.replace('_', ' ')}": v for n, v in cell["traffic of 16 images"].items()},
+        **{
+            f"16 images: {n.replace('_', ' ')}": f"{v:,}"
+            for n, v in cell["traffic of 16 images"].items()
+        },
         "first round: gradient ICA": found["value"],
         "first round: no attack": found["floor"],
         "first round: owner": found["owner"],

@@ -78,9 +78,13 @@ def write(output: Path, report: dict[str, Any]) -> None:
 
 
 def measured(value: float | str | None) -> tuple[results.Value, ...]:
-    """A table's cell with one number of one seed, or with words; empty where there is nothing."""
-    if value is None or isinstance(value, str):
-        return () if value is None else (results.Value(value=value, mark="measured"),)
+    """A table's cell: a measurement with one seed, a count, or words; empty where nothing is."""
+    if value is None:
+        return ()
+    if isinstance(value, str):
+        return (results.Value(value=value, mark="measured"),)
+    if isinstance(value, int):
+        return (results.Value(value=value, mark="derived"),)
     return (results.mean_over_seeds([value]),)
 
 

@@ -96,9 +96,14 @@ def summarize(cells: Sequence[Mapping[str, Any]]) -> report.Summary:
     """A table of all cells, and the strongest of each over the noise."""
     flat = [{**c, **c["attackers"], "strongest": max(c["attackers"].values())} for c in cells]
     flat = [{**c, "key_advantage": c["owner"] - c["strongest"]} for c in flat]
+    settings = list(dict.fromkeys(c["setting"] for c in flat))
+    flat.sort(key=lambda c: (settings.index(c["setting"]), c["noise"]))
     attackers = [a.name for a in PLAIN if any(a.name in c for c in flat)]
     columns = {
-        **{n: Column(name=n, format="fixed3", strongest="strongest") for n in attackers},
+        **{
+            n: Column(name=n.replace("_", " "), format="fixed3", strongest="strongest")
+            for n in attackers
+        },
         "strongest": Column(name="strongest", format="fixed3"),
         "floor": Column(name="no attack", format="fixed3"),
         "owner": Column(name="owner", format="fixed3"),
@@ -114,9 +119,9 @@ def summarize(cells: Sequence[Mapping[str, Any]]) -> report.Summary:
     curves = [
         report.curve(
             f"{setting}, {who}",
-            sorted((c["noise"], c[name]) for c in flat if c["setting"] == setting),
+            [(c["noise"], c[name]) for c in flat if c["setting"] == setting],
         )
-        for setting in dict.fromkeys(c["setting"] for c in flat)
+        for setting in settings
         for who, name in (("strongest", "strongest"), ("no attack", "floor"), ("owner", "owner"))
     ]
     chart = Chart(
