@@ -145,10 +145,7 @@ def slalom_table(cell: Mapping[str, Any], size: str) -> ResultTable:
         "accuracy, float32": f"{cell['float32']:.2%}",
         **accuracies,
         "bit for bit as in fixed point alone": "yes" if cell["bit for bit"] else "no",
-        **{
-            f"16 images: {n.replace('_', ' ')}": f"{v:,}"
-            for n, v in cell["traffic of 16 images"].items()
-        },
+        **{f"16 images: {n.replace('_', ' ')}": f"{v:,}" for n, v in traffic.items()},
         "first round: gradient ICA": found["value"],
         "first round: no attack": found["floor"],
         "first round: owner": found["owner"],
