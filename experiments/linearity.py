@@ -200,7 +200,7 @@ def examine(config: Config, name: str, part: Run) -> dict[str, Any]:
             part.variables["main"],
             x,
             rng_key=rng_key,
-            group_sizes=(2, 8, 32),
+            group_sizes=[size for size in (2, 8, 32) if size <= config.num_images],
         )
     return result
 
