@@ -68,7 +68,9 @@ def main(config: Config) -> None:
         output,
         config,
         name=f"other systems, scale {config.scale}",
-        summarize=lambda cells: summarize(cells, summaries.size(scale)),
+        summarize=lambda cells: summarize(
+            cells, f"{summaries.images(scale, 'CelebA')}, {summaries.size(scale)}"
+        ),
     )
     plain = measuring.trained(CLOUD, SYSTEMS[CLOUD], scale, place, 0)
     if not cells.has(row=SLALOM):
@@ -92,7 +94,7 @@ def summarize(cells: Sequence[Mapping[str, Any]], size: str) -> report.Summary:
 
     Args:
         cells: of the results file.
-        size: of network and images, for titles.
+        size: images and network, for titles.
     """
     flat = [
         {

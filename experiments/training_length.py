@@ -106,7 +106,8 @@ def chart(cells: Sequence[Mapping[str, Any]], scale: scales.Scale) -> Chart:
             )
     height, width = scale.image_size
     return Chart(
-        title=f"FaceMix minus plain over training length (CelebA, {height}x{width})",
+        title="FaceMix minus plain over training length "
+        f"({summaries.images(scale, 'CelebA')}, {height}x{width})",
         x_label="epochs of both",
         y_label="test accuracy, points",
         curves=tuple(curves),

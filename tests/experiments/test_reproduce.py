@@ -58,6 +58,28 @@ def test_every_argument_is_one_of_the_script(tmp_path):
                 assert word[2:].partition("=")[0].replace("-", "_") in fields, (name, word)
 
 
+def test_the_report_is_in_the_order_of_the_scripts(tmp_path):
+    names = ["phase_smoke", "table2_smoke", "table1", "accuracy_cpu", "linearity_cpu"]
+    (tmp_path / "results").mkdir()
+    for name in names:
+        (tmp_path / "results" / f"{name}.json").touch()
+    found = [path.stem for path in reproduce.results_of(tmp_path)]
+    assert found == ["table1", "accuracy_cpu", "table2_smoke", "linearity_cpu", "phase_smoke"]
+
+
+def test_compiled_programs_are_shared_and_the_users_settings_left(tmp_path, monkeypatch):
+    name = "JAX_COMPILATION_CACHE_DIR"
+    monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("XLA_FLAGS", "--mine")
+    smoke = reproduce.environment(config(tmp_path, scale="smoke"))
+    assert smoke[name] == str(tmp_path / "compiled")
+    assert smoke["XLA_FLAGS"].startswith("--mine --xla_llvm")
+    # What is measured at other scales is compiled as always.
+    assert reproduce.environment(config(tmp_path))["XLA_FLAGS"] == "--mine"
+    monkeypatch.setenv(name, "elsewhere")
+    assert reproduce.environment(config(tmp_path))[name] == "elsewhere"
+
+
 @pytest.mark.slow
 def test_everything_at_the_smoke_scale(tmp_path):
     command = [sys.executable, "experiments/reproduce.py", "--scale", "smoke", "--out", tmp_path]

@@ -198,3 +198,12 @@ def test_regrouping_is_shown_by_its_strongest_way():
     for column, best in (("groups, strongest", 0.75), ("recovered, strongest", 0.95)):
         assert table.rows[0].cells[names.index(column)][0].value == best
     assert chart.curves[0].y == (0.75,)
+
+
+def test_drawn_faces_are_never_called_by_a_data_sets_name():
+    smoke = scales.SCALES["smoke"]
+    found = (summaries.table2([], smoke), summaries.table3([], smoke))
+    for (table,), _ in (*found, summaries.figure4([], smoke, (2,), (1,))):
+        assert re.search("drawn faces in place of (CelebA|LFWA)", table.title)
+    (table,), _ = summaries.table2([], SCALE)
+    assert "Table 2: CelebA. Measured at 80x68" in table.title
