@@ -53,13 +53,14 @@ class Step(NamedTuple):
     """One script.
 
     Attributes:
-        data: option of ``Config`` whose folder is its ``--data-dir``.
+        data: option of ``Config`` whose folder is its ``--data-dir``; None where faces are drawn
+            at every scale.
         largest: the largest scale that it has.
         workdirs: its option for runs and pictures, and their folder below ``out``.
         people: whether it takes ``--identity-dir``.
     """
 
-    data: str = "celeba"
+    data: str | None = "celeba"
     largest: str = "paper"
     workdirs: tuple[str, str] | None = ("--workdirs", "runs")
     people: bool = False
@@ -78,6 +79,7 @@ STEPS: dict[str, Step] = {
     "regroup": Step(largest="cpu", workdirs=None),
     "phase": Step(workdirs=("--workdirs", "runs/phase")),
     "frontier": Step(largest="cpu", workdirs=("--workdirs", "runs/frontier"), people=True),
+    "challenge_baseline": Step(data=None, largest="cpu", workdirs=None),
 }
 """In order; ``table1.py`` needs none of this and comes first. ``linearity`` reads runs of
 ``accuracy_cpu.py``, which come before it."""
@@ -93,7 +95,7 @@ def command(name: str, config: Config) -> list[str]:
     if step.workdirs is not None:
         option, folder = step.workdirs
         arguments.append(f"{option}={config.out / folder}")
-    if real:
+    if real and step.data is not None:
         arguments.append(f"--data-dir={getattr(config, step.data)}")
         if config.cache_dir is not None and name != "linearity":
             arguments.append(f"--cache-dir={config.cache_dir}")
@@ -112,7 +114,7 @@ def commands(config: Config) -> dict[str, list[str]]:
     for name in names:
         one_of(("table1", *STEPS), only=name)
     if config.scale != "smoke":
-        wanted = {STEPS[name].data for name in names if name != "table1"}
+        wanted = {data for name in names if name != "table1" and (data := STEPS[name].data)}
         missing = sorted(f"--{data}" for data in wanted if getattr(config, data) is None)
         if missing:
             raise UsageError(
