@@ -1,16 +1,21 @@
 """The paper in one command: every table and figure at one scale, then one report of them all."""
 
 import dataclasses
+import hashlib
+import json
 import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import scale as scales
 import tyro
 
+import facemix_jax
+from facemix_jax._files import write_atomically
 from facemix_jax._validate import UsageError, one_of
 
 HERE = Path(__file__).parent
@@ -158,6 +163,42 @@ def environment(config: Config) -> dict[str, str]:
     return found
 
 
+def fingerprint() -> str:
+    """Of all code here and in the library: what other code has done is looked at again."""
+    found = hashlib.sha256()
+    for folder in (HERE, Path(facemix_jax.__file__).parent):
+        for path in sorted(folder.rglob("*.py")):
+            found.update(path.read_bytes())
+    return found.hexdigest()
+
+
+class Finished:
+    """Scripts that came to their end, so that they are not even started again.
+
+    Args:
+        out: folder of the reproduction.
+    """
+
+    def __init__(self, out: Path) -> None:
+        self._path = out / "finished.json"
+        self._known = json.loads(self._path.read_text()) if self._path.exists() else {}
+
+    def has(self, name: str, words: Sequence[str], code: str) -> bool:
+        """Whether the same code has done the same, and the results are still there."""
+        return self._known.get(name) == [*words, code] and output_of(words).exists()
+
+    def add(self, name: str, words: Sequence[str], code: str) -> None:
+        """Notes it down."""
+        self._known[name] = [*words, code]
+        write_atomically(self._path, json.dumps(self._known, indent=1) + "\n")
+
+
+def output_of(words: Sequence[str]) -> Path:
+    """The results file of a call."""
+    options = dict(word.partition("=")[::2] for word in words)
+    return Path(options.get("--output") or options["--json"])
+
+
 def results_of(out: Path) -> list[Path]:
     """All results files, in the order of the scripts."""
     order = ("table1", "accuracy_cpu", *STEPS)
@@ -176,9 +217,12 @@ def main(config: Config) -> int:
     """
     planned = commands(config)
     (config.out / "results").mkdir(parents=True, exist_ok=True)
-    env = environment(config)
+    env, code, finished = environment(config), fingerprint(), Finished(config.out)
     failed = []
     for name, words in planned.items():
+        if finished.has(name, words, code):
+            print(f"{name}: done before")
+            continue
         began = time.perf_counter()
         log = config.out / f"{name}.log"
         with log.open("a") as file:
@@ -189,6 +233,8 @@ def main(config: Config) -> int:
         print(f"{name}: {'done' if not done.returncode else f'FAILED, see {log}'}, {seconds:.0f} s")
         if done.returncode:
             failed.append(name)
+        else:
+            finished.add(name, words, code)
     report = [sys.executable, "-m", "facemix_jax", "report", "--out", str(config.out / "report")]
     files = map(str, results_of(config.out))
     done = subprocess.run([*report, "--results", *files], check=False)

@@ -68,6 +68,20 @@ def test_the_report_is_in_the_order_of_the_scripts(tmp_path):
     assert found == ["table1", "accuracy_cpu", "table2_smoke", "linearity_cpu", "phase_smoke"]
 
 
+def test_a_finished_script_is_started_again_only_for_a_reason(tmp_path):
+    words = reproduce.commands(config(tmp_path, scale="smoke"))["table2"]
+    (tmp_path / "results").mkdir()
+    reproduce.output_of(words).touch()
+    assert not reproduce.Finished(tmp_path).has("table2", words, "code")
+    reproduce.Finished(tmp_path).add("table2", words, "code")
+    again = reproduce.Finished(tmp_path)
+    assert again.has("table2", words, "code")
+    assert not again.has("table2", words, "other code")
+    assert not again.has("table2", [*words, "--rows=some"], "code")
+    reproduce.output_of(words).unlink()
+    assert not again.has("table2", words, "code")
+
+
 def test_compiled_programs_are_shared_and_the_users_settings_left(tmp_path, monkeypatch):
     name = "JAX_COMPILATION_CACHE_DIR"
     monkeypatch.delenv(name, raising=False)
