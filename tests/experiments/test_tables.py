@@ -117,6 +117,12 @@ def test_the_page_holds_the_tables_of_the_results():
         assert pages.filled(page.read_text()) == page.read_text()
 
 
+def test_older_files_name_their_commit_below_their_tables():
+    page = pages.filled("<!-- results: separation_real -->\n<!-- end -->")
+    assert "commits bc4ab2630;" in page
+    assert "| image, M = 2 |" in page
+
+
 def test_a_file_of_other_options_is_not_continued(tmp_path):
     @dataclasses.dataclass(frozen=True)
     class Config:
