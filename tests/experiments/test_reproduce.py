@@ -1,5 +1,6 @@
 """The paper in one command: what is called, and all of it at the smoke scale."""
 
+import json
 import os
 import subprocess
 import sys
@@ -80,6 +81,36 @@ def test_a_finished_script_is_started_again_only_for_a_reason(tmp_path):
     assert not again.has("table2", [*words, "--rows=some"], "code")
     reproduce.output_of(words).unlink()
     assert not again.has("table2", words, "code")
+
+
+def test_scripts_wait_for_those_that_they_go_on_from(tmp_path, monkeypatch, capfd):
+    note = (
+        "import pathlib, sys, time; file = pathlib.Path(sys.argv[1]).open('a'); "
+        "file.write(f'{sys.argv[2]} begins '); file.flush(); time.sleep(.5); "
+        "file.write(f'{sys.argv[2]} ends '); sys.exit(int(sys.argv[3]))"
+    )
+    order = tmp_path / "order"
+
+    def words(name, code=0):
+        return [sys.executable, "-c", note, str(order), name, str(int(code))]
+
+    planned = {
+        "table2": words("table2", 1),
+        "figure4": words("figure4"),
+        "phase": words("phase"),
+    }
+    monkeypatch.setattr(reproduce, "commands", lambda config: planned)
+    # The report finds nothing, which counts, too.
+    assert reproduce.main(config(tmp_path, scale="smoke")) == 2
+    found = order.read_text()
+    assert found.index("phase begins") < found.index("table2 ends") < found.index("figure4 begins")
+    assert "table2: FAILED" in capfd.readouterr().out
+    assert set(json.loads((tmp_path / "finished.json").read_text())) == {"figure4", "phase"}
+    order.unlink()
+    (tmp_path / "finished.json").unlink()
+    reproduce.main(config(tmp_path, scale="cpu"))
+    ends = ["table2 begins", "table2 ends", "figure4 begins", "figure4 ends", "phase begins"]
+    assert order.read_text().startswith(" ".join(ends)), "one after another at other scales"
 
 
 def test_compiled_programs_are_shared_and_the_users_settings_left(tmp_path, monkeypatch):
