@@ -15,10 +15,7 @@ GROUP_SIZE = 8
 
 Cells = Sequence[Mapping[str, Any]]
 
-NOTE = (
-    "Relative unmix error: 0 is exact, and the error of what belongs to another image is 1.41 on "
-    "average. It says nothing of privacy."
-)
+NOTE = "Relative unmix error; 0 is exact. It says nothing of privacy."
 
 
 def summarize(cells: Cells) -> report.Summary:
@@ -42,6 +39,7 @@ def errors(networks: Mapping[str, Any]) -> ResultTable:
         Column(name="shifts alone", format="fixed3"),
         Column(name="ReLUs alone", format="fixed3"),
         Column(name="float32 rounding", format="text"),
+        Column(name="floor", format="fixed3"),
     )
     rows = []
     for name, network in networks.items():
@@ -54,12 +52,15 @@ def errors(networks: Mapping[str, Any]) -> ResultTable:
         causes = network["causes"]
         alone = dict(zip(causes["names"], causes["alone"]["mean"], strict=True))
         values = [alone.get("shift"), alone.get("relu"), causes["rounding"]["mean"]]
-        rows.append(Row(label=name, cells=(*ends, *map(report.measured, values))))
+        floor = network["nonnegative_floor"]
+        derived = () if floor is None else (Value(value=floor, mark="derived"),)
+        rows.append(Row(label=name, cells=(*ends, *map(report.measured, values), derived)))
     return ResultTable(
         title=f"Unmix error of networks, M = {GROUP_SIZE}",
         columns=columns,
         rows=tuple(rows),
-        note=f"{NOTE} Intervals are over keys of one network.",
+        note=f"{NOTE} Intervals are over keys of one network. The floor is that of features which "
+        "are never negative.",
     )
 
 
