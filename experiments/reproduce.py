@@ -31,8 +31,8 @@ class Config:
     reproduction`` for the scale ``cpu``. A second call goes on where one stopped: finished cells
     and runs are not done again. A script that fails does not keep the others from running.
 
-    Run time: at ``smoke`` Tables 2 and 3 take 2 min 16 s each on two quiet CPU cores, nearly all of
-    it compilation; as a whole it was not timed. ``cpu``: a night.
+    Run time: ``smoke`` took 10 minutes of processor time on a busy machine, nearly all of it
+    compilation, and two cores share it; ``cpu``: a night.
 
     Expected: ``reproduction/report/index.html``, and what each script's docstring says.
 
