@@ -1,11 +1,13 @@
 """Algebra, collusion, seed search, output privacy, inversion and a judge on real faces."""
 
 import dataclasses
-import json
+import functools
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import algebra_summary
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,7 +18,6 @@ from facemix_jax import _runtime, attacks, models, runs
 from facemix_jax._types import HostArray
 from facemix_jax.attacks import algebraic, collusion, groups, inversion, judge, output, weak_keys
 from facemix_jax.attacks.base import by_group, truth_by_group
-from facemix_jax.provenance import provenance
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,8 +59,7 @@ class Config:
 
 
 def main(config: Config) -> None:
-    """Runs every part, prints each as it is done, writes JSON."""
-    began = time.perf_counter()
+    """Runs the parts that the JSON file lacks, and writes each into it."""
     run = runs.load(config.workdir, data_dir=config.data_dir)
     target = attacks.Target(
         model=run.model, defense=run.defense, variables=run.variables, source=run.source
@@ -68,50 +68,49 @@ def main(config: Config) -> None:
     rng_key = jax.random.key(config.seed)
     recording = attacks.record(target, rows, rng_key=jax.random.fold_in(rng_key, 0), shuffled=True)
     effort = attacks.AttackConfig(num_groups=config.num_groups, steps=config.steps)
-    parts: dict[str, Any] = {}
+    cells = report.Cells(config.output, config, summarize=algebra_summary.summarize)
 
-    def done(name: str, result: Any) -> None:
-        parts[name] = result
-        print(json.dumps({name: result}), flush=True)
+    def part(name: str, measure: Callable[[], Any]) -> None:
+        if not cells.has(part=name):
+            began = time.perf_counter()
+            found = measure()
+            seconds = round(time.perf_counter() - began, 1)
+            cells.add({"part": name, "found": found, "seconds": seconds})
 
+    def figures(attack: attacks.Attack) -> Any:
+        return report.figures(attack.run(target, recording, rng_key, effort).figures)
+
+    about = {
+        "dataset": f"{run.source.name} test split, first {len(rows)} images",
+        "run": {**dataclasses.asdict(run.config), "data": None, "steps": run.step},
+    }
+    part("about", lambda: about)
     for attack in (
         algebraic.SPAN,
         algebraic.REUSED_KEY,
         algebraic.INTERSECTION,
         weak_keys.WEAK_RANDOMNESS,
     ):
-        done(attack.name, report.figures(attack.run(target, recording, rng_key, effort).figures))
-    done("certificates", certificates(target, recording))
-    done("known_plaintext", known_plaintext(recording))
-    done("collusion", collusion_curve(recording))
-    done("seed_search", seed_search(target, recording))
-    done("output", output_privacy(target, config.output_images, rng_key))
-    done(
-        "inversion",
-        report.figures(inversion.INVERSION.run(target, recording, rng_key, effort).figures),
-    )
-    done("inversion_by_optimization", optimized(target, recording, config.optimized))
+        part(attack.name, functools.partial(figures, attack))
+    part("certificates", lambda: certificates(target, recording))
+    part("known_plaintext", lambda: known_plaintext(recording))
+    part("collusion", lambda: collusion_curve(recording))
+    part("seed_search", lambda: seed_search(target, recording))
+    part("output", lambda: output_privacy(target, config.output_images, rng_key))
+    part("inversion", functools.partial(figures, inversion.INVERSION))
+    part("inversion_by_optimization", lambda: optimized(target, recording, config.optimized))
     if judge.JUDGE.unsuitable(target) is None:
         recogniser = judge.dlib_recogniser()
-        done("judge_verification", verification(target, recogniser, config.judged_pairs))
-        for cut, judged in ((0, at_the_image(target)), (target.model.spec.cut, target)):
-            seen = attacks.record(judged, rows, rng_key=jax.random.fold_in(rng_key, 1))
-            result, _ = judge.judge_recording(
-                judged, seen, recogniser, rng_key=rng_key, config=effort
-            )
-            done(f"judge_cut_{cut}", report.figures(result.figures))
+        part("judge_verification", lambda: verification(target, recogniser, config.judged_pairs))
 
-    report.write(
-        config.output,
-        {
-            "mark": "measured",
-            "provenance": {**provenance(), "seconds": round(time.perf_counter() - began, 1)},
-            "dataset": f"{run.source.name} test split, first {len(rows)} images",
-            "run": {**dataclasses.asdict(run.config), "data": None, "steps": run.step},
-            "config": report.options(config),
-            **parts,
-        },
-    )
+        def judged(at: attacks.Target) -> Any:
+            seen = attacks.record(at, rows, rng_key=jax.random.fold_in(rng_key, 1))
+            found, _ = judge.judge_recording(at, seen, recogniser, rng_key=rng_key, config=effort)
+            return report.figures(found.figures)
+
+        part("judge_cut_0", lambda: judged(at_the_image(target)))
+        part(f"judge_cut_{target.model.spec.cut}", lambda: judged(target))
+    cells.save()
 
 
 def certificates(target: attacks.Target, recording: attacks.Recording) -> dict[str, Any]:

@@ -33,8 +33,8 @@ class Config:
         data_dir: folder with the official CelebA files; none for ``smoke``.
         cache_dir: folder for decoded images; None for the data sets' default.
         workdirs: folder for the runs; finished ones are not trained again.
-        group_sizes: ``M``.
-        cuts: ``N_pre``, of 1, 2 and 3.
+        group_sizes: ``M``; None for the paper's, of which ``smoke`` has two.
+        cuts: ``N_pre``, of 1, 2 and 3; None for all, of which ``smoke`` has two.
         seeds: None for as many as the scale has.
         output: JSON file; None for ``results/figure4_SCALE.json``.
     """
@@ -43,8 +43,8 @@ class Config:
     data_dir: str | None = None
     cache_dir: str | None = None
     workdirs: Path = Path("runs")
-    group_sizes: tuple[int, ...] = (2, 4, 8, 16, 32)
-    cuts: tuple[int, ...] = (1, 2, 3)
+    group_sizes: tuple[int, ...] | None = None
+    cuts: tuple[int, ...] | None = None
     seeds: tuple[int, ...] | None = None
     output: Path | None = None
 
@@ -59,7 +59,9 @@ def main(config: Config) -> None:
         identity_dir=None,
         workdirs=config.workdirs / f"table2_{config.scale}",
     )
-    wanted = [(m, 1) for m in config.group_sizes] + [(8, cut) for cut in config.cuts]
+    group_sizes = config.group_sizes or ((2, 8) if scale.drawn else (2, 4, 8, 16, 32))
+    cuts = config.cuts or ((1, 3) if scale.drawn else (1, 2, 3))
+    wanted = [(m, 1) for m in group_sizes] + [(8, cut) for cut in cuts]
     systems = {
         f"FaceMix, M = {m}, N_pre = {cut}": facemix(m, cut) for m, cut in dict.fromkeys(wanted)
     }
@@ -71,7 +73,7 @@ def main(config: Config) -> None:
         scale,
         place,
         chooses=("group_sizes", "cuts", "seeds"),
-        summarize=lambda cells: summaries.figure4(cells, scale, config.group_sizes, config.cuts),
+        summarize=lambda cells: summaries.figure4(cells, scale, group_sizes, cuts),
     )
 
 

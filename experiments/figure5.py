@@ -135,7 +135,7 @@ def main(config: Config) -> None:
         config,
         name=f"figure5, {config.scale}",
         chooses=("systems",),
-        summarize=lambda cells: (tables(cells), ()),
+        summarize=lambda cells: (tables(cells, drawn=chosen.drawn), ()),
     )
     rows = drawn_rows(config, chosen, source)
     shown = {}
@@ -319,8 +319,13 @@ def picture(shown: Mapping[str, Mapping[str, HostArray]], cells: Mapping[str, An
     return pages.labelled_rows(rows)
 
 
-def tables(cells: Sequence[Mapping[str, Any]]) -> list[results.ResultTable]:
-    """Squared error and structural similarity by system, the strongest attacker beside each."""
+def tables(cells: Sequence[Mapping[str, Any]], *, drawn: bool = False) -> list[results.ResultTable]:
+    """Squared error and structural similarity by system, the strongest attacker beside each.
+
+    Args:
+        cells: of the results file.
+        drawn: whether the faces were drawn by the package.
+    """
     if not cells:
         return []
 
@@ -338,7 +343,7 @@ def tables(cells: Sequence[Mapping[str, Any]]) -> list[results.ResultTable]:
             rows.append(results.Row(label=cell["system"], cells=tuple(map(measured, listed))))
         more = (results.Column(name=name, format="fixed3") for name in ("strongest", OWNER))
         return results.ResultTable(
-            title=f"{title}, {cells[0]['images']} test images",
+            title=f"{title}, {cells[0]['images']} {'drawn ' * drawn}test images",
             columns=(*columns, *more),
             rows=tuple(rows),
             note=note,

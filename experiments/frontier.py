@@ -104,7 +104,7 @@ def main(config: Config) -> None:
         config,
         name=default.removesuffix(".json"),
         chooses=("variants", "attacks", "seed", "steps"),
-        summarize=frontier_summary.summary,
+        summarize=lambda cells: frontier_summary.summary(cells, beside=not small),
     )
     for name in config.variants:
         run = trained(config, name)

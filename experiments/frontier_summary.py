@@ -20,12 +20,18 @@ NOTE = (
 )
 
 
-def summary(cells: Cells) -> tuple[list[ResultTable], list[Chart]]:
-    """What ``report.Cells`` wants."""
+def summary(cells: Cells, *, beside: bool = True) -> tuple[list[ResultTable], list[Chart]]:
+    """What ``report.Cells`` wants.
+
+    Args:
+        cells: of the results file.
+        beside: whether Table 2's noise and blurring stand in the charts; they are of real faces.
+    """
     variants = list(dict.fromkeys(cell["variant"] for cell in cells))
     tables = [separations(cells, variants), filtered(cells, variants), formal(cells, variants)]
     tables += [persons(cells, variants), learned(cells, variants)]
-    return [table for table in tables if table.rows], charts(cells, variants)
+    others = perturbed() if beside else {}
+    return [table for table in tables if table.rows], charts(cells, variants, others)
 
 
 def numbers(cells: Cells, variant: str, attack: str | None, read: Read) -> dict[int, float]:
@@ -261,8 +267,10 @@ def perturbed() -> dict[str, tuple[float, float]]:
     return found
 
 
-def charts(cells: Cells, variants: Sequence[str]) -> list[Chart]:
-    """Accuracy against the strongest attack, and against the key advantage."""
+def charts(
+    cells: Cells, variants: Sequence[str], others: Mapping[str, tuple[float, float]]
+) -> list[Chart]:
+    """Accuracy against the strongest attack, and against the key advantage; others as well."""
     best: list[Curve] = []
     advantage: list[Curve] = []
     for variant in variants:
@@ -275,12 +283,14 @@ def charts(cells: Cells, variants: Sequence[str]) -> list[Chart]:
                 x = tuple(numbers_[s] for s in seeds)
                 y = tuple(100 * accuracy[s] for s in seeds)
                 curves.append(Curve(label=variant, mark="measured", x=x, y=y))
-    for label, (accurate, reached_) in perturbed().items():
+    for label, (accurate, reached_) in others.items():
         mark, y = "measured", (100 * accurate,)
         best.append(Curve(label=f"{label} (80x68)", mark=mark, x=(reached_,), y=y))
         advantage.append(Curve(label=f"{label} (80x68)", mark=mark, x=(0.0,), y=y))
     title = "Accuracy against the strongest attack"
-    note = "Left and up is better. One point a seed; noise and blurring at a smaller size."
+    note = "Left and up is better. One point a seed" + (
+        "; noise and blurring at a smaller size." if others else "."
+    )
     kept_note = "Right and up is better. Without a key the advantage is 0."
     return [
         Chart(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import tyro
 
 from facemix_jax import _runtime, attacks, defenses, mixing, runs
 from facemix_jax.attacks import learning, recognition, reconstruction
+from facemix_jax.results import Column, ResultTable
 
 ATTACKS = {
     attack.name: attack
@@ -77,7 +79,12 @@ class Config:
 
 def main(config: Config) -> None:
     """Runs the cells that the JSON file lacks, and writes each into it."""
-    cells = report.Cells(config.output, config, chooses=("attacks", "weak", "steps", "batch_size"))
+    cells = report.Cells(
+        config.output,
+        config,
+        chooses=("attacks", "weak", "steps", "batch_size"),
+        summarize=summarize,
+    )
     for workdir in config.workdirs:
         run = runs.load(workdir, data_dir=config.data_dir)
         defense = run.defense
@@ -105,6 +112,44 @@ def main(config: Config) -> None:
                 model=model, defense=defense, variables=variables, source=source
             )
             cells.add({"attack": name, **what, **attack(target, name, config)})
+    cells.save()
+
+
+def summarize(cells: Sequence[Mapping[str, Any]]) -> report.Summary:
+    """Every figure of every cell, and what separation gets back of the same recording."""
+    flat = [
+        {
+            **figure,
+            **{name: cell[name] for name in ("attack", "defense", "group_size", "trained_with")},
+            "separated": (cell["gradient_ica"] or {}).get("value", 1.0),
+        }
+        for cell in cells
+        for figure in cell["figures"]
+    ]
+    strongest = "activations by gradient ICA"
+    columns = {
+        "chance": Column(name="chance", format="fixed3"),
+        "floor": Column(name="no attack", format="fixed3"),
+        "value": Column(name="attacker", format="fixed3", strongest=strongest),
+        "separated": Column(name=strongest, format="fixed3"),
+        "ceiling": Column(name="ceiling", format="fixed3"),
+        "owner": Column(name="owner", format="fixed3"),
+    }
+    table = ResultTable(
+        title="The paper's learned attackers, beside what separation gets back",
+        columns=tuple(columns.values()),
+        rows=report.rows(
+            flat,
+            lambda c: (
+                f"{c['attack']} on {c['defense']}, M = {c['group_size']} (network trained with "
+                f"{c['trained_with']}): {c['name']}".replace("_", " ")
+            ),
+            columns,
+        ),
+        note="Gradient ICA: mean matched |correlation| with the activations of the same "
+        "recording; 1 where nothing is mixed and they are sent as they are.",
+    )
+    return ((table,), ()) if cells else ((), ())
 
 
 def attack(target: attacks.Target, name: str, config: Config) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,16 @@ import measuring
 import numpy as np
 import report
 import scale as scales
+import summaries
 import tyro
 from systems import CLOUD, SYSTEMS, at_width
 
 from facemix_jax import _runtime, data, defenses, evaluation, osia, runs, slalom
+from facemix_jax.results import Column, ResultTable, Row
 from facemix_jax.runs import Run
 from facemix_jax.slalom.field import LARGEST_PRIME, PRIME
 
+SLALOM = "Slalom"
 OSIA_CUT, COMPONENTS, CODE_NOISE, ATTRIBUTE = 7, 8, 0.5, "Male"
 
 
@@ -60,12 +64,19 @@ def main(config: Config) -> None:
         workdirs=config.workdirs / f"table2_{config.scale}",
     )
     output = config.output or scales.output("other_systems", config.scale)
-    cells = report.Cells(output, config, name=f"other systems, scale {config.scale}")
+    cells = report.Cells(
+        output,
+        config,
+        name=f"other systems, scale {config.scale}",
+        summarize=lambda cells: summarize(
+            cells, f"{summaries.images(scale, 'CelebA')}, {summaries.size(scale)}"
+        ),
+    )
     plain = measuring.trained(CLOUD, SYSTEMS[CLOUD], scale, place, 0)
-    if not cells.has(row="Slalom"):
+    if not cells.has(row=SLALOM):
         began = time.perf_counter()
         found = slalom_cell(plain)
-        cells.add({"row": "Slalom", **found, "seconds": round(time.perf_counter() - began, 1)})
+        cells.add({"row": SLALOM, **found, "seconds": round(time.perf_counter() - began, 1)})
     for siamese in (False, True):
         row = "Osia et al., Siamese" if siamese else "Osia et al."
         for noise in (0.0, CODE_NOISE):
@@ -75,6 +86,78 @@ def main(config: Config) -> None:
             found = osia_cell(plain, scale, place, siamese=siamese, noise=noise)
             seconds = round(time.perf_counter() - began, 1)
             cells.add({"row": row, "noise": noise, **found, "seconds": seconds})
+    cells.save()
+
+
+def summarize(cells: Sequence[Mapping[str, Any]], size: str) -> report.Summary:
+    """A table of what is sent as it is or reduced, and one of Slalom.
+
+    Args:
+        cells: of the results file.
+        size: images and network, for titles.
+    """
+    flat = [
+        {
+            "label": f"{cell['row']}, noise {cell['noise']:g}",
+            "accuracy": cell["accuracy"],
+            "balanced_accuracy": cell["balanced_accuracy"],
+            "attributes": cell["attributes"].get("value"),
+            "attributes, strongest": cell["attributes"].get("strongest"),
+            "persons": cell["identity"].get("value"),
+            "persons, strongest": cell["identity"].get("strongest"),
+            "recovered": cell["separation"].get("value"),
+        }
+        for cell in cells
+        if cell["row"] != SLALOM
+    ]
+    tables = [sent(flat, size)] if flat else []
+    tables += [slalom_table(cell, size) for cell in cells if cell["row"] == SLALOM]
+    return tables, ()
+
+
+def sent(flat: Sequence[Mapping[str, Any]], size: str) -> ResultTable:
+    """Accuracy and attackers, a row for each of ``flat``, which has a ``label``."""
+    columns = {
+        "accuracy": Column(name="test acc.", format="percent"),
+        "balanced_accuracy": Column(name="balanced acc.", format="percent"),
+        "attributes": Column(
+            name="attributes", format="percent", strongest="attributes, strongest"
+        ),
+        "attributes, strongest": Column(name="attributes, strongest", format="percent"),
+        "persons": Column(name="person ID", format="percent", strongest="person ID, strongest"),
+        "persons, strongest": Column(name="person ID, strongest", format="percent"),
+        "recovered": Column(name="activations recovered", format="fixed3"),
+    }
+    return ResultTable(
+        title=f"Other systems: {size}",
+        columns=tuple(columns.values()),
+        rows=report.rows(flat, lambda row: str(row["label"]), columns),
+        note="Attributes: balanced accuracy. Without a key the paper's attackers are the "
+        "strongest. Activations: mean matched |correlation| of the strongest attack on what is "
+        "sent.",
+    )
+
+
+def slalom_table(cell: Mapping[str, Any], size: str) -> ResultTable:
+    """Fixed point beside float32, traffic, and an attack on the first round."""
+    found = next(cell[name] for name in ("gradient ICA", "gradient_ica") if name in cell)[0]
+    traffic = cell["traffic of 16 images"]
+    accuracies = {f"accuracy, {n}": f"{cell[n]:.2%}" for n in cell if n.startswith("prime")}
+    numbers = {
+        "accuracy, float32": f"{cell['float32']:.2%}",
+        **accuracies,
+        "bit for bit as in fixed point alone": "yes" if cell["bit for bit"] else "no",
+        **{f"16 images: {n.replace('_', ' ')}": f"{v:,}" for n, v in traffic.items()},
+        "first round: gradient ICA": found["value"],
+        "first round: no attack": found["floor"],
+        "first round: owner": found["owner"],
+    }
+    return ResultTable(
+        title=f"{SLALOM}: {size}",
+        columns=(Column(name="value"),),
+        rows=tuple(Row(label=n, cells=(report.measured(v),)) for n, v in numbers.items()),
+        note="First round: mean matched |correlation| with the images in it.",
+    )
 
 
 def slalom_cell(run: Run) -> dict[str, Any]:

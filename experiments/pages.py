@@ -23,6 +23,8 @@ def filled(page: str) -> str:
     def tables(match: re.Match[str]) -> str:
         found = results.load(Path(__file__).parent / "results" / f"{match[2]}.json")
         commits = sorted({str(cell.get("commit", ""))[:9] for cell in found.cells} - {""})
+        # Older files say it once, for all cells.
+        commits = commits or [str(found.provenance["commit"])[:9]]
         made = [rendering.markdown(table) for table in found.tables]
         source = (
             f"*{found.provenance['device']}, {found.provenance['cores']} cores, "

@@ -2,6 +2,7 @@
 
 import dataclasses
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +21,7 @@ from facemix_jax._validate import UsageError
 from facemix_jax.attacks import blind, grouping, robust, separation
 from facemix_jax.attacks.base import Target
 from facemix_jax.defenses import facemix
+from facemix_jax.results import Chart, Column, ResultTable
 
 CELLS = (
     *((2, n) for n in (20, 128, 512)),
@@ -90,7 +92,7 @@ def main(config: Config) -> None:
     if config.workdir is not None:
         run = runs.load(config.workdir)
         settings["trained stem"] = run.model, run.variables
-    cells = report.Cells(config.output, config, chooses=("most",))
+    cells = report.Cells(config.output, config, chooses=("most",), summarize=summarize)
     for group_size, num_groups in sorted(CELLS, key=lambda cell: cell[0] * cell[1]):
         for name, (model, variables) in settings.items():
             what = {"setting": name, "group_size": group_size, "groups": num_groups}
@@ -103,6 +105,63 @@ def main(config: Config) -> None:
                 source=source,
             )
             cells.add({**what, **regrouped(target, num_groups, config)})
+    cells.save()
+
+
+def summarize(cells: Sequence[Mapping[str, Any]]) -> report.Summary:
+    """A table of all cells, and what was regrouped over the number of mixtures."""
+    if not cells:
+        return (), ()
+    ways = {
+        "best_groups": ("share_right", "average_linkage_of_energies"),
+        "best_rows": ("chain", "joint_ica"),
+    }
+    flat = [
+        {**c, **{what: max(c[n] for n in names if n in c) for what, names in ways.items()}}
+        for c in cells
+    ]
+    groups, rows = "groups, strongest", "recovered, strongest"
+    columns = {
+        "mixtures": Column(name="mixtures", format="integer"),
+        "share_right": Column(name="put into their groups", format="percent", strongest=groups),
+        "average_linkage_of_energies": Column(
+            name="by average linkage", format="percent", strongest=groups
+        ),
+        "best_groups": Column(name=groups, format="percent"),
+        "chain": Column(name="regrouped, then separated", format="fixed3", strongest=rows),
+        "joint_ica": Column(name="all separated at once", format="fixed3", strongest=rows),
+        "best_rows": Column(name=rows, format="fixed3"),
+        "chain_worst_image": Column(name="chain, worst image", format="fixed3", strongest=rows),
+        "floor": Column(name="no attack", format="fixed3"),
+    }
+    table = ResultTable(
+        title="Shuffled mixtures put back into their groups, and separated",
+        columns=tuple(columns.values()),
+        rows=report.rows(
+            flat, lambda c: f"{c['setting']}, {c['groups']} groups of {c['group_size']}", columns
+        ),
+        note="Share of mixtures in their group, and mean matched |correlation|. The owner, who "
+        "knows the order and the matrices, has every group and recovers 1.000.",
+    )
+    curves = [
+        report.curve(f"{setting}, M = {size}", sorted(points))
+        for setting, size in dict.fromkeys((c["setting"], c["group_size"]) for c in cells)
+        if (
+            points := [
+                (c["mixtures"], c["best_groups"])
+                for c in flat
+                if (c["setting"], c["group_size"]) == (setting, size)
+            ]
+        )
+    ]
+    chart = Chart(
+        title="Mixtures put into their groups",
+        x_label="mixtures sent at once",
+        y_label="share in the right group",
+        curves=tuple(curves),
+        log2_x=True,
+    )
+    return (table,), (chart,)
 
 
 def regrouped(target: Target, num_groups: int, config: Config) -> dict[str, Any]:

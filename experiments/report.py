@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +75,41 @@ def write(output: Path, report: dict[str, Any]) -> None:
     """Writes the JSON file, and its folder where that is missing."""
     output.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(output, json.dumps(report, indent=1) + "\n")
+
+
+def measured(value: float | str | None) -> tuple[results.Value, ...]:
+    """A table's cell: a measurement with one seed, a count, or words; empty where nothing is."""
+    if value is None:
+        return ()
+    if isinstance(value, str):
+        return (results.Value(value=value, mark="measured"),)
+    if isinstance(value, int):
+        return (results.Value(value=value, mark="derived"),)
+    return (results.mean_over_seeds([value]),)
+
+
+def rows(
+    cells: Sequence[Mapping[str, Any]],
+    label: Callable[[Mapping[str, Any]], str],
+    columns: Mapping[str, results.Column],
+) -> tuple[results.Row, ...]:
+    """A row for each cell: what stands in its fields, one seed each.
+
+    Args:
+        cells: of a results file.
+        label: of a cell's row.
+        columns: by field; a cell need not have all of them.
+    """
+    return tuple(
+        results.Row(label=label(cell), cells=tuple(measured(cell.get(name)) for name in columns))
+        for cell in cells
+    )
+
+
+def curve(label: str, points: Sequence[tuple[float, float]]) -> results.Curve:
+    """Measured points of one seed."""
+    x, y = zip(*points, strict=True)
+    return results.Curve(label=label, mark="measured", x=x, y=y)
 
 
 class Cells:

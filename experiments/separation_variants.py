@@ -2,6 +2,7 @@
 
 import dataclasses
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from facemix_jax import _runtime, attacks, data, defenses, mixing, models, runs
 from facemix_jax._types import Array, RngKey
 from facemix_jax.attacks import adversarial, nonnegative, picard, robust, separation, vectors
 from facemix_jax.defenses import Defense
+from facemix_jax.results import Chart, Column, ResultTable
 
 PLAIN = (
     separation.GRADIENT_ICA,
@@ -72,7 +74,7 @@ def main(config: Config) -> None:
         run = runs.load(config.workdir)
         settings["trained stem"] = run.model, run.variables
 
-    cells = report.Cells(config.output, config, chooses=("noises",))
+    cells = report.Cells(config.output, config, chooses=("noises",), summarize=summarize)
     for name, (model, variables) in settings.items():
         for noise in config.noises:
             what = {"setting": name, "noise": noise}
@@ -87,6 +89,48 @@ def main(config: Config) -> None:
             )
             scores = attacked(target, config, NOISY if noise else PLAIN)
             cells.add({**what, **scores, "seconds": round(time.perf_counter() - began, 1)})
+    cells.save()
+
+
+def summarize(cells: Sequence[Mapping[str, Any]]) -> report.Summary:
+    """A table of all cells, and the strongest of each over the noise."""
+    flat = [{**c, **c["attackers"], "strongest": max(c["attackers"].values())} for c in cells]
+    flat = [{**c, "key_advantage": c["owner"] - c["strongest"]} for c in flat]
+    settings = list(dict.fromkeys(c["setting"] for c in flat))
+    flat.sort(key=lambda c: (settings.index(c["setting"]), c["noise"]))
+    attackers = [a.name for a in PLAIN if any(a.name in c for c in flat)]
+    columns = {
+        **{
+            n: Column(name=n.replace("_", " "), format="fixed3", strongest="strongest")
+            for n in attackers
+        },
+        "strongest": Column(name="strongest", format="fixed3"),
+        "floor": Column(name="no attack", format="fixed3"),
+        "owner": Column(name="owner", format="fixed3"),
+        "key_advantage": Column(name="key advantage", format="fixed3"),
+    }
+    table = ResultTable(
+        title="Every blind separation, mean matched |correlation|",
+        columns=tuple(columns.values()),
+        rows=report.rows(flat, lambda c: f"{c['setting']}, noise {c['noise']:g}", columns),
+        note="Noise in standard deviations of the activations. The adversarial separation and "
+        "Picard are run without noise only.",
+    )
+    curves = [
+        report.curve(
+            f"{setting}, {who}",
+            [(c["noise"], c[name]) for c in flat if c["setting"] == setting],
+        )
+        for setting in settings
+        for who, name in (("strongest", "strongest"), ("no attack", "floor"), ("owner", "owner"))
+    ]
+    chart = Chart(
+        title="The strongest separation over noise",
+        x_label="noise, standard deviations of the activations",
+        y_label="mean matched |correlation|",
+        curves=tuple(curves),
+    )
+    return ((table,), (chart,)) if cells else ((), ())
 
 
 def attacked(

@@ -124,14 +124,21 @@ def table2(cells: Cells, scale: Scale) -> tuple[list[ResultTable], list[Chart]]:
     rows += [row(name, system.table2) for name, system in {**SYSTEMS, **STRONGER}.items()]
     rows.append(majority(cells, columns))
     table = ResultTable(
-        title=f"Table 2: CelebA. Measured at {size(scale)}; edge columns at 218x178, width 64",
+        title=f"Table 2: {images(scale, 'CelebA')}. Measured at {size(scale)}; edge columns at "
+        "218x178, width 64",
         columns=columns,
         rows=tuple(rows),
         note=f"{TRUTH} Attributes: balanced accuracy. Persons: share of pictures named right, "
-        "of 175 people here and of thousands in the paper. Activations: mean matched "
-        "|correlation| of the strongest attack on what is sent.",
+        f"{people(cells)}of thousands in the paper. Activations: mean matched |correlation| of "
+        "the strongest attack on what is sent.",
     )
     return [table], [accuracy_against_attack(cells)]
+
+
+def people(cells: Cells) -> str:
+    """Of how many persons a guess picks one."""
+    chances = list(values(cells, CLOUD, "identity", "chance").values())
+    return f"of {round(1 / chances[0])} people here and " if chances else ""
 
 
 def _privacy(
@@ -237,7 +244,8 @@ def table3(cells: Cells, scale: Scale) -> tuple[list[ResultTable], list[Chart]]:
     rows += [row(name, system.table3) for name, system in systems.items()]
     rows.append(majority(cells, columns))
     table = ResultTable(
-        title=f"Table 3: LFWA. Measured at {size(scale)}; edge columns at 218x178, width 64",
+        title=f"Table 3: {images(scale, 'LFWA')}. Measured at {size(scale)}; edge columns at "
+        "218x178, width 64",
         columns=columns,
         rows=tuple(rows),
         note=f"{TRUTH} Faces: minus the mean squared error in [-1, 1]; of FaceMix, as in the "
@@ -314,16 +322,21 @@ def figure4(
         )
         for row in dict.fromkeys(r for _, r in (*by_size, *by_cut))
     ]
-    title = f"Figure 4 in numbers: CelebA, measured at {size(scale)}"
+    title = f"Figure 4 in numbers: {images(scale, 'CelebA')}, measured at {size(scale)}"
     return [ResultTable(title=title, columns=columns, rows=tuple(rows), note=TRUTH)], charts
+
+
+def images(scale: Scale, dataset: str) -> str:
+    """What a table was measured on, for its title."""
+    return f"drawn faces in place of {dataset}" if scale.drawn else dataset
 
 
 def size(scale: Scale) -> str:
     """In words: pictures, network, training."""
     height, width = scale.image_size
-    faces = "drawn faces, " if scale.drawn else ""
     train = "all" if scale.train_examples is None else f"{scale.train_examples:,}"
+    epochs = scale.train.num_epochs
     return (
-        f"{faces}{height}x{width}, ResNet-18 of width {scale.width}, {train} training images, "
-        f"{scale.train.num_epochs} epochs"
+        f"{height}x{width}, ResNet-18 of width {scale.width}, {train} training images, "
+        f"{epochs} epoch{'s' * (epochs > 1)}"
     )

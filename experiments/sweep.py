@@ -106,7 +106,7 @@ def table(cells: Any, varied: list[str], scale: scales.Scale) -> ResultTable:
         for cell in cells
     ]
     return ResultTable(
-        title=f"Sweep: CelebA, measured at {summaries.size(scale)}",
+        title=f"Sweep: {summaries.images(scale, 'CelebA')}, measured at {summaries.size(scale)}",
         columns=tuple(names.values()),
         rows=tuple(rows),
         note="Mean matched |correlation| of activations. " + results.TRUTH,

@@ -1,12 +1,13 @@
 """Whether drawn faces can stand in for real ones: attributes, persons, and defences."""
 
 import dataclasses
-import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+import report
 import tyro
 
 from facemix_jax import _runtime, data, defenses, evaluation, fitting, inference, runs, training
@@ -15,7 +16,7 @@ from facemix_jax.data import face_model, synthetic
 from facemix_jax.defenses import DefenseConfig
 from facemix_jax.models import ModelConfig, resnet18
 from facemix_jax.output import figure_dict
-from facemix_jax.provenance import provenance
+from facemix_jax.results import Column, ResultTable, Row
 from facemix_jax.runs import RunConfig
 from facemix_jax.training import TrainConfig
 
@@ -221,12 +222,75 @@ PARTS = {"attributes": attributes, "identities": identities, "defences": defence
 
 
 def main(config: Config) -> None:
-    """Runs the parts and writes them into the JSON file, which keeps the others."""
-    report = json.loads(config.output.read_text()) if config.output.exists() else {}
+    """Runs the parts that the JSON file lacks."""
+    cells = report.Cells(config.output, config, chooses=("parts",), summarize=summarize)
     for name in config.parts:
-        report[name] = {"mark": "measured", **PARTS[name](config), "provenance": provenance()}
-        print(json.dumps({name: report[name]}, indent=1), flush=True)
-        config.output.write_text(json.dumps(report, indent=1) + "\n")
+        if not cells.has(part=name):
+            cells.add({"part": name, **PARTS[name](config)})
+    cells.save()
+
+
+def summarize(cells: Sequence[Mapping[str, Any]]) -> report.Summary:
+    """A table of each part."""
+    parts = {cell["part"]: cell for cell in cells}
+    tables = []
+    if "attributes" in parts:
+        found = parts["attributes"]
+        column = Column(name="balanced accuracy", format="percent")
+        by_name = {**found["balanced_accuracy"], **found["not_drawn"]}
+        tables.append(
+            ResultTable(
+                title=f"Attributes of drawn faces, {found['train']:,} for training and "
+                f"{found['test']:,} of other people",
+                columns=(column,),
+                rows=tuple(
+                    Row(label=name, cells=(report.measured(value),))
+                    for name, value in sorted(by_name.items(), key=lambda item: item[1])
+                ),
+                note=f"Not drawn: {', '.join(found['not_drawn'])}.",
+            )
+        )
+    if "identities" in parts:
+        columns = {
+            "recognised": Column(name="recognised", format="percent"),
+            "chance": Column(name="chance", format="percent"),
+            "test_pictures": Column(name="new pictures", format="integer"),
+        }
+        tables.append(
+            ResultTable(
+                title="Persons in new pictures of drawn faces",
+                columns=tuple(columns.values()),
+                rows=report.rows(
+                    [parts["identities"]],
+                    lambda c: f"{c['people']} people, {c['pictures_each']} pictures of each",
+                    columns,
+                ),
+            )
+        )
+    if "defences" in parts:
+        runs_of = {n: c for n, c in parts["defences"].items() if isinstance(c, dict)}
+        flat = [
+            {"run": name, **c, **c["leakage"][0]} for name, c in runs_of.items() if "leakage" in c
+        ]
+        columns = {
+            "epochs": Column(name="epochs", format="integer"),
+            "accuracy": Column(name="accuracy", format="percent"),
+            "balanced_accuracy": Column(name="balanced accuracy", format="percent"),
+            "majority_accuracy": Column(name="always the more frequent answer", format="percent"),
+            "value": Column(name="gradient ICA", format="fixed3"),
+            "floor": Column(name="no attack", format="fixed3"),
+            "owner": Column(name="owner", format="fixed3"),
+        }
+        tables.append(
+            ResultTable(
+                title="Plain and FaceMix on drawn faces",
+                columns=tuple(columns.values()),
+                rows=report.rows(flat, lambda c: str(c["run"]), columns),
+                note="Gradient ICA, no attack and owner: mean matched |correlation| with the "
+                "activations; the plain network sends them as they are.",
+            )
+        )
+    return tables, ()
 
 
 if __name__ == "__main__":

@@ -6,11 +6,13 @@ Takes about ten seconds on a CPU; expected: every printed figure is met, two of 
 """
 
 import argparse
-import json
 import pathlib
 from collections.abc import Sequence
+from typing import Any
 
-from facemix_jax import _runtime, costs_paper
+from facemix_jax import _runtime, costs_paper, results
+from facemix_jax.provenance import provenance
+from facemix_jax.results import Column, ResultTable, Row, Value
 
 RESULT = pathlib.Path(__file__).parent / "results" / "table1.json"
 
@@ -33,8 +35,67 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for row in table:
             print("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)))
     print("\n" + "\n".join(f"- {note}" for note in costs_paper.NOTES))
-    options.json.parent.mkdir(parents=True, exist_ok=True)
-    options.json.write_text(json.dumps(costs_paper.table1_report(), indent=1) + "\n")
+    found = costs_paper.table1_report()
+    results.save(
+        options.json,
+        results.Results(
+            name="table1",
+            tables=tables(found),
+            provenance=provenance(),
+            config={"link": found["link"]},
+            cells=[{"part": part, **found[part]} for part in ("table1", "resnet18")],
+        ),
+    )
+
+
+def tables(found: dict[str, Any]) -> tuple[ResultTable, ...]:
+    """Table 1 and the edge columns, what the paper prints beside what is derived."""
+    notes = " ".join(found["notes"])
+    return (
+        _table(
+            "Table 1: VGG-16, 224x224, per image",
+            found["table1"]["rows"],
+            {
+                "edge_macs": Column(name="edge MACs", format="billions"),
+                "edge_share": Column(name="edge share", format="percent"),
+                "up_mib": Column(name="MiB up", format="fixed3"),
+                "mib": Column(name="MiB both ways", format="fixed3"),
+                "seconds": Column(name="seconds", format="fixed3"),
+                "rounds": Column(name="rounds", format="integer"),
+            },
+            notes,
+        ),
+        _table(
+            "Tables 2 and 3, edge columns: ResNet-18, 218x178, M = 8, per image",
+            found["resnet18"]["rows"],
+            {
+                "parameters": Column(name="edge parameters", format="millions"),
+                "parameters_with_norm": Column(name="with BatchNorm", format="millions"),
+                "macs": Column(name="edge MACs", format="billions"),
+                "macs_all": Column(name="with all that the edge does", format="billions"),
+            },
+            "",
+        ),
+    )
+
+
+def _table(
+    title: str, rows: Sequence[dict[str, Any]], columns: dict[str, Column], note: str
+) -> ResultTable:
+    def cell(figure: dict[str, Any] | None) -> tuple[Value, ...]:
+        found = figure or {}
+        pairs = (("paper", found.get("paper")), ("derived", found.get("derived")))
+        return tuple(Value(value=v, mark=mark) for mark, v in pairs if v is not None)
+
+    return ResultTable(
+        title=title,
+        columns=tuple(columns.values()),
+        rows=tuple(
+            Row(label=row["name"], cells=tuple(cell(row["figures"].get(n)) for n in columns))
+            for row in rows
+        ),
+        note=note,
+    )
 
 
 if __name__ == "__main__":

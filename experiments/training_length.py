@@ -35,7 +35,7 @@ class Config:
         data_dir: folder with the official CelebA files; none for ``smoke``.
         cache_dir: folder for decoded images; None for the data sets' default.
         workdirs: folder for the runs; finished ones are not trained again.
-        epochs: lengths.
+        epochs: lengths; None for the scale's.
         seeds: of training.
         output: JSON file; None for ``results/training_length_SCALE.json``.
     """
@@ -44,7 +44,7 @@ class Config:
     data_dir: str | None = None
     cache_dir: str | None = None
     workdirs: Path = Path("runs")
-    epochs: tuple[int, ...] = (2, 6, 18)
+    epochs: tuple[int, ...] | None = None
     seeds: tuple[int, ...] = (0,)
     output: Path | None = None
 
@@ -59,7 +59,7 @@ def main(config: Config) -> None:
         chooses=("epochs", "seeds"),
         summarize=lambda cells: ((), (chart(cells, scale),)),
     )
-    for epochs in config.epochs:
+    for epochs in config.epochs or ((1, 2) if scale.drawn else (2, 6, 18)):
         train = dataclasses.replace(scale.train, num_epochs=epochs)
         place = measuring.Place(
             dataset="celeba",
@@ -106,7 +106,8 @@ def chart(cells: Sequence[Mapping[str, Any]], scale: scales.Scale) -> Chart:
             )
     height, width = scale.image_size
     return Chart(
-        title=f"FaceMix minus plain over training length (CelebA, {height}x{width})",
+        title="FaceMix minus plain over training length "
+        f"({summaries.images(scale, 'CelebA')}, {height}x{width})",
         x_label="epochs of both",
         y_label="test accuracy, points",
         curves=tuple(curves),

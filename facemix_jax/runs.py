@@ -118,8 +118,11 @@ def load(workdir: Path | str, *, data_dir: str | None = None) -> Run:
     if config.train.statistics == "separate" and "batch_stats" in like["main"]:
         like["main"]["clean_stats"] = like["main"]["batch_stats"]
     with Checkpoints(workdir / "checkpoints", identity(config, model)) as checkpoints:
-        variables = checkpoints.restore_variables(like)
+        restored = checkpoints.restore_variables(like)
         step = checkpoints.latest() or 0
+    # Orbax binds arrays to a device. Among others that are not, every program that updates them
+    # would be compiled again for its own results.
+    variables = jax.device_put(jax.device_get(restored))
     return Run(
         config,
         source,

@@ -97,7 +97,7 @@ def test_every_command_of_the_pages_is_understood(capsys):
 def test_every_script_and_file_that_pages_name_exists():
     for page in PAGES:
         for name in re.findall(
-            r"`((?:experiments|facemix_jax|tests|deploy)/[\w./]+)", page.read_text()
+            r"`((?:experiments|facemix_jax|tests|deploy)/[\w./-]+)", page.read_text()
         ):
             assert (ROOT / name).exists(), (page.name, name)
 

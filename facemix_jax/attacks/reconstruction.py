@@ -17,7 +17,9 @@ from facemix_jax import metrics, mixing
 from facemix_jax._types import Array, HostArray, ImageSize, RngKey, Variables
 from facemix_jax.attacks import learning
 from facemix_jax.attacks.base import Attack, AttackConfig, Figure, Recording, Result, Target
-from facemix_jax.models.pix2pix import patch_discriminator, unet
+from facemix_jax.defenses import Defense
+from facemix_jax.models import SplitModel
+from facemix_jax.models.pix2pix import Network, patch_discriminator, unet
 
 THREAT_MODEL = (
     "knows pre's weights, the defence's algorithm and which rows form a group, no key; has images "
@@ -96,46 +98,14 @@ def _draw(
         float32 ``[B, H, W, 3]`` in [-1, 1], groups together.
     """
     group_size, image_size = target.defense.group_size, target.source.image_size
-    generator = unet(channels=3 * group_size, features=_FEATURES)
-    discriminator = patch_discriminator(features=_FEATURES)
-    optimizer = optax.adam(learning.cosine(_LEARNING_RATE, steps), b1=0.5)
+    generator, discriminator = _networks(group_size)
+    optimizer = _optimizer(steps)
 
-    def bce(logits: Array, real: bool) -> Array:
-        return optax.sigmoid_binary_cross_entropy(logits, jnp.full_like(logits, real)).mean()
-
-    @jax.jit
     def step(
         state: _State, pre: Variables, rng_key: RngKey, images: Array, labels: Array
     ) -> tuple[_State, Array]:
-        flip_key, secret_key = jax.random.split(rng_key)
-        images = learning.mirrored(flip_key, images)
-        z = learning.protect(target.model, target.defense, pre, secret_key, images)
-        given = condition(z, group_size, image_size)
-        faces = mixing.group(images.astype(jnp.float32) / 127.5 - 1.0, group_size)
-
-        def judge(variables: dict[str, Any], drawn: Array) -> Array:
-            return discriminator.apply(variables, jnp.concatenate([given, drawn], axis=-1))
-
-        def generator_loss(variables: dict[str, Any]) -> tuple[Array, Array]:
-            drawn = generator.apply(variables, given)
-            loss = _CHAMFER_WEIGHT * chamfer(faces, _unstack(drawn, group_size))
-            return loss + bce(judge(state.discriminator, drawn), True), drawn
-
-        (loss, drawn), for_generator = jax.value_and_grad(generator_loss, has_aux=True)(
-            state.generator
-        )
-
-        def discriminator_loss(variables: dict[str, Any]) -> Array:
-            # Halved, as in the original: the discriminator is not to run ahead.
-            real = bce(judge(variables, _stack(faces)), True)
-            return (real + bce(judge(variables, drawn), False)) / 2
-
-        for_discriminator = jax.grad(discriminator_loss)(state.discriminator)
-        updates, first = optimizer.update(for_generator, state.opt_states[0])
-        drawing = optax.apply_updates(state.generator, updates)
-        updates, second = optimizer.update(for_discriminator, state.opt_states[1])
-        judging = optax.apply_updates(state.discriminator, updates)
-        return _State(drawing, judging, (first, second)), loss
+        faces, z = _seen(target.model, target.defense, pre, rng_key, images)
+        return _improve(group_size, steps, state, faces, z)
 
     generator_key, discriminator_key, train_key = jax.random.split(rng_key, 3)
     channels = group_size * target.model.spec.activation_shape[-1]
@@ -155,16 +125,76 @@ def _draw(
         rng_key=train_key,
     )
     padded = mixing.pad_groups(seen, size)
-
-    @jax.jit
-    def apply(variables: dict[str, Any], z: Array) -> Array:
-        return _unstack(
-            generator.apply(variables, condition(z, group_size, image_size)), group_size
-        )
-
-    parts = [apply(state.generator, padded[i : i + size]) for i in range(0, len(padded), size)]
+    parts = [
+        _apply(group_size, image_size, state.generator, padded[i : i + size])
+        for i in range(0, len(padded), size)
+    ]
     faces = np.concatenate([np.asarray(part).reshape(-1, *image_size, 3) for part in parts])
     return faces[: len(seen)]
+
+
+def _networks(group_size: int) -> tuple[Network, Network]:
+    """Generator and discriminator of a group's faces."""
+    generator = unet(channels=3 * group_size, features=_FEATURES)
+    return generator, patch_discriminator(features=_FEATURES)
+
+
+def _optimizer(steps: int) -> optax.GradientTransformation:
+    return optax.adam(learning.cosine(_LEARNING_RATE, steps), b1=0.5)
+
+
+# What is seen is computed apart, so that the networks' step is compiled once for all defences.
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _seen(
+    model: SplitModel, defense: Defense, pre: Variables, rng_key: RngKey, images: Array
+) -> tuple[Array, Array]:
+    """Mirrored images and what the cloud sees of them."""
+    flip_key, secret_key = jax.random.split(rng_key)
+    images = learning.mirrored(flip_key, images)
+    return images, learning.protect(model, defense, pre, secret_key, images)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _improve(
+    group_size: int, steps: int, state: _State, images: Array, z: Array
+) -> tuple[_State, Array]:
+    """One step of ``steps`` on uint8 images ``[B, H, W, 3]`` and ``[B, h, w, C]``."""
+    generator, discriminator = _networks(group_size)
+    optimizer = _optimizer(steps)
+    given = condition(z, group_size, (images.shape[1], images.shape[2]))
+    faces = mixing.group(images.astype(jnp.float32) / 127.5 - 1.0, group_size)
+
+    def bce(logits: Array, real: bool) -> Array:
+        return optax.sigmoid_binary_cross_entropy(logits, jnp.full_like(logits, real)).mean()
+
+    def judge(variables: dict[str, Any], drawn: Array) -> Array:
+        return discriminator.apply(variables, jnp.concatenate([given, drawn], axis=-1))
+
+    def generator_loss(variables: dict[str, Any]) -> tuple[Array, Array]:
+        drawn = generator.apply(variables, given)
+        loss = _CHAMFER_WEIGHT * chamfer(faces, _unstack(drawn, group_size))
+        return loss + bce(judge(state.discriminator, drawn), True), drawn
+
+    (loss, drawn), for_generator = jax.value_and_grad(generator_loss, has_aux=True)(state.generator)
+
+    def discriminator_loss(variables: dict[str, Any]) -> Array:
+        # Halved, as in the original: the discriminator is not to run ahead.
+        real = bce(judge(variables, _stack(faces)), True)
+        return (real + bce(judge(variables, drawn), False)) / 2
+
+    for_discriminator = jax.grad(discriminator_loss)(state.discriminator)
+    updates, first = optimizer.update(for_generator, state.opt_states[0])
+    drawing = optax.apply_updates(state.generator, updates)
+    updates, second = optimizer.update(for_discriminator, state.opt_states[1])
+    judging = optax.apply_updates(state.discriminator, updates)
+    return _State(drawing, judging, (first, second)), loss
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _apply(group_size: int, image_size: ImageSize, variables: dict[str, Any], z: Array) -> Array:
+    """Faces ``[G, M, H, W, 3]`` behind ``[B, h, w, C]``."""
+    generator, _ = _networks(group_size)
+    return _unstack(generator.apply(variables, condition(z, group_size, image_size)), group_size)
 
 
 def _match(drawn: HostArray, truth: HostArray, group_size: int) -> HostArray:

@@ -6,11 +6,19 @@ import subprocess
 import sys
 from pathlib import Path
 
+import accuracy_cpu
+import algebra_summary
+import learned_attackers
+import linearity_summary
 import pages
 import pytest
+import regroup
 import report
 import scale as scales
+import separation_real
+import separation_variants
 import summaries
+import synthetic_faces
 import systems
 
 from facemix_jax import costs_paper, results
@@ -109,6 +117,12 @@ def test_the_page_holds_the_tables_of_the_results():
         assert pages.filled(page.read_text()) == page.read_text()
 
 
+def test_older_files_name_their_commit_below_their_tables():
+    page = pages.filled("<!-- results: separation_real -->\n<!-- end -->")
+    assert "commits bc4ab2630;" in page
+    assert "| image, M = 2 |" in page
+
+
 def test_a_file_of_other_options_is_not_continued(tmp_path):
     @dataclasses.dataclass(frozen=True)
     class Config:
@@ -154,3 +168,48 @@ def test_the_smoke_scale_runs_and_goes_on(script, tmp_path):
     again = run(script, *arguments)
     assert again.returncode == 0, again.stderr
     assert results.load(output).cells == first.cells
+
+
+SUMMARIES = {
+    "accuracy_cpu": accuracy_cpu.summarize,
+    "algebra_real": algebra_summary.summarize,
+    "learned_attackers": learned_attackers.summarize,
+    "linearity": linearity_summary.summarize,
+    "regroup": regroup.summarize,
+    "separation_real": separation_real.summarize,
+    "separation_variants": separation_variants.summarize,
+    "synthetic_faces": synthetic_faces.summarize,
+}
+
+
+@pytest.mark.parametrize("name", SUMMARIES)
+def test_a_results_file_holds_the_tables_of_its_cells(name):
+    found = results.load(ROOT / "experiments" / "results" / f"{name}.json")
+    tables, charts = SUMMARIES[name](list(found.cells))
+    assert tables
+    assert dataclasses.asdict(dataclasses.replace(found, tables=tuple(tables))) == (
+        dataclasses.asdict(found)
+    )
+    assert [chart.title for chart in charts] == [chart.title for chart in found.charts]
+    # A script whose cells are not there yet has nothing to show.
+    tables, _ = SUMMARIES[name]([])
+    assert not tables
+
+
+def test_regrouping_is_shown_by_its_strongest_way():
+    cell = {"setting": "image", "group_size": 2, "groups": 4, "mixtures": 8, "share_right": 0.5}
+    cell |= {"average_linkage_of_energies": 0.75, "chain": 0.9, "chain_worst_image": 0.8}
+    (table,), (chart,) = regroup.summarize([cell | {"floor": 0.7, "joint_ica": 0.95}])
+    names = [column.name for column in table.columns]
+    for column, best in (("groups, strongest", 0.75), ("recovered, strongest", 0.95)):
+        assert table.rows[0].cells[names.index(column)][0].value == best
+    assert chart.curves[0].y == (0.75,)
+
+
+def test_drawn_faces_are_never_called_by_a_data_sets_name():
+    smoke = scales.SCALES["smoke"]
+    found = (summaries.table2([], smoke), summaries.table3([], smoke))
+    for (table,), _ in (*found, summaries.figure4([], smoke, (2,), (1,))):
+        assert re.search("drawn faces in place of (CelebA|LFWA)", table.title)
+    (table,), _ = summaries.table2([], SCALE)
+    assert "Table 2: CelebA. Measured at 80x68" in table.title
