@@ -31,8 +31,8 @@ class Config:
     reproduction`` for the scale ``cpu``. A second call goes on where one stopped: finished cells
     and runs are not done again. A script that fails does not keep the others from running.
 
-    Run time: ``smoke`` took 10 minutes of processor time on a busy machine, nearly all of it
-    compilation, and two cores share it; ``cpu``: a night.
+    Run time: ``smoke`` took 5 minutes on two quiet cores, nearly all of it compilation; ``cpu``: a
+    night.
 
     Expected: ``reproduction/report/index.html``, and what each script's docstring says.
 

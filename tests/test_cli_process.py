@@ -32,6 +32,14 @@ TINY = [
 COLOUR = re.compile(r"\x1b\[(\d+;)*3\d")
 
 
+@pytest.fixture(autouse=True)
+def hear_interrupts():
+    """Programs started here hear Ctrl-C even where the tests run in a shell's background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def interrupt(*arguments, at):
     """Runs a command and interrupts it when ``at`` shows on standard error.
 

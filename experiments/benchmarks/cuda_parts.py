@@ -1,7 +1,7 @@
 """Candidates for a GPU, beside what the library does: the stem, the max-pool, several runs at once.
 
 Where ResNet-18's training step goes on an H200 (``results/nvidia-h200/training_kernels.json``):
-2.2 of 11.8 ms into the 7x7 convolution of three channels, which tensor cores take as eight, and
+2.2 of 12.2 ms into the 7x7 convolution of three channels, which tensor cores take as eight, and
 2.1 ms into the max-pool, whose gradient XLA scatters with atomic additions. Here stand the
 convolution on blocks of 2x2 pixels and a gradient that is gathered, and for several runs under
 ``jax.vmap`` one dense convolution in place of a grouped one. They compute the same
