@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from facemix_jax.runs import Run, RunConfig
     from facemix_jax.training import TrainConfig, TrainState, make_train_step
 
+__version__ = "0.1.0"
+
 __all__ = [
     "DataConfig",
     "DataError",

@@ -1,7 +1,7 @@
 """The command line: parses, runs one command, and turns what goes wrong into an exit code.
 
-Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted. Progress goes to standard error; with
-``--json -`` standard output holds nothing but JSON.
+Exit codes: 0 done, 1 failed, 2 wrong usage, 130 stopped by Ctrl-C or SIGTERM. Progress goes to
+standard error; with ``--json -`` standard output holds nothing but JSON.
 """
 
 import contextlib
@@ -15,6 +15,7 @@ from typing import Annotated, Any
 
 import tyro
 
+import facemix_jax
 from facemix_jax import output
 from facemix_jax._files import explain
 from facemix_jax._validate import FacemixError, UsageError, one_of
@@ -77,6 +78,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return cloud.main(arguments[1:])
     # Orbax logs the traces of failures that reach the user as one paragraph anyway.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
+    if arguments == ["--version"]:
+        print("facemix", facemix_jax.__version__)
+        return 0
     try:
         command = _parse(arguments)
         output.check_file(getattr(getattr(command, "command", command), "json", None), "--json")
@@ -121,7 +125,8 @@ def _parse(arguments: Sequence[str]) -> Any:
             return tyro.cli(
                 _Command,
                 prog="facemix",
-                description="Mixed split inference: train, run and attack. Mixing is not a cipher.",
+                description="Mixed split inference: train, run and attack. Mixing is not a cipher. "
+                "--version says which facemix this is.",
                 args=arguments,
             )
     except SystemExit as exit_:

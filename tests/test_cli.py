@@ -249,6 +249,13 @@ def test_demo_writes_one_report_and_a_second_run_is_short(capsys, tmp_path, monk
         assert word in page
 
 
+def test_version_is_the_packages(capsys):
+    code, out, _ = run(capsys, "--version")
+    citation = (Path(__file__).parents[1] / "CITATION.cff").read_text()
+    assert code == 0
+    assert f"version: {out.split()[1]}\n" in citation
+
+
 def test_module_and_program_are_the_same():
     program = Path(sys.executable).with_name("facemix")
     if not program.exists():
