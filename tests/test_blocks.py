@@ -21,7 +21,7 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]
 PAGES = ("README.md", "docs/defenses.md", "docs/deploying.md", "docs/scaling.md", "docs/tour.md")
 ELSEWHERE = {
-    "python3 -m venv": ".ci/run is the README's, and calls the test command",
+    "python3 -m venv": ".ci/run calls the README's test command",
     "python experiments/reproduce.py": "tests/experiments/test_reproduce.py",
 }
 """How blocks begin that do not run here, and what runs them."""
@@ -112,6 +112,8 @@ def test_a_page_runs_as_written(page, home, tmp_path):
         subprocess.run([sys.executable, "-c", code], cwd=folder, env=environment, check=True)
     ran = 0
     for block in blocks(page):
+        if block.endswith("/facemix demo\n"):
+            block = "facemix demo"  # without the set-up; other blocks read its report
         if block.startswith(tuple(ELSEWHERE)):
             continue
         ran += 1
