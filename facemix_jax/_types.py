@@ -11,6 +11,7 @@ Shapes are written in brackets, for example ``[B, H, W, C]``:
 ``K``   attributes (40 in CelebA and LFWA)
 ``D``   features that main returns per example
 ``S``   seeds
+``T``   tiles that pre's map is cut into, each a row of its own; 1 where it is not cut
 ======  ==========================================================================
 """
 

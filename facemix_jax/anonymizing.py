@@ -277,6 +277,7 @@ def fit(
     Raises:
         UsageError: the network, defence or work directory is another one, or images show fewer
             than two people.
+        FacemixError: another process trains in the work directory.
         DivergedError: the loss is not finite.
         StoppedError: SIGINT or SIGTERM; the state was saved.
     """
@@ -286,6 +287,7 @@ def fit(
             f"{run.defense.defense!r}, but the anonymizer is the network 'anonymizer' at cut 1 "
             f"with the defence 'none'. Leave these options out."
         )
+    runs.check_claim(workdir, run)
     source = data.load_source(run.data) if source is None else source
     model = runs.build_model(run, source)
     rows = source.splits["train"]
@@ -301,7 +303,10 @@ def fit(
     num_steps = steps_per_epoch * run.train.num_epochs
     runs.claim(workdir, run)
     _claim_options(workdir / "anonymizer.json", config)
-    with Checkpoints(workdir / "checkpoints", runs.identity(run, model)) as checkpoints:
+    with (
+        runs.alone(workdir),
+        Checkpoints(workdir / "checkpoints", runs.identity(run, model)) as checkpoints,
+    ):
         state = init_state(
             model,
             config,

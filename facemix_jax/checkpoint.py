@@ -6,7 +6,7 @@ separate items, so that a server can load main alone.
 
 import contextlib
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -100,57 +100,16 @@ class Checkpoints:
         Raises:
             CheckpointError: there is none, or it belongs to another model.
         """
-        restored = self._load(_parts(like))
+        restored, _ = _restore(self._directory, self._identity, _parts(like))
         variables = {name: restored[name] for name in SEGMENTS}
         return dataclasses.replace(like, variables=variables, **restored["training"])
-
-    def restore_variables(
-        self, like: Variables, *, segments: Iterable[str] = SEGMENTS
-    ) -> dict[str, Any]:
-        """The variables of some segments; nothing else is read.
-
-        Args:
-            like: arrays or ``jax.ShapeDtypeStruct`` of at least those segments.
-            segments: which.
-
-        Raises:
-            CheckpointError: there is no checkpoint, or it belongs to another model.
-        """
-        return self._load({name: like[name] for name in segments})
-
-    def _load(self, parts: dict[str, Any]) -> dict[str, Any]:
-        newest = self._checkpointer.latest
-        if newest is None:
-            raise CheckpointError(
-                f"There is no checkpoint in {self._directory}. Train first: facemix train "
-                f"--workdir {self._directory.parent}"
-            )
-        found = self._checkpointer.checkpointables_metadata(newest.step).custom_metadata or {}
-        differences = [
-            f"{name} is {found[name]!r} in the checkpoint and {wanted!r} here"
-            for name, wanted in self._identity.items()
-            if name in found and found[name] != wanted
-        ]
-        if differences:
-            raise CheckpointError(
-                f"The checkpoint in {self._directory} belongs to another model: "
-                f"{'; '.join(differences)}. Use the configuration it was trained with, or another "
-                f"work directory."
-            )
-        # An empty segment (pre at cut 0) has nothing to read.
-        wanted = {name: part for name, part in parts.items() if jax.tree.leaves(part)}
-        with _explained(self._directory):
-            loaded = self._checkpointer.load_checkpointables(
-                newest.step, jax.tree.map(_abstract, wanted)
-            )
-        return {**parts, **loaded}
 
 
 def newest(directory: Path) -> int | None:
     """Steps done in the newest checkpoint, or None; nothing there is created or cleaned up."""
     try:
         names = [path.name for path in directory.iterdir()]
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     # Orbax renames a checkpoint to its number when it is complete.
     return max((int(name) for name in names if name.isdecimal()), default=None)
@@ -165,6 +124,22 @@ def read_identity(directory: Path, step: int) -> dict[str, Any]:
     with _explained(directory):
         metadata = ocp.checkpointables_metadata(directory.absolute() / str(step))
     return dict(metadata.custom_metadata or {})
+
+
+def restore_variables(
+    directory: Path, identity: dict[str, Any], like: Variables
+) -> tuple[dict[str, Any], int]:
+    """The newest checkpoint's variables and step, while another process may be writing.
+
+    Args:
+        directory: holds the checkpoints; it is only read.
+        identity: as of ``Checkpoints``.
+        like: arrays or ``jax.ShapeDtypeStruct`` of all segments, whose placement is taken.
+
+    Raises:
+        CheckpointError: there is no checkpoint, or it belongs to another model.
+    """
+    return _restore(directory, identity, dict(like))
 
 
 def restore_segment(directory: Path, step: int, segment: str, like: Variables) -> dict[str, Any]:
@@ -184,6 +159,36 @@ def restore_segment(directory: Path, step: int, segment: str, like: Variables) -
             directory.absolute() / str(step), {segment: jax.tree.map(_abstract, dict(like))}
         )
     return dict(loaded[segment])
+
+
+def _restore(
+    directory: Path, identity: dict[str, Any], parts: dict[str, Any]
+) -> tuple[dict[str, Any], int]:
+    step = newest(directory)
+    if step is None:
+        raise CheckpointError(
+            f"There is no checkpoint in {directory}. Train first: facemix train "
+            f"--workdir {directory.parent}"
+        )
+    found = read_identity(directory, step)
+    differences = [
+        f"{name} is {found[name]!r} in the checkpoint and {wanted!r} here"
+        for name, wanted in identity.items()
+        if name in found and found[name] != wanted
+    ]
+    if differences:
+        raise CheckpointError(
+            f"The checkpoint in {directory} belongs to another model: "
+            f"{'; '.join(differences)}. Use the configuration it was trained with, or another "
+            f"work directory."
+        )
+    # An empty segment (pre at cut 0) has nothing to read.
+    wanted = {name: part for name, part in parts.items() if jax.tree.leaves(part)}
+    with _explained(directory):
+        loaded = ocp.load_checkpointables(
+            directory.absolute() / str(step), jax.tree.map(_abstract, wanted)
+        )
+    return {**parts, **loaded}, step
 
 
 def _abstract(x: Any) -> jax.ShapeDtypeStruct:

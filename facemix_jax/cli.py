@@ -141,4 +141,4 @@ def _parse(arguments: Sequence[str]) -> Any:
 
 
 def _complain(error: FacemixError | str) -> None:
-    NOTES.print(f"facemix: {error}", style="red", markup=False, soft_wrap=True)
+    NOTES.print(f"facemix: {error}", style="red", soft_wrap=True)

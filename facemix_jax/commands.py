@@ -213,7 +213,11 @@ class Cost(Output):
                 output.table("ResNet-18, 218x178 (paper)", resnet18[0][1:], resnet18[1:]),
             )
             return
-        positive(group_size=self.group_size)
+        positive(
+            group_size=self.group_size,
+            num_attributes=self.num_attributes,
+            num_classes=self.num_classes,
+        )
         report = costs.cost_report(
             self.model,
             image_size=self.image_size,
@@ -233,7 +237,7 @@ def read_weights(path: Path) -> dict[str, HostArray]:
         DataError: the file cannot be read.
     """
     try:
-        with np.load(path) as arrays:
+        with path.open("rb") as file, np.lib.npyio.NpzFile(file) as arrays:
             return dict(arrays)
     except (OSError, ValueError, zipfile.BadZipFile) as error:
         raise DataError(

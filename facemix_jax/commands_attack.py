@@ -12,7 +12,7 @@ from rich.text import Text
 from facemix_jax import output, report, runs
 from facemix_jax._files import write_atomically
 from facemix_jax._types import HostArray
-from facemix_jax._validate import FacemixError
+from facemix_jax._validate import FacemixError, in_range
 from facemix_jax.attacks import AttackConfig, Figure, Target
 from facemix_jax.output import NOTES
 
@@ -50,6 +50,7 @@ class Attack:
         # Imported here: the attacks' own networks and optimisers take a while.
         from facemix_jax.attacks import suite
 
+        in_range(0, 2**32 - 1, seed=self.seed)
         output.check_file(self.pictures, "--pictures")
         names = self.attack or tuple(suite.ATTACKS)
         trained = runs.load(self.workdir, data_dir=self.data_dir)
@@ -68,7 +69,7 @@ class Attack:
             say=lambda name: NOTES.print(f"{name} ..."),
         )
         for name, reason in found.skipped.items():
-            NOTES.print(f"{name} was left out: {reason}")
+            NOTES.print(f"{name} was left out: {reason}", soft_wrap=True)
         result = {
             "groups": len(found.recording.images) // trained.defense.group_size,
             "group_size": trained.defense.group_size,

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import tyro
 
 from facemix_jax import data, output
-from facemix_jax._validate import DataError, UsageError, positive
+from facemix_jax._validate import DataError, positive
 from facemix_jax.data import folder, sheet
 from facemix_jax.data.config import FILES
 from facemix_jax.data.statistics import AT_LEAST, Statistics, statistics
@@ -88,6 +88,7 @@ class Show(_Files):
     def run(self) -> None:
         """Runs the command."""
         positive(rows=self.rows, per_row=self.per_row)
+        output.check_file(self.out, "--out")
         config = self._config(image_size=self.image_size)
         # Of files only the shown faces are decoded, so that a look at a large set takes seconds.
         source: data.Source = (
@@ -121,8 +122,6 @@ class Show(_Files):
         return folder.roles(place, labels=self.labels, columns=self.columns)
 
     def _draw(self, source: data.Source, out: Path) -> None:
-        if out.is_dir() or not out.name:
-            raise UsageError(f"out is {out}, a folder. Give a file, such as {out / 'sheet.png'}.")
         choose = sheet.choose_people if self.people else sheet.choose
         chosen = choose(source, self.split, rows=self.rows, columns=self.per_row)
         height, width = source.image_size

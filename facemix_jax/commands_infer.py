@@ -31,6 +31,7 @@ class Infer:
     (facemix attack shows how far).
 
     Example: facemix infer --workdir runs/m8 --cloud localhost:50051 face1.jpg face2.jpg
+
     Example: facemix infer --workdir runs/m8 --cloud a.example:443 --cloud b.example:443
     --token token.txt --csv faces.csv --sheet faces.png --timing *.jpg
     """
@@ -117,10 +118,8 @@ class Infer:
         for path in self.images:
             if not path.is_file():
                 raise UsageError(f"{path} is no file. Give JPEG or PNG files.")
-        for name in ("csv", "sheet"):
-            path = getattr(self, name)
-            if path is not None and (path.is_dir() or not path.parent.is_dir()):
-                raise UsageError(f"{name} is {path}, which cannot be a file. Give another path.")
+        output.check_file(self.csv, "--csv")
+        output.check_file(self.sheet, "--sheet")
 
     def _emit(self, found: "Prediction", probabilities: HostArray, names: tuple[str, ...]) -> None:
         result: dict[str, Any] = {

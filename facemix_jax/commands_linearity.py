@@ -15,7 +15,7 @@ import tyro
 from facemix_jax import charts, data, defenses, gathering, mixing, models, output, runs
 from facemix_jax._files import write_atomically
 from facemix_jax._types import RngKey
-from facemix_jax._validate import FacemixError, UsageError, one_of, positive
+from facemix_jax._validate import FacemixError, UsageError, in_range, one_of, positive
 from facemix_jax.commands import Output, read_weights
 from facemix_jax.linearity import study
 from facemix_jax.models import ModelConfig, from_torch
@@ -57,6 +57,9 @@ class Linearity(Output):
     def run(self) -> None:
         """Runs the command."""
         positive(num_keys=self.num_keys, num_images=self.num_images)
+        if self.group_size is not None:
+            positive(group_size=self.group_size)
+        in_range(0, 2**32 - 1, seed=self.seed)
         one_of(mixing.FAMILIES, family=self.family)
         if self.workdir is not None and self.weights is not None:
             raise UsageError(

@@ -45,7 +45,7 @@ class Report(Output):
         run_tables.check_distinct({workdir: scores.newest_step(workdir) for workdir in workdirs})
         gathering.check_folder(self.out)
         for reason in read.skipped.values():
-            NOTES.print(f"left out: {reason}", markup=False, soft_wrap=True)
+            NOTES.print(f"left out: {reason}", soft_wrap=True)
 
         found = dict(read.found)
         if workdirs:
@@ -56,7 +56,7 @@ class Report(Output):
                         workdir,
                         split=self.split,
                         data_dir=self.data_dir,
-                        say=lambda text: NOTES.print(f"{text} ...", markup=False),
+                        say=lambda text: NOTES.print(f"{text} ..."),
                     ),
                 )
                 for workdir in workdirs
@@ -80,7 +80,7 @@ class Report(Output):
             },
             *([_shown(found[gathering.RUNS].tables[0])] if workdirs else []),
         )
-        NOTES.print(f"{TRUTH}\nReport: {self.out / gathering.PAGE}", markup=False)
+        NOTES.print(f"{TRUTH}\nReport: {self.out / gathering.PAGE}")
 
 
 def _shown(table: ResultTable) -> Any:

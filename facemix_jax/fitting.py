@@ -52,6 +52,7 @@ def fit(
 
     Raises:
         UsageError: the configuration does not fit the images, the devices or the work directory.
+        FacemixError: another process trains in the work directory.
         DivergedError: the loss is not finite; the last checkpoint is from before that.
         CheckpointError: a checkpoint cannot be written, or belongs to another model.
         StoppedError: SIGINT or SIGTERM, to any of the processes; the state was saved.
@@ -97,6 +98,7 @@ def fit_together(
 
     Raises:
         UsageError: as ``fit``, or the runs differ in more.
+        FacemixError: as ``fit``.
         DivergedError: at least one run's loss is not finite; all others are done.
         CheckpointError: as ``fit``.
         StoppedError: as ``fit``.
@@ -119,6 +121,8 @@ def fit_together(
 
     identity = runs.identity(config, plan.model)
     with contextlib.ExitStack() as stack:
+        for workdir in workdirs if hosts.is_first() else ():
+            stack.enter_context(runs.alone(workdir))
         opened = [
             stack.enter_context(Checkpoints(workdir / "checkpoints", identity))
             for workdir in workdirs

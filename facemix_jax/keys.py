@@ -124,6 +124,9 @@ def create(path: Path) -> RootSecret:
     root = secrets.token_bytes(SECRET_BYTES)
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:  # FileExistsError too: a file stands where the folder should
+        raise _unwritable(path, error) from None
+    try:
         with _temporary(path, root) as temporary:
             os.link(temporary, path)  # unlike a renaming, this replaces nothing
         _sync_folder(path)

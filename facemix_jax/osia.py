@@ -206,7 +206,9 @@ class SiameseConfig:
             learning_rate=self.learning_rate,
         )
         _validate.in_range(0, float("inf"), contrastive_weight=self.contrastive_weight)
-        _validate.divides(2, divisor_name="pairs of", batch_size=self.batch_size)
+        _validate.divides(
+            2, "Use an even batch_size.", divisor_name="pair size", batch_size=self.batch_size
+        )
 
 
 def contrastive(first: Array, second: Array, same: Array, *, margin: float) -> Array:

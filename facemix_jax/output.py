@@ -15,8 +15,8 @@ from facemix_jax._validate import FacemixError, UsageError
 from facemix_jax.attacks import Figure
 from facemix_jax.provenance import provenance
 
-NOTES = Console(stderr=True, highlight=False)
-"""Progress and remarks."""
+NOTES = Console(stderr=True, highlight=False, markup=False)
+"""Progress and remarks; brackets, as in paths and shapes, are no markup."""
 
 
 def utility_table(result: dict[str, Any]) -> Table:

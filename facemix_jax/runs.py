@@ -9,9 +9,11 @@
       checkpoints/     see facemix_jax.checkpoint
 """
 
+import contextlib
 import dataclasses
+import fcntl
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +22,7 @@ import jax
 from facemix_jax import data, defenses, models
 from facemix_jax._files import write_atomically
 from facemix_jax._validate import FacemixError, UsageError, divides
-from facemix_jax.checkpoint import Checkpoints
+from facemix_jax.checkpoint import restore_variables
 from facemix_jax.data import DataConfig, Source
 from facemix_jax.defenses import Defense, DefenseConfig
 from facemix_jax.models import ModelConfig, SplitModel
@@ -117,9 +119,7 @@ def load(workdir: Path | str, *, data_dir: str | None = None) -> Run:
     like = jax.eval_shape(model.init, jax.random.key(0))
     if config.train.statistics == "separate" and "batch_stats" in like["main"]:
         like["main"]["clean_stats"] = like["main"]["batch_stats"]
-    with Checkpoints(workdir / "checkpoints", identity(config, model)) as checkpoints:
-        restored = checkpoints.restore_variables(like)
-        step = checkpoints.latest() or 0
+    restored, step = restore_variables(workdir / "checkpoints", identity(config, model), like)
     # Orbax binds arrays to a device. Among others that are not, every program that updates them
     # would be compiled again for its own results.
     variables = jax.device_put(jax.device_get(restored))
@@ -151,9 +151,10 @@ def read_config(workdir: Path) -> RunConfig:
         raise FacemixError(
             f"{path} cannot be read: {error.strerror}. Run as its owner, or give another --workdir."
         ) from error
-    except (json.JSONDecodeError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError) as error:  # a value refused is a ValueError, too
+        reason = f"it has no {error}" if isinstance(error, KeyError) else str(error).rstrip(".")
         raise FacemixError(
-            f"{path} cannot be read: {error}. It was changed by hand or written by another "
+            f"{path} cannot be read: {reason}. It was changed by hand or written by another "
             f"version; restore it, or train into another work directory."
         ) from error
 
@@ -197,6 +198,26 @@ def claim(workdir: Path, config: RunConfig) -> None:
             f"The work directory {workdir} cannot be written: {error}. Free space, or choose "
             f"another --workdir."
         ) from error
+
+
+@contextlib.contextmanager
+def alone(workdir: Path) -> Iterator[None]:
+    """Keeps a second training out of a work directory: each would delete what the other writes.
+
+    Raises:
+        FacemixError: another process trains there.
+    """
+    with (workdir / "config.json").open("r+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # a kill lets go of it
+        except BlockingIOError:
+            raise FacemixError(
+                f"Another process is training in {workdir}. Wait for it or stop it, or give "
+                f"another --workdir."
+            ) from None
+        except OSError:  # a file system without locks
+            pass
+        yield
 
 
 def _parse(values: Mapping[str, Any]) -> RunConfig:

@@ -154,7 +154,9 @@ def expand(
     seeds = [base.train.seed + index for index in range(num_seeds)]
     if "train.seed" in grid:
         if num_seeds > 1:
-            raise UsageError("train.seed stands in the grid, so num_seeds must be 1. Give one.")
+            raise UsageError(
+                f"num_seeds is {num_seeds}, but train.seed stands in the grid. Give one of them."
+            )
         seeds = list(grid["train.seed"])
     names = [name for name in grid if name != "train.seed"]
     trials = [

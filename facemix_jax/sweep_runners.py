@@ -102,7 +102,9 @@ def _submitit(
     try:
         import submitit
     except ModuleNotFoundError:
-        raise UsageError(f"runner {runner!r} needs submitit: pip install '.[sweep]'") from None
+        raise UsageError(
+            f"runner {runner!r} needs submitit: pip install 'facemix-jax[sweep]'"
+        ) from None
     cluster = runner.removeprefix("submitit_")
     executor = submitit.AutoExecutor(folder=str(folder / "submitit"), cluster=cluster)
     executor.update_parameters(**{"timeout_min": 24 * 60, **options})

@@ -86,7 +86,7 @@ def search(
         from optuna.storages import JournalStorage
         from optuna.storages.journal import JournalFileBackend
     except ModuleNotFoundError:
-        raise UsageError("--search needs Optuna: pip install '.[sweep]'") from None
+        raise UsageError("--search needs Optuna: pip install 'facemix-jax[sweep]'") from None
     logging.getLogger("optuna").setLevel(logging.WARNING)
     folder.mkdir(parents=True, exist_ok=True)
     storage = JournalStorage(JournalFileBackend(str(folder / "optuna.log")))

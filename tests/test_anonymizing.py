@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from facemix_jax import anonymizing, costs, costs_paper, defenses, inference, runs
+from facemix_jax import anonymizing, checkpoint, costs, costs_paper, defenses, inference, runs
 from facemix_jax._validate import UsageError
 from facemix_jax.anonymizing import AnonymizerConfig, angular_logits
 from facemix_jax.defenses import DefenseConfig
@@ -148,8 +148,11 @@ def test_a_work_directory_is_evaluated_like_any_other(tmp_path, source):
     assert int(state.step) == 4
     config = runs.read_config(tmp_path / "run")
     model = runs.build_model(config, source)
-    with runs.Checkpoints(tmp_path / "run" / "checkpoints", runs.identity(config, model)) as kept:
-        variables = kept.restore_variables(jax.eval_shape(model.init, jax.random.key(0)))
+    variables, _ = checkpoint.restore_variables(
+        tmp_path / "run" / "checkpoints",
+        runs.identity(config, model),
+        jax.eval_shape(model.init, jax.random.key(0)),
+    )
     jax.tree.map(np.testing.assert_array_equal, variables, state.variables)
     images = jnp.zeros((2, 40, 36, 3))
     logits = inference.infer(model, defenses.none(), variables, jax.random.key(0), images)

@@ -1,6 +1,7 @@
 """The command line as a user meets it: results, exit codes, errors, and a clean standard output."""
 
 import errno
+import io
 import json
 import subprocess
 import sys
@@ -107,8 +108,13 @@ def test_cost_of_one_model(capsys):
         (["linearity", "--out", f"{__file__}/x"], ("cannot be written", "--out")),
         (["attack", "--workdir", "w", "--pictures", "no/x.png"], ("no/x.png", "--pictures")),
         (["--tyro-print-completion", "fish"], ("'fish' is unknown", "zsh")),
+        (["attack", "--workdir", "w", "--seed", str(2**64)], ("seed is 18446744073709551616",)),
+        (["linearity", "--seed", "-1"], ("seed is -1", "between 0 and 4294967295")),
+        (["linearity", "--group-size", "-1"], ("group_size is -1", "greater than 0")),
         (["linearity", "--family", "haa"], ("'haa' is unknown", "haar")),
         (["cost", "--up-mbps", "0"], ("up_mbps is 0", "greater than 0")),
+        (["cost", "--num-attributes", "-1"], ("num_attributes is -1", "greater than 0")),
+        (["cost", "--num-classes", "0"], ("num_classes is 0", "greater than 0")),
         (["nonsense"], ("nonsense",)),
         ([], ("demo",)),
     ],
@@ -126,8 +132,11 @@ def test_wrong_usage_exits_2_and_says_what_to_do(capsys, tmp_path, monkeypatch, 
 
 
 def test_unreadable_weights_say_how_to_write_them(capsys, tmp_path):
-    for name, content in (("missing.npz", None), ("bad.npz", b"not a zip")):
-        if content:
+    file = io.BytesIO()
+    np.save(file, np.zeros(3))
+    contents = {"missing.npz": None, "bad.npz": b"not a zip", "empty.npz": b""}
+    for name, content in {**contents, "one_array.npy": file.getvalue()}.items():
+        if content is not None:
             (tmp_path / name).write_bytes(content)
         command = ("train", "--workdir", tmp_path / "w", *TRAIN)
         code, _, err = run(capsys, *command, "--initial-weights", tmp_path / name)
@@ -220,6 +229,12 @@ def test_brackets_and_narrow_terminals_lose_nothing(capsys, monkeypatch):
     assert shown.count("inversion") == 1
     for number in ("-30.500", "-20.500", "-10.250", "0.000", "-1.125", "9.125"):
         assert shown.count(number) >= 2
+
+
+def test_notes_keep_brackets(capsys):
+    """Paths and shapes have them; rich would take some for markup."""
+    output.NOTES.print("left out: runs/[a]/[bold]x")
+    assert "runs/[a]/[bold]x" in capsys.readouterr().err
 
 
 def test_demo_writes_one_report_and_a_second_run_is_short(capsys, tmp_path, monkeypatch):

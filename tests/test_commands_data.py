@@ -209,7 +209,7 @@ def test_prepared_data_show_and_check_like_their_files(capsys, faces, tmp_path):
         (("show", "--rows", "0"), ("rows is 0", "greater than 0")),
         (("show", "--image-size", "4", "4"), ("image_height is 4", "16")),
         (("show", "--labels", "l.csv"), ("labels", "'folder'")),
-        (("show", "--out", "."), ("a folder", "sheet.png")),
+        (("show", "--out", "."), ("a folder", "--out")),
         (("prepare",), ("output",)),
         (("prepare", "--dataset", "celeba", "--output", "o"), ("needs data_dir",)),
         (("prepare", "--output", "o"), ("synthetic", "celeba")),
@@ -236,12 +236,12 @@ def test_an_unknown_split_exits_2_and_writes_nothing(capsys, faces, tmp_path):
     assert not path.exists()
 
 
-def test_missing_places_exit_1(capsys, faces, tmp_path):
+def test_missing_places_are_named(capsys, faces, tmp_path):
     code, _, err = run(capsys, "show", *of(tmp_path / "nowhere"))
     assert code == 1
     assert "does not exist" in err
     code, _, err = run(capsys, "show", *of(faces), "--out", tmp_path / "nowhere" / "sheet.png")
-    assert code == 1
+    assert code == 2
     assert "cannot be written" in err
 
 

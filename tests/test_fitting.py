@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 
-from facemix_jax import fitting, runs, training
+from facemix_jax import checkpoint, fitting, runs, training
 from facemix_jax._files import write_atomically
 from facemix_jax._validate import FacemixError, UsageError
 from facemix_jax.checkpoint import CheckpointError, Checkpoints
@@ -229,20 +229,15 @@ def test_main_is_restored_alone(finished, tiny_source):
     config = config_of()
     model = runs.build_model(config, tiny_source)
     like = jax.eval_shape(model.init, jax.random.key(0))
-    with Checkpoints(workdir / "checkpoints", runs.identity(config, model)) as checkpoints:
-        restored = checkpoints.restore_variables({"main": like["main"]}, segments=["main"])
-    assert set(restored) == {"main"}
-    assert_same(restored["main"], state.variables["main"])
+    restored = checkpoint.restore_segment(workdir / "checkpoints", 8, "main", like["main"])
+    assert_same(restored, state.variables["main"])
 
 
 def test_no_checkpoint_says_how_to_get_one(tmp_path, tiny_source):
     model = runs.build_model(config_of(), tiny_source)
     like = jax.eval_shape(model.init, jax.random.key(0))
-    with (
-        Checkpoints(tmp_path / "checkpoints", {}) as checkpoints,
-        pytest.raises(CheckpointError, match="Train first"),
-    ):
-        checkpoints.restore_variables(like)
+    with pytest.raises(CheckpointError, match="Train first"):
+        checkpoint.restore_variables(tmp_path / "checkpoints", {}, like)
 
 
 def test_a_failed_save_keeps_earlier_checkpoints(finished, tiny_source, tmp_path, monkeypatch):
@@ -272,13 +267,47 @@ def test_config_survives_json(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "words"),
-    [("{", "cannot be read"), (json.dumps({"data": {}}), "cannot be read")],
+    ("content", "reason"),
+    [
+        (b"{", "Expecting"),
+        (b"\xc1\x00", "utf-8"),
+        (b"{}", "it has no 'data'"),
+        (json.dumps({"data": {}}).encode(), "it has no 'image_size'"),
+        (b'{"data": {"image_size": [40, 3]}}', "image_width is 3"),
+    ],
 )
-def test_a_broken_config_is_explained(tmp_path, text, words):
-    (tmp_path / "config.json").write_text(text)
-    with pytest.raises(FacemixError, match=words):
+def test_a_broken_config_is_explained(tmp_path, content, reason):
+    (tmp_path / "config.json").write_bytes(content)
+    with pytest.raises(FacemixError, match=rf"config.json cannot be read: .*{reason}.*restore it"):
         runs.read_config(tmp_path)
+
+
+def test_a_second_training_is_refused_while_the_first_runs(finished, tiny_source):
+    workdir, state = finished
+    with (
+        runs.alone(workdir),
+        pytest.raises(FacemixError, match="Another process is training in"),
+    ):
+        fit_in(workdir, tiny_source)
+    assert_same(fit_in(workdir, tiny_source), state)
+
+
+def test_loading_leaves_a_running_training_alone(tmp_path):
+    """What Orbax has half written would be deleted as left behind by a kill."""
+    config = RunConfig(
+        data=DataConfig(image_size=(40, 36), train_examples=32, test_examples=8),
+        model=ModelConfig(width=4),
+        train=TrainConfig(batch_size=32, num_epochs=1),
+    )
+    fitting.fit(config, tmp_path, show_progress=False)
+    half = tmp_path / "checkpoints" / "2.orbax-checkpoint-tmp"
+    half.mkdir()
+    assert runs.load(tmp_path).step == 1
+    assert half.exists()
+    (tmp_path / "checkpoints").rename(tmp_path / "elsewhere")
+    with pytest.raises(CheckpointError, match="Train first"):
+        runs.load(tmp_path)
+    assert not (tmp_path / "checkpoints").exists()
 
 
 def test_atomic_writes_leave_nothing_half_written(tmp_path, monkeypatch):

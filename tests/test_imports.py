@@ -85,7 +85,7 @@ def violations(path: Path, part: str) -> list[str]:
         top, *rest = name.split(".")
         if top == "experiments":
             found.append(f"{part} imports experiments")
-        if top == "facemix_jax" and rest[0] != part and LEVEL[rest[0]] > LEVEL[part]:
+        if top == "facemix_jax" and rest and rest[0] != part and LEVEL[rest[0]] > LEVEL[part]:
             found.append(f"{part} imports {rest[0]}")
         where = (part, "/".join(path.parts[-2:]))
         if top in ONLY_IN and not set(where) & set(ONLY_IN[top]):

@@ -256,6 +256,12 @@ def test_an_existing_file_is_left_alone(path):
     assert os.listdir(path.parent) == ["key"]
 
 
+def test_a_file_in_the_place_of_the_folder_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(keys.KeyFileError, match=r"file/key cannot be written.*another path"):
+        keys.create(tmp_path / "file" / "key")
+
+
 def test_a_missing_file_is_named_with_its_remedy(path):
     for use in (keys.load, keys.show, keys.rotate):
         with pytest.raises(keys.KeyFileError, match="facemix key create"):

@@ -137,6 +137,8 @@ def test_finetuning_draws_equal_answers_together(system):
         )
         found[weight] = scatter(model, osia.finetune(model, variables, source, config), source)
     assert found[5.0] < 0.7 * found[0.0]
+    with pytest.raises(UsageError, match=r"batch_size 3 .*Use an even batch_size"):
+        osia.SiameseConfig(attribute="Bright", batch_size=3)
     with pytest.raises(UsageError, match="'Brihgt'"):
         osia.finetune(model, variables, source, osia.SiameseConfig(attribute="Brihgt"))
 

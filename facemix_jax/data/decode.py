@@ -52,8 +52,10 @@ def rgb(data: bytes, image_size: ImageSize, *, name: str) -> HostArray:
         raise
     except (OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError) as error:
         # Pillow reports damage in all of these, depending on the format.
+        unknown = isinstance(error, Image.UnidentifiedImageError)
+        reason = "it is neither JPEG nor PNG" if unknown else error
         raise DataError(
-            f"Image {name} ({len(data):,} bytes) cannot be decoded: {error}. "
+            f"Image {name} ({len(data):,} bytes) cannot be decoded: {reason}. "
             "It is truncated, damaged or not an image; fetch it again."
         ) from error
     if picture.size != (width, height):

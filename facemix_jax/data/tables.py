@@ -66,20 +66,6 @@ class Roles:
     ignored: Mapping[str, str]
     unlabelled: int
 
-    def describe(self) -> str:
-        """The roles as lines of text."""
-        ignored = ", ".join(f"{name} ({reason})" for name, reason in self.ignored.items())
-        return "\n".join(
-            (
-                f"file        {self.file}",
-                f"identity    {self.identity or 'none: every image is its own person'}",
-                f"split       {self.split or 'none: 80/10/10 by a hash of the person'}",
-                f"attributes  {len(self.attributes)}: {', '.join(self.attributes)}",
-                f"unlabelled  {self.unlabelled:,} rows without attributes, left out",
-                f"ignored     {ignored or 'none'}",
-            )
-        )
-
 
 def read_table(path: Path) -> Table:
     """Reads a comma-separated file with a header; a BOM and any line ending are fine.

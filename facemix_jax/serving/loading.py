@@ -159,7 +159,7 @@ def _read_config(workdir: Path) -> tuple[int, bool]:
         defense = json.loads(path.read_text())["defense"]
         protected = defense["defense"] != "none"
         return (int(defense["group_size"]) if protected else UNMIXED_ROWS), protected
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise UsageError(
             f"{workdir} is no work directory: it has no config.json. Give the --workdir of a "
             f"'facemix train' run."

@@ -178,7 +178,7 @@ def test_duplicate_and_foreign_members(folder):
         (jpeg(9)[:-40], ("cannot be decoded",)),
         (jpeg(9)[:200], ("cannot be decoded",)),
         (b"", ("0 bytes", "cannot be decoded")),
-        (b"not an image at all", ("cannot be decoded",)),
+        (b"not an image at all", ("cannot be decoded", "neither JPEG nor PNG")),
         (jpeg(9, mode="I;16", kind="PNG"), ("8 bits",)),
         (jpeg(9, size=(8000, 7000), mode="L", kind="PNG"), ("decompression bombs", "8000 x 7000")),
         (jpeg(1, size=(20000, 10000), mode="1", kind="PNG"), ("decompression bombs",)),

@@ -330,6 +330,8 @@ def test_what_cannot_start_is_explained(trained, tmp_path):
     workdir, _, _ = trained
     with pytest.raises(UsageError, match=r"no work directory.*--workdir"):
         Cloud(CloudConfig(workdir=tmp_path))
+    with pytest.raises(UsageError, match=r"no work directory"):
+        Cloud(CloudConfig(workdir=workdir / "config.json"))
     (tmp_path / "config.json").write_text((workdir / "config.json").read_text())
     with pytest.raises(UsageError, match="Train first"):
         Cloud(CloudConfig(workdir=tmp_path))

@@ -91,7 +91,7 @@ def test_table_shows_pictures_and_where_time_went(capsys, common):
         ({"--cloud": "localhost"}, "HOST:PORT"),
         ({"--wire": "float16"}, "'float16' is unknown.*bfloat16"),
         ({"--spot-checks": "-1"}, "spot_checks is -1"),
-        ({"--sheet": "missing/a.png"}, "cannot be a file"),
+        ({"--sheet": "missing/a.png"}, "cannot be written.*--sheet"),
         ({"--token": "missing"}, "missing cannot be read"),
         ({"--workdir": "missing"}, "no work directory"),
         ({"images": []}, "No picture is given"),
