@@ -28,7 +28,7 @@ class Config:
     Run time: 5 to 10 minutes a seed on two CPU cores.
 
     Expected (test images, mean over attributes): plain 88.2%; FaceMix centred 87.3% mixed and
-    87.6% with nothing mixed; the paper's FaceMix in ``results/accuracy_cpu.json``. Gradient ICA
+    87.5% with nothing mixed; the paper's FaceMix in ``results/accuracy_cpu.json``. Gradient ICA
     recovers the mixed activations at a mean matched |correlation| of .99.
 
     Attributes:

@@ -41,9 +41,10 @@ class Config:
     Run time, for ResNet-18 of width 16 at 109x89 on two CPU cores: 1 to 6 minutes a cell.
 
     Expected: on unprotected activations, attributes near the network's own balanced accuracy,
-    persons at 20 times chance or more, and faces near 0; on FaceMix, attributes within 3 points of
-    50%, persons within 3 times chance, faces near the mean face's score, while gradient ICA
-    recovers the same activations at a correlation of about .99.
+    persons at 20 times chance or more, and faces near 0; on FaceMix, attributes of single rows
+    within 3 points of 50%, persons within 3 times chance (of whole groups 3.5 times), faces nearer
+    to the mean face's score than to the owner's, while gradient ICA recovers the same activations
+    at a correlation of about .99.
 
     Attributes:
         workdirs: of ``facemix train``.

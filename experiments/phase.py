@@ -43,7 +43,8 @@ class Config:
     Command: ``python experiments/phase.py --data-dir CELEBA --workdir RUN``; with ``--scale smoke``
     faces are drawn, and no files are needed. A cell that the JSON file holds is not run again.
 
-    Run time: about a minute at ``smoke``; at ``cpu`` 5 to 10 seconds a cell on two quiet cores.
+    Run time: about a minute at ``smoke``; at ``cpu`` 8 to 25 seconds a cell on two cores, the
+    first of each kind a minute or more.
 
     Expected: without noise, above .98 at every group size, and down to four bits, which cost the
     owner as much as the attacker. Noise costs both alike in pairs; from one standard deviation on

@@ -42,6 +42,9 @@ class Config:
     Run time: about 9 minutes on two CPU cores, a third of it for 8,192 mixtures; cells that the
     output holds are not run again.
 
+    Expected: groups of 8 images are all found again, up to 8,192 mixtures, and separated at a mean
+    matched |correlation| of .999 (no attack .69); after the trained stem 90% or more of mixtures.
+
     Attributes:
         data_dir: folder with the official CelebA files; not needed at ``smoke``.
         scale: ``cpu``, or ``smoke``, which takes the place of the image size and the largest cell.

@@ -34,7 +34,10 @@ class Config:
 
     Command: ``python experiments/separation_variants.py --data-dir PATH_TO_CELEBA --workdir RUN``
 
-    Run time: about 5 minutes on two CPU cores; cells that the output holds are not run again.
+    Run time: about 7 minutes on two CPU cores; cells that the output holds are not run again.
+
+    Expected: without noise the strongest reaches .998 on images and 1.000 after a stem (no attack
+    .69 and .67, owner 1.000); after a stem the key is worth at most .01 up to noise of 2.
 
     Attributes:
         data_dir: folder with the official CelebA files.

@@ -65,8 +65,11 @@ class Report(Output):
             found[gathering.RUNS] = Results(
                 name="Runs", tables=tuple(tables), charts=tuple(charts), provenance=provenance()
             )
-        left_out = [f"Left out: {path.name}, not in this form." for path in read.skipped]
-        files = gathering.write(self.out, found, remarks=left_out)
+        names = ", ".join(path.name for path in read.skipped)
+        left_out = (
+            f"Left out, as they hold no tables and no charts (benchmarks' never do): {names}."
+        )
+        files = gathering.write(self.out, found, remarks=[left_out] if names else [])
         output.emit(
             self.json,
             {

@@ -222,8 +222,8 @@ def load(path: Path) -> Results:
         ) from error
     except KeyError as error:
         raise UsageError(
-            f"{path} is not a results file: it has no {error}. Older ones have to be measured "
-            f"again."
+            f"{path} is not a results file: it has no {error}. Benchmarks write plain numbers; "
+            f"older experiments have to be measured again."
         ) from error
     except (ValueError, TypeError) as error:
         raise UsageError(

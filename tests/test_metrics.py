@@ -1,4 +1,3 @@
-import doctest
 import itertools
 import warnings
 
@@ -13,10 +12,6 @@ from facemix_jax._validate import DataError, UsageError
 @pytest.fixture
 def rng():
     return np.random.default_rng(0)
-
-
-def test_examples_in_docstrings_hold():
-    assert doctest.testmod(metrics).failed == 0
 
 
 def _naive_counts(predicted, labels, mask):

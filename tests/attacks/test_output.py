@@ -27,7 +27,7 @@ def test_attributes_without_both_classes_do_not_count():
 def test_figure_stands_beside_the_owners():
     (figure,) = run(output.OUTPUT, cut=0)[0].values()
     assert figure.chance == 0.5
-    assert 0 <= figure.value <= 1
+    assert abs(figure.value - figure.owner) < 0.02 < 0.05 < abs(figure.floor - figure.owner)
 
 
 def test_without_a_defence_the_cloud_gets_what_the_owner_gets():

@@ -151,7 +151,10 @@ def test_degenerate_groups_stay_finite(case):
 def test_maps_one_position_wide_are_separated():
     truth = patchwork(11, 2, 2, height=200, width=8)[:, :, :, :1]
     mixtures, _ = mixed(truth)
-    assert attacks.separate(mixtures, rng_key=RNG_KEY).sources.shape == truth.shape
+    sources = attacks.separate(mixtures, rng_key=RNG_KEY).sources
+    assert sources.shape == truth.shape
+    assert attacks.recovery(sources, truth).mean() > 0.99
+    assert attacks.recovery(attacks.no_attack(mixtures), truth).mean() < 0.93
 
 
 @pytest.mark.parametrize("shape", [(4, 8, 8, 3), (2, 1, 8, 8, 3), (2, 4, 1, 1, 3)])

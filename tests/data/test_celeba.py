@@ -194,7 +194,10 @@ def test_eight_bit_modes_become_rgb(mode):
     colour = (10, 20, 30, 40)[: len(mode)] if mode != "L" else 9
     out = io.BytesIO()
     Image.new(mode, (30, 40), colour).save(out, "JPEG")
-    assert decode.rgb(out.getvalue(), (20, 16), name="x").shape == (20, 16, 3)
+    found = decode.rgb(out.getvalue(), (20, 16), name="x")
+    assert found.shape == (20, 16, 3)
+    shown = Image.new(mode, (1, 1), colour).convert("RGB").getpixel((0, 0))
+    assert np.abs(found.astype(int) - shown).max() <= 4
 
 
 def test_zip_bomb_is_refused_unread(folder, monkeypatch):

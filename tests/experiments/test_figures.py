@@ -2,27 +2,22 @@
 
 import dataclasses
 import json
-import sys
-from pathlib import Path
-
-import jax
-import numpy as np
-import pytest
-
-from facemix_jax import data, defenses, models, results, runs
-from facemix_jax._validate import DataError, UsageError
-from facemix_jax.serving import wire
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "experiments"))
 
 import challenge
 import challenge_scoring as scoring
 import figure5
+import jax
 import linearity as linearity_script
+import numpy as np
 import phase
 import phase_summary
+import pytest
 import regroup
 import separation_real
+
+from facemix_jax import data, defenses, models, results, runs
+from facemix_jax._validate import DataError, UsageError
+from facemix_jax.serving import wire
 
 SHAPE = (8, 5, 4, 2)
 
@@ -341,4 +336,4 @@ def test_plain_facemix_falls_to_the_baseline(tmp_path):
 def test_other_scripts_smoke(script, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     script.main(script.Config(scale="smoke", output=tmp_path / "x.json"))
-    assert json.loads((tmp_path / "x.json").read_text())
+    assert results.load(tmp_path / "x.json").tables
