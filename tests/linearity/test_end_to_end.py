@@ -104,8 +104,8 @@ def test_main_is_compiled_once_for_all_group_sizes_and_families():
     x = jax.random.normal(jax.random.key(1), (16, 5))
     for group_size in (2, 4):
         for family in (mixing.haar, mixing.gaussian):
-            linearity.measure(
-                main, x, rng_key=jax.random.key(0), group_size=group_size, family=family
+            linearity.measure(  # four keys in a chunk, the last of which is filled up
+                main, x, rng_key=jax.random.key(0), group_size=group_size, num_keys=5, family=family
             )
     assert traced == [(64, 5)]
 
