@@ -8,6 +8,7 @@ import pytest
 from facemix_jax import linearity, mixing
 from facemix_jax._validate import UsageError
 from facemix_jax.linearity import precision
+from facemix_jax.linearity.end_to_end import draw_keys
 
 
 def linear_main(x):
@@ -75,6 +76,24 @@ def test_chunks_change_nothing(rows_at_once):
     np.testing.assert_allclose(joined, error.per_key, rtol=1e-5)
 
 
+def test_drawn_keys_are_those_of_measure():
+    drawn = draw_keys(jax.random.key(0), jnp.ones((16, 5)), 4, 3, mixing.haar)
+    for key, mix_key in zip(jax.random.split(jax.random.key(0), 3), drawn, strict=True):
+        expected = mixing.sample_mix_key(key, 4, 4, shuffle=False)
+        assert mix_key.order is None
+        np.testing.assert_allclose(mix_key.matrix, expected.matrix, atol=1e-6)
+
+
+def test_spread_is_told_apart_by_keys_and_by_inputs():
+    error = linearity.UnmixError(
+        per_key=jnp.array([2.0, 6.0]),
+        per_group=jnp.array([[1.0, 2.0], [3.0, 6.0]]),  # means over keys: 2 and 4
+        condition=jnp.ones(2),
+    )
+    assert (error.mean, error.standard_deviation) == (4, 2)
+    assert error.standard_deviation_over_inputs == 1
+
+
 def test_main_is_compiled_once_for_all_group_sizes_and_families():
     traced = []
 
@@ -85,8 +104,8 @@ def test_main_is_compiled_once_for_all_group_sizes_and_families():
     x = jax.random.normal(jax.random.key(1), (16, 5))
     for group_size in (2, 4):
         for family in (mixing.haar, mixing.gaussian):
-            linearity.measure(
-                main, x, rng_key=jax.random.key(0), group_size=group_size, family=family
+            linearity.measure(  # four keys in a chunk, the last of which is filled up
+                main, x, rng_key=jax.random.key(0), group_size=group_size, num_keys=5, family=family
             )
     assert traced == [(64, 5)]
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from facemix_jax import linearity, models
+from facemix_jax._validate import UsageError
 from facemix_jax.models import operations
 
 OPTIONS = {"rng_key": jax.random.key(3), "group_size": 4, "num_keys": 2}
@@ -78,6 +79,7 @@ def test_causes_of_a_network_and_their_sum():
     x = jax.random.normal(jax.random.key(1), (8, *model.spec.activation_shape))
     errors = linearity.cause_errors(model.main.apply, variables, x, **OPTIONS)
     assert errors.causes == ("bias", "relu", "max_pool")
+    assert errors.alone.shape == errors.without.shape == errors.shares.shape == (2, 3)
     main = functools.partial(model.main.apply, variables)
     whole = linearity.measure(main, x, **OPTIONS)
     np.testing.assert_allclose(errors.total, whole.per_key, rtol=1e-4)
@@ -131,3 +133,8 @@ def test_additivity_homogeneity_and_jacobian_tell_functions_apart(x):
     assert min(measured[bent][additive], measured[bent][opposite], measured[bent][step]) > 0.1
     near = linearity.jacobian_error(bent, x, x[::-1], 1e-3).mean()
     assert near < 0.1 * measured[bent][step]
+
+
+def test_pairs_need_an_even_batch(x):
+    with pytest.raises(UsageError, match="size of a pair"):
+        linearity.additivity_error(jnp.tanh, x[:7])

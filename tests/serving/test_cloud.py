@@ -225,14 +225,36 @@ def test_answered_rows_make_room_while_the_others_of_their_batch_run():
     asyncio.run(go())
 
 
+def test_batches_fill_to_the_last_row_and_then_run_at_once():
+    ran = []
+
+    class Recording(Runner):
+        def __call__(self, served, requests):
+            ran.append([len(rows) for rows in requests])
+            yield from requests
+
+    async def go():
+        batcher = Batcher(Recording(12, None), queue_rows=64, max_wait=60.0)
+        waiting = []
+        for _ in range(3):
+            waiting.append(asyncio.create_task(batcher.submit(None, np.ones((4, 1)))))
+            await asyncio.sleep(0.02)
+        await asyncio.wait_for(asyncio.gather(*waiting), 10)
+        assert ran == [[4, 4, 4]]
+        await batcher.close()
+
+    asyncio.run(go())
+
+
 def test_too_many_open_calls_are_refused(trained, monkeypatch):
     workdir, model, _ = trained
 
     async def go():
         async with running(workdir) as cloud, Client(cloud) as client:
+            x = activations(model, 1)
+            await client.rows(request(cloud, x))  # gives back no more than it took
             blocked = Blocked(monkeypatch)
             cloud.service._all_calls, cloud.service._calls._limit = 2, 1
-            x = activations(model, 1)
             waiting = asyncio.create_task(client.rows(request(cloud, x)))
             await blocked.until_entered()
             status, words = await client.refusal(request(cloud, x))

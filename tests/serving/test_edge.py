@@ -235,6 +235,23 @@ class TestRetries:
             # The same pictures in the same groups: nothing but the key is new.
             assert np.linalg.matrix_rank(np.concatenate([a, b]), tol=1e-3) == 8
 
+    def test_waits_double_up_to_two_seconds(self, trained, root, fake, monkeypatch):
+        answer = honest(*trained[1:])
+        status = iter([grpc.StatusCode.UNAVAILABLE] * 7)
+        cloud = fake(lambda request: next(status, None) or answer(request))
+        waits, sleep = [], asyncio.sleep
+
+        async def record(seconds):
+            waits.append(seconds)
+            await sleep(0)
+
+        with client_of(trained, root, cloud.address) as client:
+            monkeypatch.setattr(asyncio, "sleep", record)
+            monkeypatch.setattr(secrets, "randbelow", lambda limit: limit // 2)  # no jitter
+            assert client.infer(pictures(4)).retries == 7
+            monkeypatch.undo()
+        assert waits == pytest.approx([0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 2.0])
+
     def test_a_deadline_that_passes_is_tried_again(self, trained, root, fake):
         answer = honest(*trained[1:])
         first = iter([5.0])
