@@ -14,7 +14,7 @@ import scale as scales
 import summaries
 import tyro
 from scale import Scale
-from systems import System
+from systems import SYSTEMS, System
 
 from facemix_jax import _runtime, attacks, costs, defenses, evaluation
 from facemix_jax._types import HostArray, RngKey
@@ -33,52 +33,63 @@ class Variant(NamedTuple):
 
     Attributes:
         defense: as it is at inference and under attack.
-        network: name of the variant whose trained network serves; None: trained with the defence.
+        trained: whether the network is trained with it; otherwise Table 2's FaceMix serves.
     """
 
     defense: DefenseConfig
-    network: str | None = None
+    trained: bool = False
 
 
+FACEMIX = "FaceMix, M = 8, N_pre = 1"
+"""A row of ``table2.py``, whose network serves for all variants without one of their own."""
+
+BOUNDED = DefenseConfig(family="conditioned", condition=10.0)
 VARIANTS = {
-    "FaceMix": Variant(DefenseConfig()),
-    # Main treats every row alike, so that these need no training of their own.
-    "2 clouds": Variant(DefenseConfig(clouds=2), "FaceMix"),
-    "4 clouds": Variant(DefenseConfig(clouds=4), "FaceMix"),
-    "8 clouds": Variant(DefenseConfig(clouds=8), "FaceMix"),
-    "bfloat16": Variant(DefenseConfig(wire="bfloat16"), "FaceMix"),
-    "int8": Variant(DefenseConfig(wire="int8"), "FaceMix"),
-    "int4": Variant(DefenseConfig(wire="int4"), "FaceMix"),
-    "blinding 4, not trained so": Variant(DefenseConfig(blinding=4.0), "FaceMix"),
-    "blinding 4": Variant(DefenseConfig(blinding=4.0)),
-    "condition 10": Variant(DefenseConfig(family="conditioned", condition=10.0)),
-    "4 decoys": Variant(DefenseConfig(decoys=4)),
-    "blinding 1": Variant(DefenseConfig(blinding=1.0)),
-    "int4, trained so": Variant(DefenseConfig(wire="int4")),
+    FACEMIX: Variant(SYSTEMS[FACEMIX].defense),
+    # Main treats every row alike, so that clouds need no training of their own.
+    "2 clouds": Variant(DefenseConfig(clouds=2)),
+    "4 clouds": Variant(DefenseConfig(clouds=4)),
+    "8 clouds": Variant(DefenseConfig(clouds=8)),
+    "condition 10, not trained so": Variant(BOUNDED),
+    "4 decoys, not trained so": Variant(DefenseConfig(decoys=4)),
+    "blinding 4, not trained so": Variant(DefenseConfig(blinding=4.0)),
+    "blinding 1, not trained so": Variant(DefenseConfig(blinding=1.0)),
+    "condition 10": Variant(BOUNDED, True),
+    "4 decoys": Variant(DefenseConfig(decoys=4), True),
+    "blinding 4": Variant(DefenseConfig(blinding=4.0), True),
+    "blinding 1": Variant(DefenseConfig(blinding=1.0), True),
+    "int4": Variant(DefenseConfig(wire="int4"), True),
 }
-"""All with eight images in a group, at cut 1."""
+"""All with eight images in a group, at cut 1. Rounding of a network not trained for it is
+``phase.py``'s."""
 
+UTILITY = "utility"
 ATTACKS = {attack.name: attack for attack in (separation.GRADIENT_ICA, robust.ROBUST)}
+PARTS = (UTILITY, *ATTACKS)
 
 _AUXILIARY = 512
 """The attacker's own images."""
 
-SMOKE = "FaceMix", "4 clouds", "blinding 4"
-"""Of the smoke test, by gradient ICA alone: the other attack takes long to compile."""
+SMOKE = {
+    FACEMIX: (UTILITY, separation.GRADIENT_ICA.name),
+    "4 clouds": (separation.GRADIENT_ICA.name,),
+    "blinding 4": (UTILITY, separation.GRADIENT_ICA.name),
+}
+"""Of the smoke test: the other attack takes long to compile."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-    """Trains each variant in a small setting, then attacks it.
+    """Trains variants of mixing as ``table2.py`` trains FaceMix, then attacks them.
 
     Command: ``python experiments/variants.py --data-dir CELEBA``, or ``--scale smoke``, which needs
     no files. Finished cells are not run again.
 
-    Run time: a minute for ``smoke``; at ``cpu`` one to three CPU minutes for each of six trainings
-    and half a minute for each attacked variant.
+    Run time: a minute for ``smoke``; at ``cpu`` three to five CPU minutes for each training, twice
+    that with blinding, and one for each variant's attacks.
 
-    Expected: separation undoes every matrix that can be inverted, decoys and rounding with it.
-    Only the views of clouds that do not collude and blinding leave the owner more than the
+    Expected: separation undoes every matrix that can be inverted, and decoys and rounding with it.
+    Only rows divided among clouds that do not collude, and blinding, leave the owner more than the
     attacker, and blinding takes its price in accuracy and in the edge's own work.
 
     Attributes:
@@ -86,7 +97,8 @@ class Config:
         data_dir: folder with the official CelebA files; none for ``smoke``.
         cache_dir: folder for decoded images; None for the data set's default.
         workdirs: folder for the runs; finished ones are not trained again.
-        variants: which ones.
+        variants: which ones, in order.
+        parts: which ones.
         num_groups: groups of images attacked.
         seed: of training and attacks.
         output: JSON file; None for ``results/variants_SCALE.json``.
@@ -97,18 +109,10 @@ class Config:
     cache_dir: str | None = None
     workdirs: Path = Path("runs")
     variants: tuple[str, ...] = tuple(VARIANTS)
+    parts: tuple[str, ...] = PARTS
     num_groups: int = 16
     seed: int = 0
     output: Path | None = None
-
-
-def setting(name: scales.Name) -> Scale:
-    """The scale; ``cpu`` with half of its images and less training."""
-    whole = scales.SCALES[name]
-    if name == "smoke":
-        return whole
-    train = dataclasses.replace(whole.train, num_epochs=4)
-    return dataclasses.replace(whole, train_examples=4096, train=train)
 
 
 def main(config: Config) -> None:
@@ -116,124 +120,126 @@ def main(config: Config) -> None:
     one_of(("smoke", "cpu"), scale=config.scale)
     for name in config.variants:
         one_of(VARIANTS, variant=name)
+    for part in config.parts:
+        one_of(PARTS, part=part)
     small = config.scale == "smoke"
-    scale = setting(config.scale)
+    scale = scales.SCALES[config.scale]
     place = measuring.Place(
         dataset="celeba",
         data_dir=config.data_dir,
         cache_dir=config.cache_dir,
         identity_dir=None,
-        workdirs=config.workdirs / f"variants_{config.scale}",
+        workdirs=config.workdirs / f"table2_{config.scale}",
     )
     size = f"{summaries.images(scale, 'CelebA')}, {summaries.size(scale)}"
     cells = report.Cells(
         config.output or scales.output("variants", config.scale),
         config,
         name=f"variants, scale {config.scale}",
-        chooses=("variants",),
+        chooses=("variants", "parts"),
         summarize=lambda cells: ([table(cells, size)] if cells else [], ()),
     )
     for name in config.variants:
-        if cells.has(variant=name, seed=config.seed) or (small and name not in SMOKE):
+        what = {"variant": name, "seed": config.seed}
+        parts = SMOKE.get(name, ()) if small else config.parts
+        missing = [part for part in parts if not cells.has(part=part, **what)]
+        if not missing:
             continue
-        began = time.perf_counter()
         run = trained(name, scale, place, config.seed)
-        training = time.perf_counter() - began
-        began = time.perf_counter()
-        names = tuple(ATTACKS)[:1] if small else tuple(ATTACKS)
-        found = {**utility(run, config.seed), **owners_cost(run), **attacked(run, names, config)}
-        seconds = {"training": training, "measuring": time.perf_counter() - began}
-        cells.add(
-            {
-                "variant": name,
-                "seed": config.seed,
-                **found,
-                "seconds": {what: round(value, 1) for what, value in seconds.items()},
-            }
-        )
+        scene = Scene(run, config)
+        for part in missing:
+            began = time.perf_counter()
+            found = utility(run, config.seed) if part == UTILITY else scene.attacked(part)
+            seconds = round(time.perf_counter() - began, 1)
+            cells.add({**what, "part": part, **found, "seconds": seconds})
     cells.save()
 
 
 def trained(name: str, scale: Scale, place: measuring.Place, seed: int) -> Run:
     """The network of a variant, trained now or before, under the variant's defence."""
     variant = VARIANTS[name]
-    network = variant.network or name
+    network = name if variant.trained else FACEMIX
     system = System(ModelConfig(cut=1), VARIANTS[network].defense)
     run = measuring.trained(network, system, scale, place, seed)
     return run._replace(defense=defenses.build(variant.defense, tiles=run.model.spec.tiles))
 
 
-def utility(run: Run, seed: int) -> dict[str, float]:
-    """Accuracy on all test images through the defence."""
+def utility(run: Run, seed: int) -> dict[str, Any]:
+    """Accuracy on all test images through the defence, and what one image costs the owner."""
     found = evaluation.evaluate_utility(
         run.model, run.defense, run.variables, run.source, rng_key=jax.random.key(seed)
     )
-    return {
-        "accuracy": round(found.accuracy, 4),
-        "balanced_accuracy": round(found.balanced_accuracy, 4),
-        "majority_accuracy": round(found.majority_accuracy, 4),
-    }
-
-
-def owners_cost(run: Run) -> dict[str, Any]:
-    """What one image costs: rows on the wire, and the edge's work beside that of pre and post."""
     spec = run.model.spec
     sizes = int(np.prod(spec.activation_shape)), int(np.prod(spec.response_shape))
     cost = run.defense.cost(*sizes)
     row = jax.ShapeDtypeStruct((1, *spec.activation_shape), np.float32)
-    main = costs.macs(run.model.main.apply, run.variables["main"], row)
+    main_macs = costs.macs(run.model.main.apply, run.variables["main"], row)
     return {
+        "accuracy": round(found.accuracy, 4),
+        "balanced_accuracy": round(found.balanced_accuracy, 4),
+        "majority_accuracy": round(found.majority_accuracy, 4),
         "rows_sent": cost.rows_sent,
         "rows_ahead": cost.rows_ahead,
         "defense_macs": cost.protect_macs + cost.recover_macs,
-        "macs_ahead": round(cost.rows_ahead * main),
+        "macs_ahead": round(cost.rows_ahead * main_macs),
     }
 
 
-def attacked(run: Run, names: Sequence[str], config: Config) -> dict[str, Any]:
-    """Mean matched |correlation| of the attacks, as they are and with all rows filtered alike."""
-    target = report.without_main(
-        attacks.Target(
-            model=run.model, defense=run.defense, variables=run.variables, source=run.source
+class Scene:
+    """One recorded request, and what several attacks on it share.
+
+    Args:
+        run: the network under its defence.
+        config: how much is attacked.
+    """
+
+    def __init__(self, run: Run, config: Config) -> None:
+        self._target = report.without_main(
+            attacks.Target(
+                model=run.model, defense=run.defense, variables=run.variables, source=run.source
+            )
         )
-    )
-    rows = attacks.recorded_rows(target, config.num_groups)
-    record_key = jax.random.key(config.seed + 1)
-    recording = attacks.record(target, rows, rng_key=record_key)
-    results = {
-        name: ATTACKS[name].run(
-            target, recording, jax.random.key(config.seed + 2), attacks.AttackConfig()
+        self._seed = config.seed
+        record_key = jax.random.key(config.seed + 1)
+        rows = attacks.recorded_rows(self._target, config.num_groups)
+        self._recording = attacks.record(self._target, rows, rng_key=record_key)
+        self._filters = denoising.fit(self._target)
+        self._truth, owner = (
+            np.asarray(truth_by_group(some, self._recording))
+            for some in (self._recording.activations, self._recording.owner_activations)
         )
-        for name in names
-    }
-    figures = {name: result.figures[0] for name, result in results.items()}
-    strongest = max(figures, key=lambda name: figures[name].value)
-    filters = denoising.fit(target)
-    truth, owner = (
-        np.asarray(truth_by_group(some, recording))
-        for some in (recording.activations, recording.owner_activations)
-    )
-    recovered = results[strongest].recovered
-    assert recovered is not None
-    sides = {
-        "floor": np.asarray(by_group(recording.view.mixtures, recording)),
-        "value": _found_only(recovered.reshape(truth.shape), recording.view.group_size),
-        "owner": owner,
-        "granted": granted(target, recording, record_key),
-    }
-    return {
-        "images": len(rows),
-        "attackers": {name: round(figure.value, 4) for name, figure in figures.items()},
-        "strongest": round(figures[strongest].value, 4),
-        "floor": round(figures[strongest].floor, 4),
-        "owner": round(figures[strongest].owner, 4),
-        "key_advantage": round(figures[strongest].key_advantage, 4),
-        "filtered": {
-            side: round(denoising.filtered_correlation(filters, some, truth), 4)
-            for side, some in sides.items()
+        sides = {
+            "floor": np.asarray(by_group(self._recording.view.mixtures, self._recording)),
+            "owner": owner,
+            "granted": granted(self._target, self._recording, record_key),
         }
-        | {"guess": round(denoising.guessed_correlation(filters, truth), 4)},
-    }
+        self._alike = {side: self._filtered(some) for side, some in sides.items()}
+        guess = denoising.guessed_correlation(self._filters, self._truth)
+        self._alike["guess"] = round(guess, 4)
+
+    def attacked(self, name: str) -> dict[str, Any]:
+        """Mean matched |correlation|, as it is and with all rows filtered alike."""
+        found = ATTACKS[name].run(
+            self._target,
+            self._recording,
+            jax.random.key(self._seed + 2),
+            attacks.AttackConfig(),
+        )
+        figure = found.figures[0]
+        assert found.recovered is not None
+        recovered = found.recovered.reshape(self._truth.shape)
+        sources = self._recording.view.group_size
+        return {
+            "images": len(self._recording.images),
+            "value": round(figure.value, 4),
+            "floor": round(figure.floor, 4),
+            "owner": round(figure.owner, 4),
+            "key_advantage": round(figure.key_advantage, 4),
+            "filtered": {"value": self._filtered(_found_only(recovered, sources)), **self._alike},
+        }
+
+    def _filtered(self, rows: HostArray) -> float:
+        return round(denoising.filtered_correlation(self._filters, rows, self._truth), 4)
 
 
 def granted(target: attacks.Target, recording: attacks.Recording, record_key: RngKey) -> HostArray:
@@ -265,48 +271,51 @@ def _found_only(recovered: HostArray, sources: int) -> HostArray:
 
 def table(cells: Sequence[Mapping[str, Any]], size: str) -> ResultTable:
     """A row for each variant."""
-    flat = [
-        {
-            **cell,
-            "gradient ICA": cell["attackers"].get("gradient_ica"),
-            "robust": cell["attackers"].get("robust"),
-            "guess": cell["filtered"]["guess"],
-            "filtered floor": cell["filtered"]["floor"],
-            "filtered value": cell["filtered"]["value"],
-            "granted": cell["filtered"]["granted"],
-            "filtered owner": cell["filtered"]["owner"],
-            "rows sent": f"{cell['rows_sent']:g}",
-            "rows ahead": f"{cell['rows_ahead']:g}",
-        }
-        for cell in cells
-    ]
+    flat = [row_of(cells, name) for name in dict.fromkeys(cell["variant"] for cell in cells)]
     columns = {
         "accuracy": Column(name="test acc.", format="percent"),
         "balanced_accuracy": Column(name="balanced acc.", format="percent"),
         "floor": Column(name="no attack", format="fixed3"),
-        "gradient ICA": Column(name="gradient ICA", format="fixed3", strongest="strongest"),
+        "gradient_ica": Column(name="gradient ICA", format="fixed3", strongest="strongest"),
         "robust": Column(name="robust", format="fixed3", strongest="strongest"),
-        "strongest": Column(name="strongest", format="fixed3"),
+        "value": Column(name="strongest", format="fixed3"),
         "owner": Column(name="owner", format="fixed3"),
         "key_advantage": Column(name="key advantage", format="fixed3"),
-        "guess": Column(name="guess, filtered", format="fixed3"),
-        "filtered floor": Column(name="no attack, filtered", format="fixed3"),
-        "filtered value": Column(name="strongest, filtered", format="fixed3"),
-        "granted": Column(name="matrix granted, filtered", format="fixed3"),
-        "filtered owner": Column(name="owner, filtered", format="fixed3"),
-        "rows sent": Column(name="rows sent"),
-        "rows ahead": Column(name="rows ahead"),
+        "guess, filtered": Column(name="guess, filtered", format="fixed3"),
+        "floor, filtered": Column(name="no attack, filtered", format="fixed3"),
+        "value, filtered": Column(name="strongest, filtered", format="fixed3"),
+        "granted, filtered": Column(name="matrix granted, filtered", format="fixed3"),
+        "owner, filtered": Column(name="owner, filtered", format="fixed3"),
+        "rows_sent": Column(name="rows sent"),
+        "rows_ahead": Column(name="rows ahead"),
     }
     return ResultTable(
         title=f"Variants of mixing, M = 8, cut 1: {size}",
         columns=tuple(columns.values()),
-        rows=report.rows(flat, lambda row: str(row["variant"]), columns),
+        rows=report.rows(flat, lambda row: str(row["label"]), columns),
         note="Mean matched |correlation| of activations; with several clouds, of the images that "
         "one cloud's rows match best. Filtered: every side's rows by the best of seven linear "
         "filters from public statistics; guess: other faces in their place; granted: whoever knows "
         "the mixing matrix and no more, over all images. Rows, for each image: sent and run "
         "through main by the clouds, and run through main by the edge ahead of the request.",
     )
+
+
+def row_of(cells: Sequence[Mapping[str, Any]], variant: str) -> dict[str, Any]:
+    """What is known of a variant; the strongest is the larger of the attacks that were run."""
+    parts = {cell["part"]: cell for cell in cells if cell["variant"] == variant}
+    row: dict[str, Any] = {"label": variant, **parts.get(UTILITY, {})}
+    for name in ("rows_sent", "rows_ahead"):
+        if name in row:
+            row[name] = f"{row[name]:g}"
+    met = [parts[name] for name in ATTACKS if name in parts]
+    row |= {cell["part"]: cell["value"] for cell in met}
+    if met:
+        strongest = max(met, key=lambda cell: cell["value"])
+        row |= {name: strongest[name] for name in ("value", "floor", "owner", "key_advantage")}
+        row |= {f"{side}, filtered": value for side, value in strongest["filtered"].items()}
+        row["value, filtered"] = max(cell["filtered"]["value"] for cell in met)
+    return row
 
 
 if __name__ == "__main__":
