@@ -69,10 +69,12 @@ class DefenseConfig:
         noise: standard deviation of Gaussian noise on what is sent, in units of its own; 0 for
             none, as in the paper.
         blinding: standard deviation of what is added to rows and whose responses are known
-            before, in units of the rows' own; 0 for none. Main is right only if it was trained so.
+            beforehand, in units of the rows' own; 0 for none. Answers are right only as far as
+            main is additive.
         wire: how what is sent is rounded: ``float32`` (not at all), ``bfloat16``, ``int8``,
             ``int4``.
-        clouds: that each see an equal share of every group's rows, and do not collude.
+        clouds: how many share the rows of every group equally, each seeing its own only; they must
+            not collude.
         scatter: in every tile, deal the images of a request to groups anew, so that no two tiles
             have the same company; needs a network with tiles, and helps from ``group_size``
             groups in a request on.
