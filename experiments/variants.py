@@ -89,8 +89,8 @@ class Config:
     that with blinding, and one for each variant's attacks.
 
     Expected: separation undoes every matrix that can be inverted, and decoys and rounding with it.
-    Only rows divided among clouds that do not collude, and blinding, leave the owner more than the
-    attacker, and blinding takes its price in accuracy and in the edge's own work.
+    One cloud of several gains little over its rows as they are. Blinding hides what is not smooth
+    and takes its price in accuracy and in the edge's own work. See ``docs/defenses.md``.
 
     Attributes:
         scale: smoke or cpu.
