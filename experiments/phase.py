@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import report
 import tyro
-from phase_summary import LEVELS, Grid, picture, summarize
+from phase_summary import Grid, picture, summarize
 from scale import SCALES, Name, data_config, output
 
 from facemix_jax import (
@@ -144,27 +143,7 @@ def sent_as(group_size: int, noise: float, wire: str) -> Defense:
     defense = defenses.facemix(group_size=group_size)
     if noise:
         defense = defenses.with_noise(defense, noise)
-    protect = defense.protect
-    return defense._replace(protect=lambda secret, z: rounded(protect(secret, z), wire))
-
-
-def rounded(x: Array, wire: str) -> Array:
-    """What arrives of ``x`` float32 ``[B, H, W, C]``, as ``serving.wire`` rounds it.
-
-    Integers have one scale for each row and channel, which maps the largest value to the largest
-    integer.
-
-    Args:
-        x: what is sent.
-        wire: one of ``LEVELS``.
-    """
-    levels = LEVELS[wire]
-    if wire == "float32":
-        return x
-    if levels is None:
-        return x.astype(wire).astype(jnp.float32)
-    scale = jnp.abs(x).max((1, 2), keepdims=True) / levels
-    return scale * jnp.clip(jnp.rint(x / jnp.where(scale > 0, scale, 1)), -levels, levels)
+    return defenses.with_rounding(defense, wire)
 
 
 def attacked(run: runs.Run, defense: Defense, config: Config, seed: int) -> dict[str, Any]:

@@ -10,10 +10,8 @@ from matplotlib.figure import Figure
 
 from facemix_jax import results
 from facemix_jax._types import HostArray
+from facemix_jax.defenses import WIRES
 from facemix_jax.results import Chart, Column, Curve, ResultTable, Row
-
-LEVELS: dict[str, int | None] = {"float32": None, "bfloat16": None, "int8": 127, "int4": 7}
-"""Largest integer sent. int8 is the wire's own; int4 follows the same rule, and is not on it."""
 
 
 class Grid(NamedTuple):
@@ -22,12 +20,12 @@ class Grid(NamedTuple):
     Attributes:
         group_sizes: ``M``.
         noises: standard deviations of the noise, over that of the mixtures.
-        wires: of ``LEVELS``.
+        wires: of ``WIRES``.
     """
 
     group_sizes: tuple[int, ...] = (2, 4, 8, 16, 32)
     noises: tuple[float, ...] = (0.0, 0.25, 0.5, 1.0, 2.0)
-    wires: tuple[str, ...] = tuple(LEVELS)
+    wires: tuple[str, ...] = tuple(WIRES)
 
 
 def averaged(
@@ -44,7 +42,7 @@ def axes_of(cells: Sequence[Mapping[str, Any]]) -> Grid:
     return Grid(
         tuple(sorted({cell["group_size"] for cell in cells})),
         tuple(sorted({cell["noise"] for cell in cells})),
-        tuple(wire for wire in LEVELS if wire in {cell["wire"] for cell in cells}),
+        tuple(wire for wire in WIRES if wire in {cell["wire"] for cell in cells}),
     )
 
 

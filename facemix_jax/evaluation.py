@@ -8,7 +8,7 @@ import numpy as np
 from facemix_jax import inference
 from facemix_jax._types import HostArray, RngKey, Variables
 from facemix_jax.attacks import AttackConfig, Figure, Target, record, recorded_rows
-from facemix_jax.attacks.base import truth_by_group
+from facemix_jax.attacks.base import by_group, truth_by_group
 from facemix_jax.attacks.restoration import RESTORATION
 from facemix_jax.attacks.separation import GRADIENT_ICA
 from facemix_jax.data import Source, eval_batches, normalize
@@ -90,8 +90,8 @@ class Leakage(NamedTuple):
     Attributes:
         figures: each with its floor and the owner's own recovery.
         truth: float32 ``[G, M, H, W, C]``, activations at the cut.
-        mixtures: the same shape, what the cloud sees.
-        recovered: the same shape, what the attack returns, matched to ``truth`` in order and sign.
+        mixtures: likewise, what the cloud sees; other rows than ``M`` with decoys or clouds.
+        recovered: as ``truth``, what the attack returns, matched to ``truth`` in order and sign.
         attack: what it is.
     """
 
@@ -150,8 +150,9 @@ def evaluate_leakage(
     attack, label = (GRADIENT_ICA, "gradient ICA") if defense.keyed else (RESTORATION, "ridge")
     result = attack.run(target, recording, attack_key, AttackConfig())
     assert result.recovered is not None  # it recovers activations
-    truth, sent, recovered = (
+    truth, recovered = (
         np.asarray(truth_by_group(rows, recording))
-        for rows in (recording.activations, mixtures, result.recovered)
+        for rows in (recording.activations, result.recovered)
     )
+    sent = np.asarray(by_group(mixtures, recording))
     return Leakage(result.figures, truth, sent, recovered, label)

@@ -16,8 +16,8 @@ class Trace(NamedTuple):
     Attributes:
         secret: the edge's secret.
         activations: ``[T * B, H, W, C]``, on the edge; ``T`` is 1 unless maps are cut into tiles.
-        sent: ``[T * B, H, W, C]``, what the cloud sees.
-        responses: ``[T * B, D]``, what the cloud returns.
+        sent: ``[R, H, W, C]``, what main runs on: ``T * B`` rows unless the defence has others.
+        responses: ``[R, D]``, what main returns.
         features: ``[T * B, D]``, recovered on the edge.
         logits: float32 ``[B, K, classes]``.
     """

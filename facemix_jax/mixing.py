@@ -146,12 +146,45 @@ def gaussian(rng_key: RngKey, num_groups: int, group_size: int) -> tuple[Array, 
     return matrix, jnp.linalg.inv(matrix)
 
 
+def conditioned(condition: float = 10.0) -> Family:
+    """Matrices that are not orthogonal, with a bounded condition number.
+
+    ``U S V^T`` with Haar ``U`` and ``V``, and singular values whose logarithms are uniform over
+    an interval of length ``log(condition)``, scaled so that their squares average 1. Unmixing
+    amplifies errors by at most the condition number (Golub and Van Loan, Matrix Computations, 2.6):
+    with ``e`` added to the mixtures ``A x``, ``|x' - x| / |x| <= condition * |e| / |A x|``.
+
+    Args:
+        condition: the bound, the ratio of the largest singular value to the smallest.
+
+    Raises:
+        UsageError: the bound is below 1 or above 1000, where float32 leaves few digits.
+    """
+    _validate.in_range(1, 1000, condition=condition)
+
+    def draw(rng_key: RngKey, num_groups: int, group_size: int) -> tuple[Array, Array]:
+        left_key, right_key, value_key = jax.random.split(rng_key, 3)
+        left, _ = haar(left_key, num_groups, group_size)
+        right, _ = haar(right_key, num_groups, group_size)
+        logs = jnp.log(condition) * jax.random.uniform(value_key, (num_groups, 1, group_size))
+        values = jnp.exp(logs)
+        values = values / jnp.sqrt(jnp.mean(values**2, axis=-1, keepdims=True))
+        matrix = jnp.matmul(left * values, right.mT, precision=PRECISION)
+        return matrix, jnp.matmul(right / values, left.mT, precision=PRECISION)
+
+    return draw
+
+
 FAMILIES: dict[str, Family] = {
     "haar": haar,
     "signed_permutation": signed_permutation,
     "hadamard": hadamard,
     "gaussian": gaussian,
+    "conditioned": conditioned(),
 }
+
+NOT_ORTHOGONAL = frozenset({"gaussian", "conditioned"})
+"""Families for which an attacker must not assume that the inverse is the transpose."""
 
 
 def sample_mix_key(

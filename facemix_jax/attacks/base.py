@@ -20,13 +20,14 @@ from facemix_jax.models import SplitModel
 class View:
     """Everything that an honest but curious cloud sees of one request.
 
-    ``R = T * B`` rows are sent: one for each example, or for each tile of each example.
+    ``R`` rows are seen: as many as there are examples, or tiles of examples, unless the defence has
+    decoys or divides rows among clouds.
 
     Attributes:
         mixtures: float ``[R, ...]``, activations as they were sent.
         responses: float ``[R, D]``, what main made of them.
         main_variables: main's weights and statistics: the cloud runs it.
-        group_size: ``M``, public.
+        group_size: ``M``, rows of a group that the cloud sees; public.
     """
 
     mixtures: Array
@@ -75,12 +76,12 @@ class Recording(NamedTuple):
         images: uint8 ``[B, H, W, 3]``.
         attributes: int8 ``[B, K]``.
         identities: int32 ``[B]``.
-        activations: float32 ``[R, ...]``, before protection.
-        owner_activations: float32 ``[R, ...]``, what the owner recovers from ``view.mixtures``.
+        activations: float32 ``[N, ...]``, before protection, ``N`` examples or tiles of them.
+        owner_activations: float32 ``[N, ...]``, what the owner recovers from all that was sent.
         owner_logits: float32 ``[B, K, 2]``, what the owner gets as the answer.
         groups: int32 ``[R]``, the group of each row of ``view.mixtures``; an attack that is granted
             the grouping may use it, and its threat model says so.
-        examples: int32 ``[R]``, which image each row of ``activations`` is of. The rows of a group
+        examples: int32 ``[N]``, which image each row of ``activations`` is of. The rows of a group
             follow one another there, and in ``owner_activations``.
     """
 
@@ -169,6 +170,8 @@ class Attack(NamedTuple):
             such as no person with two images; None where it can run.
         by_tile: whether it attacks every tile for itself where maps are cut into tiles. Others
             get whole maps (``attacks.tiles.whole``).
+        any_rows: whether it takes other rows than one for each example: decoys beside them, a
+            part of them, or some that never leave the edge (``defenses.Rows``).
     """
 
     name: str
@@ -176,6 +179,7 @@ class Attack(NamedTuple):
     run: Callable[[Target, Recording, RngKey, AttackConfig], Result]
     unsuitable: Callable[[Target], str | None] = lambda target: None
     by_tile: bool = False
+    any_rows: bool = False
 
 
 def record(
@@ -202,11 +206,15 @@ def record(
     activations, mixtures, responses, recovered, logits = _play(
         target.model, target.defense, target.variables, secret, normalize(images)
     )
-    groups = np.arange(sent, dtype=np.int32) // group_size
     mix_key = defenses.mix_key_of(secret)
     examples = np.arange(sent, dtype=np.int32) % len(rows)
+    of_group = defenses.rows_of(target.defense)
+    places = np.arange(sent // group_size * of_group.sent, dtype=np.int32)
     if mix_key is not None and mix_key.order is not None:
-        groups = groups[np.asarray(mix_key.order)]
+        places = places[np.asarray(mix_key.order)]
+    if target.defense.rows is not None:
+        seen = np.flatnonzero(places % of_group.sent < of_group.seen)
+        places, mixtures, responses = places[seen], mixtures[seen], responses[seen]
     if mix_key is not None and mix_key.deal is not None:
         activations, recovered = activations[mix_key.deal], recovered[mix_key.deal]
         examples = examples[np.asarray(mix_key.deal)]
@@ -215,7 +223,7 @@ def record(
             mixtures=mixtures,
             responses=responses,
             main_variables=inference.main_variables(target.variables, target.defense),
-            group_size=group_size,
+            group_size=of_group.seen,
         ),
         images,
         target.source.attributes[rows],
@@ -223,7 +231,7 @@ def record(
         activations,
         recovered,
         logits,
-        groups,
+        places // of_group.sent,
         examples,
     )
 
@@ -241,7 +249,7 @@ def _play(
 
 
 def by_group(rows: Array | HostArray, recording: Recording) -> Array:
-    """``[B, ...]`` in the order of sending to ``[G, M, ...]``, the rows of each group together.
+    """``[R, ...]`` in the order of sending to ``[G, M, ...]``, the rows of each group together.
 
     For attacks that are granted the grouping. Which of a group's rows comes first means nothing:
     rows of a Haar matrix are exchangeable.
@@ -251,8 +259,9 @@ def by_group(rows: Array | HostArray, recording: Recording) -> Array:
 
 
 def truth_by_group(rows: Array | HostArray, recording: Recording) -> Array:
-    """``[B, ...]`` in the order of the examples to ``[G, M, ...]``, as ``by_group`` groups them."""
-    return mixing.group(jnp.asarray(rows), recording.view.group_size)
+    """``[N, ...]`` in the order of the examples to ``[G, n, ...]``, as ``by_group`` groups them."""
+    num_groups = len(recording.groups) // recording.view.group_size
+    return mixing.group(jnp.asarray(rows), len(rows) // num_groups)
 
 
 def recorded_rows(target: Target, num_groups: int) -> HostArray:

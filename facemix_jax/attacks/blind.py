@@ -39,30 +39,45 @@ def no_attack(mixtures: Array) -> Array:
 
 
 def recovery(sources: ArrayLike, truth: ArrayLike) -> HostArray:
-    """Matched |correlation| of every image, float64 ``[G, M]``.
+    """Matched |correlation| of every image, float64 ``[G, n]``.
+
+    Where there are fewer sources than images, ``[G, m]``: of the images that they match best.
 
     Args:
-        sources: ``[G, M, ...]``, recovered in any order, sign and scale.
-        truth: ``[G, M, ...]``.
+        sources: ``[G, m, ...]``, recovered in any order, sign and scale.
+        truth: ``[G, n, ...]``.
 
     Raises:
         DataError: values that are not finite.
-        UsageError: different shapes.
+        UsageError: other numbers of groups, or rows of other shapes.
     """
     sources, truth = np.asarray(sources), np.asarray(truth)
-    if sources.shape != truth.shape:
+    if (len(sources), *sources.shape[2:]) != (len(truth), *truth.shape[2:]):
         raise _validate.UsageError(
             f"sources have shape {sources.shape} and true images {truth.shape}, but both must be "
             f"[G, M, ...] alike. Pass the groups that were mixed."
         )
-    pairs = zip(sources, truth, strict=True)
-    return np.stack([metrics.matched_correlation(s, t).per_source for s, t in pairs])
+    scores = [_match(s, t).per_source for s, t in zip(sources, truth, strict=True)]
+    images, found = truth.shape[1], min(sources.shape[1], truth.shape[1])
+    kept = np.stack(scores)[:, :images]
+    return kept if found == images else -np.sort(-kept)[:, :found]
+
+
+def _match(sources: HostArray, truth: HostArray) -> metrics.MatchedCorrelation:
+    """The assignment of one group, whichever side is shorter."""
+    size = max(len(sources), len(truth))
+    return metrics.matched_correlation(_filled(sources, size), _filled(truth, size))
+
+
+def _filled(rows: HostArray, size: int) -> HostArray:
+    """``[size, ...]``: zeros, which correlate with nothing, after what there is."""
+    return np.concatenate([rows, np.zeros((size - len(rows), *rows.shape[1:]), rows.dtype)])
 
 
 def figures(
     attacker: HostArray, floor: HostArray, owner: HostArray, threat_model: str
 ) -> tuple[Figure, ...]:
-    """The two figures of a separation from matched |correlations| ``[G, M]``."""
+    """The two figures of a separation from matched |correlations|, as ``recovery`` gives them."""
 
     def figure(name: str, *scores: HostArray) -> Figure:
         value, low, high = (float(score.mean()) for score in scores)
@@ -73,12 +88,16 @@ def figures(
 
 
 def matched(sources: HostArray, truth: HostArray) -> HostArray:
-    """Sources ``[G, M, ...]`` in the order and sign of the truth."""
+    """Sources ``[G, m, ...]`` in the order and sign of the truth ``[G, n, ...]``.
+
+    Images for which no source is left get zeros.
+    """
     groups = []
     for found, images in zip(sources, truth, strict=True):
-        match = metrics.matched_correlation(found, images)
+        match = _match(found, images)
         signs = match.signs.astype(found.dtype).reshape(-1, *(1,) * (found.ndim - 1))
-        groups.append(found[match.permutation] * signs)
+        ordered = _filled(found, len(match.permutation))[match.permutation] * signs
+        groups.append(ordered[: len(images)])
     return np.stack(groups)
 
 
@@ -87,7 +106,7 @@ def score(recording: Recording, sources: Array, threat_model: str) -> Result:
 
     Args:
         recording: the request.
-        sources: float ``[G, M, ...]``, group by group.
+        sources: float ``[G, m, ...]``, group by group.
         threat_model: of the attack.
     """
     truth, owner = (
@@ -107,6 +126,7 @@ def attack(
     prepare: Callable[[Target, Recording, RngKey, AttackConfig], Separate],
     *,
     unsuitable: Callable[[Target], str | None] = lambda target: None,
+    any_rows: bool = False,
 ) -> Attack:
     """The attack that separates a recording's groups.
 
@@ -118,6 +138,7 @@ def attack(
         prepare: ``(target, recording, rng_key, config)`` to the separation, which may be trained
             on the attacker's own images first.
         unsuitable: as ``Attack.unsuitable``; maps of one position are refused in any case.
+        any_rows: as ``Attack.any_rows``.
     """
 
     def run(target: Target, recording: Recording, rng_key: RngKey, config: AttackConfig) -> Result:
@@ -139,4 +160,4 @@ def attack(
             )
         return unsuitable(target)
 
-    return Attack(name, threat_model, run, reason, by_tile=True)
+    return Attack(name, threat_model, run, reason, by_tile=True, any_rows=any_rows)

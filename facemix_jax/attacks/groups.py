@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 
 from facemix_jax._types import HostArray, RngKey
 from facemix_jax.attacks.base import Recording, Target, by_group, record
-from facemix_jax.attacks.separation import separate
+from facemix_jax.attacks.separation import separation_of
 from facemix_jax.data import normalize
 from facemix_jax.metrics import matched_correlation, standardise
 
@@ -51,7 +51,7 @@ def unmix(target: Target, recording: Recording, *, rng_key: RngKey) -> Unmixed:
     mixtures = np.asarray(by_group(recording.view.mixtures, recording))
     if mixtures.shape[1] == 1:
         return Unmixed(np.ones((len(mixtures), 1, 1), np.float32), mixtures)
-    found = separate(jnp.asarray(mixtures), rng_key=rng_key)
+    found = separation_of(target)(jnp.asarray(mixtures), rng_key=rng_key)
     unmixing, sources = np.asarray(found.unmixing), np.asarray(found.sources)
     upright = _sign_filter(auxiliary_activations(target, _AUXILIARY_IMAGES))
     if upright is not None:

@@ -19,12 +19,12 @@ from facemix_jax._types import Array, RngKey
 from facemix_jax.attacks import blind, nonnegative
 from facemix_jax.attacks.base import AttackConfig, Recording, Target, by_group, record
 from facemix_jax.attacks.nonnegative import separate_nonnegative
-from facemix_jax.attacks.separation import separate
+from facemix_jax.attacks.separation import separation_of
 from facemix_jax.attacks.unmixing import Separation, matmul, principal_axes
 
 THREAT_MODEL = (
-    "knows which mixtures form a group and that the mixing is orthogonal; the public network and "
-    "defence and own images to rehearse on; no key"
+    "knows which mixtures form a group and whether the mixing is orthogonal; the public network "
+    "and defence and own images to rehearse on; no key"
 )
 
 _REHEARSED = 4
@@ -91,8 +91,8 @@ def choose(target: Target, rng_key: RngKey) -> Choice:
 
 def _candidates(target: Target) -> dict[str, blind.Separate]:
     height, width, channels = target.model.spec.activation_shape
-    kinds: dict[str, Callable[..., Separation]] = {"gradient ICA": separate}
-    if nonnegative.are_nonnegative(target) is None:
+    kinds: dict[str, Callable[..., Separation]] = {"gradient ICA": separation_of(target)}
+    if target.defense.orthogonal and nonnegative.are_nonnegative(target) is None:
         kinds["nonnegative"] = separate_nonnegative
     candidates: dict[str, blind.Separate] = {}
     for positions, wanted in _FILTERS:
@@ -124,5 +124,5 @@ def _prepare(
     return choose(target, rng_key).separate
 
 
-ROBUST = blind.attack("robust", THREAT_MODEL, _prepare)
+ROBUST = blind.attack("robust", THREAT_MODEL, _prepare, any_rows=True)
 """The strongest separation that is known here, grouping granted."""

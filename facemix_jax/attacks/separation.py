@@ -23,7 +23,7 @@ import jax.numpy as jnp
 
 from facemix_jax._types import Array, HostArray, RngKey
 from facemix_jax.attacks import blind
-from facemix_jax.attacks.base import Figure
+from facemix_jax.attacks.base import Figure, Target
 from facemix_jax.attacks.blind import no_attack, recovery
 from facemix_jax.attacks.unmixing import (
     Separation,
@@ -41,7 +41,7 @@ from facemix_jax.attacks.unmixing import (
 )
 
 THREAT_MODEL = (
-    "knows which mixtures form a group and that the mixing is orthogonal; no key, no weights, "
+    "knows which mixtures form a group and whether the mixing is orthogonal; no key, no weights, "
     "no other images"
 )
 
@@ -173,7 +173,14 @@ def evaluate_separation(
     return SeparationReport(figures, attacker, floor, owner, separation)
 
 
-GRADIENT_ICA = blind.attack("gradient_ica", THREAT_MODEL, lambda *_: separate)
+def separation_of(target: Target) -> blind.Separate:
+    """``separate``, told what is public of the mixing matrix."""
+    return functools.partial(separate, orthogonal=target.defense.orthogonal)
+
+
+GRADIENT_ICA = blind.attack(
+    "gradient_ica", THREAT_MODEL, lambda target, *_: separation_of(target), any_rows=True
+)
 """FastICA on gradients, grouping granted."""
 
 

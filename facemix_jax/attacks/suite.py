@@ -39,8 +39,23 @@ from facemix_jax.attacks.base import (
 )
 from facemix_jax.attacks.tiles import whole
 
+
+def _one_row_each(attack: Attack) -> Attack:
+    """The attack, refused where the cloud sees other rows than one for each example."""
+
+    def reason(target: Target) -> str | None:
+        if target.defense.rows is not None:
+            return (
+                "This attack takes one row for each image, but with decoys, blinding or several "
+                "clouds the cloud sees others."
+            )
+        return attack.unsuitable(target)
+
+    return attack if attack.any_rows else attack._replace(unsuitable=reason)
+
+
 ATTACKS: dict[str, Attack] = {
-    attack.name: attack
+    attack.name: _one_row_each(attack)
     for attack in (
         # Blind to the structure of mixing: the paper's, and the fair versions of them.
         recognition.ATTRIBUTES,

@@ -4,30 +4,47 @@ import dataclasses
 from collections.abc import Callable
 
 from facemix_jax import _validate, mixing
-from facemix_jax.defenses.base import Defense, DefenseCost
+from facemix_jax.defenses.base import Defense, DefenseCost, Rows, rows_of
 from facemix_jax.defenses.facemix import facemix, none
+from facemix_jax.defenses.layers import (
+    WIRES,
+    dispersed,
+    rounded,
+    with_blinding,
+    with_decoys,
+    with_rounding,
+)
 from facemix_jax.defenses.noisy import mix_key_of, with_noise
 from facemix_jax.defenses.perturb import blur, noise
 
 __all__ = [
     "DEFENSES",
+    "WIRES",
     "Defense",
     "DefenseConfig",
     "DefenseCost",
+    "Rows",
     "blur",
     "build",
+    "dispersed",
     "facemix",
     "mix_key_of",
     "noise",
     "none",
+    "rounded",
+    "rows_of",
+    "with_blinding",
+    "with_decoys",
     "with_noise",
+    "with_rounding",
 ]
 
 DEFENSES: dict[str, Callable[["DefenseConfig", int], Defense]] = {
     "none": lambda config, tiles: none(),
     "facemix": lambda config, tiles: facemix(
-        group_size=config.group_size,
+        group_size=config.group_size + config.decoys,
         family=config.family,
+        condition=config.condition,
         deal_blocks=tiles if config.scatter else 0,
     ),
     "noise": lambda config, tiles: noise(variance=config.image_noise_variance),
@@ -45,9 +62,19 @@ class DefenseConfig:
             cut 0); or ``none`` for plain training and inference.
         group_size: images mixed together (the paper's S_G).
         family: how mixing matrices are drawn: ``haar`` (the paper), ``hadamard``,
-            ``signed_permutation`` or ``gaussian`` for studies.
+            ``signed_permutation``, ``conditioned`` or ``gaussian`` for studies.
+        condition: bound on the condition number of the family ``conditioned``.
+        decoys: members of noise that every group has beside its ``group_size`` images, and whose
+            responses are thrown away.
         noise: standard deviation of Gaussian noise on what is sent, in units of its own; 0 for
             none, as in the paper.
+        blinding: standard deviation of what is added to rows and whose responses are known
+            beforehand, in units of the rows' own; 0 for none. Answers are right only as far as
+            main is additive.
+        wire: how what is sent is rounded: ``float32`` (not at all), ``bfloat16``, ``int8``,
+            ``int4``.
+        clouds: how many share the rows of every group equally, each seeing its own only; they must
+            not collude.
         scatter: in every tile, deal the images of a request to groups anew, so that no two tiles
             have the same company; needs a network with tiles, and helps from ``group_size``
             groups in a request on.
@@ -59,7 +86,12 @@ class DefenseConfig:
     defense: str = "facemix"
     group_size: int = 8
     family: str = "haar"
+    condition: float = 10.0
+    decoys: int = 0
     noise: float = 0.0
+    blinding: float = 0.0
+    wire: str = "float32"
+    clouds: int = 1
     scatter: bool = False
     image_noise_variance: float = 4.0
     blur_size: int = 16
@@ -72,8 +104,21 @@ class DefenseConfig:
             group_size=self.group_size,
             image_noise_variance=self.image_noise_variance,
             blur_size=self.blur_size,
+            clouds=self.clouds,
         )
-        _validate.in_range(0, 100, noise=self.noise)
+        _validate.in_range(1, 1000, condition=self.condition)
+        _validate.in_range(0, 100, noise=self.noise, blinding=self.blinding, decoys=self.decoys)
+        _validate.one_of(WIRES, wire=self.wire)
+        if self.defense != "facemix" and (self.decoys or self.blinding or self.clouds > 1):
+            raise _validate.UsageError(
+                f"decoys, blinding and clouds need groups of mixed rows, but the defence is "
+                f"{self.defense!r}. Use 'facemix', or leave them out."
+            )
+        if self.decoys and self.scatter:
+            raise _validate.UsageError(
+                f"decoys is {self.decoys}, but scatter deals rows to other groups in every tile, "
+                f"and with them the decoys. Leave one of the two out."
+            )
 
 
 def build(config: DefenseConfig, *, tiles: int = 1) -> Defense:
@@ -92,4 +137,12 @@ def build(config: DefenseConfig, *, tiles: int = 1) -> Defense:
             "cut into tiles. Set a tile size smaller than the map (--tile), or leave scatter out."
         )
     defense = DEFENSES[config.defense](config, tiles)
-    return with_noise(defense, config.noise) if config.noise else defense
+    if config.decoys:
+        defense = with_decoys(defense, config.decoys)
+    if config.noise:
+        defense = with_noise(defense, config.noise)
+    if config.blinding:
+        defense = with_blinding(defense, config.blinding)
+    if config.wire != "float32":
+        defense = with_rounding(defense, config.wire)
+    return dispersed(defense, config.clouds)

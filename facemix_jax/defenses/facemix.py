@@ -6,13 +6,19 @@ from facemix_jax.defenses.base import Defense, DefenseCost
 
 
 def facemix(
-    *, group_size: int = 8, family: str = "haar", shuffle: bool = True, deal_blocks: int = 0
+    *,
+    group_size: int = 8,
+    family: str = "haar",
+    condition: float = 10.0,
+    shuffle: bool = True,
+    deal_blocks: int = 0,
 ) -> Defense:
     """Mixes groups of activations with fresh secret matrices.
 
     Args:
         group_size: ``M``, the paper's ``S_G``.
         family: one of ``mixing.FAMILIES``; the paper's is ``haar``.
+        condition: of the family ``conditioned``: the bound on the condition number.
         shuffle: shuffle mixtures across groups before sending (section 3.5).
         deal_blocks: deal rows to groups anew in each of so many blocks (tiles), as
             ``mixing.sample_mix_key`` does; 0 for groups of consecutive rows, as in the paper.
@@ -26,6 +32,8 @@ def facemix(
             f"Use 2 or more, or the defence 'none'."
         )
     _validate.one_of(mixing.FAMILIES, family=family)
+    bounded = mixing.conditioned(condition)
+    draw = bounded if family == "conditioned" else mixing.FAMILIES[family]
 
     def init(rng_key: RngKey, batch_size: int, training: bool) -> mixing.MixKey:
         _validate.divides(group_size, divisor_name="group_size", batch_size=batch_size)
@@ -33,7 +41,7 @@ def facemix(
             rng_key,
             batch_size // group_size,
             group_size,
-            family=mixing.FAMILIES[family],
+            family=draw,
             shuffle=shuffle and not training,
             deal_blocks=deal_blocks,
         )
@@ -41,7 +49,15 @@ def facemix(
     def cost(activation_elements: int, response_elements: int) -> DefenseCost:
         return DefenseCost(group_size * activation_elements, group_size * response_elements)
 
-    return Defense("facemix", group_size, init, mixing.mix, mixing.unmix, cost)
+    return Defense(
+        "facemix",
+        group_size,
+        init,
+        mixing.mix,
+        mixing.unmix,
+        cost,
+        orthogonal=family not in mixing.NOT_ORTHOGONAL,
+    )
 
 
 def none() -> Defense:

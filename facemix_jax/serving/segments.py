@@ -72,10 +72,12 @@ def load(workdir: Path, *, with_main: bool = False) -> Segments:
             f"from 'haar'. Train with --family haar."
         )
     directory, step, model, like = loading.find(workdir)
-    if model.spec.tiles > 1 or config.defense.noise:
+    layers = config.defense.noise, config.defense.decoys, config.defense.blinding
+    if model.spec.tiles > 1 or any(layers) or config.defense.clouds > 1:
         raise UsageError(
-            f"{workdir} was trained with tiles or noise, which clients do not speak yet. Serve a "
-            f"run without --tile and --noise."
+            f"{workdir} was trained with tiles, noise, decoys, blinding or several clouds, which "
+            f"clients do not speak yet. Serve a run without --tile, --noise, --decoys, --blinding "
+            f"and --clouds."
         )
     variables = {
         # At cut 0 pre has no variables, and nothing was written.

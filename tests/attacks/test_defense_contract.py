@@ -18,11 +18,30 @@ RNG_KEY = jax.random.key(4)
 EFFORT = attacks.AttackConfig(num_groups=16, steps=2, batch_size=16)
 
 
+LAYERS = {
+    "conditioned": {"family": "conditioned"},
+    "decoys": {"decoys": 2},
+    "blinding": {"blinding": 1.0},
+    "rounding": {"wire": "int4"},
+    "clouds": {"clouds": 2},
+    "all layers": {
+        "family": "conditioned",
+        "decoys": 2,
+        "noise": 0.1,
+        "blinding": 1.0,
+        "wire": "int8",
+        "clouds": 3,
+    },
+}
+"""What stands around mixing, by itself and together."""
+
+
 def built(name):
     """A network cut where the defence is meant for, untrained."""
-    config = DefenseConfig(defense=name, group_size=4, blur_size=8)
+    defense = "facemix" if name in LAYERS else name
+    config = DefenseConfig(defense=defense, group_size=4, blur_size=8, **LAYERS.get(name, {}))
     source = PatchworkSource()
-    cut = 1 if name == "facemix" else 0
+    cut = 1 if defense == "facemix" else 0
     model = resnet18(cut=cut, image_size=source.image_size, num_attributes=3, width=4)
     return attacks.Target(
         model=model,
@@ -68,8 +87,11 @@ def check(target, name):
 @pytest.mark.library_promotes
 @pytest.mark.parametrize(
     "defense",
-    # Training and attacking the others is tested elsewhere as well.
-    [pytest.param(d, marks=[] if d == "noise" else pytest.mark.slow) for d in defenses.DEFENSES],
+    # Training and attacking the others is tested elsewhere as well, or among all layers.
+    [
+        pytest.param(d, marks=[] if d in ("noise", "all layers") else pytest.mark.slow)
+        for d in (*defenses.DEFENSES, *LAYERS)
+    ],
 )
 def test_every_defence_trains_infers_and_is_attacked(defense):
     target = trained(defense)
@@ -84,11 +106,19 @@ def test_every_defence_trains_infers_and_is_attacked(defense):
 
 @pytest.mark.slow
 @pytest.mark.library_promotes
-@pytest.mark.parametrize("defense", ["noise", "blur"])
-def test_every_attack_runs_on_perturbed_images(defense):
+@pytest.mark.parametrize("defense", ["noise", "blur", *LAYERS])
+def test_every_attack_runs_or_says_why_not(defense):
     target = trained(defense)
-    for name in suite.ATTACKS:
-        check(target, name)
+    ran = {name for name in suite.ATTACKS if check(target, name)}
+    assert "robust" in ran if defense in LAYERS else "restoration" in ran
+
+
+@pytest.mark.parametrize("layer", ["decoys", "blinding", "clouds"])
+def test_attacks_on_one_row_for_each_image_are_refused_where_there_are_others(layer):
+    target = built(layer)
+    refused = {name for name, attack in suite.ATTACKS.items() if attack.unsuitable(target)}
+    assert refused >= {n for n, attack in suite.ATTACKS.items() if not attack.any_rows}
+    assert not refused & {"gradient_ica", "robust"}
 
 
 @pytest.mark.library_promotes

@@ -199,11 +199,11 @@ def test_rounding_is_that_of_the_wire(dtype):
     x = normal(0)
     x[0, :, :, 1] = 0  # a channel without anything
     arrived = wire.decode(wire.encode(x, dtype), row_shape=SHAPE[1:], max_rows=8)
-    np.testing.assert_allclose(phase.rounded(jax.numpy.asarray(x), dtype), arrived, rtol=1e-6)
+    np.testing.assert_allclose(defenses.rounded(jax.numpy.asarray(x), dtype), arrived, rtol=1e-6)
 
 
 def test_four_bits_hold_fifteen_values_of_a_channel():
-    rows = np.asarray(phase.rounded(jax.numpy.asarray(normal(0, (2, 40, 40, 3))), "int4"))
+    rows = np.asarray(defenses.rounded(jax.numpy.asarray(normal(0, (2, 40, 40, 3))), "int4"))
     assert max(len(np.unique(rows[b, :, :, c])) for b in range(2) for c in range(3)) == 15
 
 

@@ -1,0 +1,323 @@
+"""What can be put around mixing: what it costs, and what the strongest attacks make of it."""
+
+import dataclasses
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import measuring
+import numpy as np
+import report
+import scale as scales
+import summaries
+import tyro
+from scale import Scale
+from systems import SYSTEMS, System
+
+from facemix_jax import _runtime, attacks, costs, defenses, evaluation
+from facemix_jax._types import HostArray, RngKey
+from facemix_jax._validate import one_of
+from facemix_jax.attacks import denoising, robust, separation
+from facemix_jax.attacks.base import by_group, truth_by_group
+from facemix_jax.attacks.groups import auxiliary_activations
+from facemix_jax.defenses import DefenseConfig
+from facemix_jax.models import ModelConfig
+from facemix_jax.results import Column, ResultTable
+from facemix_jax.runs import Run
+
+
+class Variant(NamedTuple):
+    """A defence, and whose network it is measured on.
+
+    Attributes:
+        defense: as it is at inference and under attack.
+        trained: whether the network is trained with it; otherwise Table 2's FaceMix serves.
+    """
+
+    defense: DefenseConfig
+    trained: bool = False
+
+
+FACEMIX = "FaceMix, M = 8, N_pre = 1"
+"""A row of ``table2.py``, whose network serves for all variants without one of their own."""
+
+BOUNDED = DefenseConfig(family="conditioned", condition=10.0)
+VARIANTS = {
+    FACEMIX: Variant(SYSTEMS[FACEMIX].defense),
+    # Main treats every row alike, so that clouds need no training of their own.
+    "2 clouds": Variant(DefenseConfig(clouds=2)),
+    "4 clouds": Variant(DefenseConfig(clouds=4)),
+    "8 clouds": Variant(DefenseConfig(clouds=8)),
+    "condition 10, not trained so": Variant(BOUNDED),
+    "4 decoys, not trained so": Variant(DefenseConfig(decoys=4)),
+    "blinding 4, not trained so": Variant(DefenseConfig(blinding=4.0)),
+    "blinding 1, not trained so": Variant(DefenseConfig(blinding=1.0)),
+    "condition 10": Variant(BOUNDED, True),
+    "4 decoys": Variant(DefenseConfig(decoys=4), True),
+    "blinding 4": Variant(DefenseConfig(blinding=4.0), True),
+    "blinding 1": Variant(DefenseConfig(blinding=1.0), True),
+    "int4": Variant(DefenseConfig(wire="int4"), True),
+}
+"""All with eight images in a group, at cut 1. Rounding of a network not trained for it is
+``phase.py``'s."""
+
+UTILITY = "utility"
+ATTACKS = {attack.name: attack for attack in (separation.GRADIENT_ICA, robust.ROBUST)}
+PARTS = (UTILITY, *ATTACKS)
+
+_AUXILIARY = 512
+"""The attacker's own images."""
+
+SMOKE = {
+    FACEMIX: (UTILITY, separation.GRADIENT_ICA.name),
+    "4 clouds": (separation.GRADIENT_ICA.name,),
+    "blinding 4": (UTILITY, separation.GRADIENT_ICA.name),
+}
+"""Of the smoke test: the other attack takes long to compile."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """Trains variants of mixing as ``table2.py`` trains FaceMix, then attacks them.
+
+    Command: ``python experiments/variants.py --data-dir CELEBA``, or ``--scale smoke``, which needs
+    no files. Finished cells are not run again.
+
+    Run time: a minute for ``smoke``; at ``cpu`` three to five CPU minutes for each training, twice
+    that with blinding, and one for each variant's attacks.
+
+    Expected: separation undoes every matrix that can be inverted, and decoys and rounding with it.
+    One cloud of several gains little over its rows as they are. Blinding hides what is not smooth
+    and takes its price in accuracy and in the edge's own work. See ``docs/defenses.md``.
+
+    Attributes:
+        scale: smoke or cpu.
+        data_dir: folder with the official CelebA files; none for ``smoke``.
+        cache_dir: folder for decoded images; None for the data set's default.
+        workdirs: folder for the runs; finished ones are not trained again.
+        variants: which ones, in order.
+        parts: which ones.
+        num_groups: groups of images attacked.
+        seed: of training and attacks.
+        output: JSON file; None for ``results/variants_SCALE.json``.
+    """
+
+    scale: scales.Name = "cpu"
+    data_dir: str | None = None
+    cache_dir: str | None = None
+    workdirs: Path = Path("runs")
+    variants: tuple[str, ...] = tuple(VARIANTS)
+    parts: tuple[str, ...] = PARTS
+    num_groups: int = 16
+    seed: int = 0
+    output: Path | None = None
+
+
+def main(config: Config) -> None:
+    """Runs the cells that the JSON file lacks, and writes each into it."""
+    one_of(("smoke", "cpu"), scale=config.scale)
+    for name in config.variants:
+        one_of(VARIANTS, variant=name)
+    for part in config.parts:
+        one_of(PARTS, part=part)
+    small = config.scale == "smoke"
+    scale = scales.SCALES[config.scale]
+    place = measuring.Place(
+        dataset="celeba",
+        data_dir=config.data_dir,
+        cache_dir=config.cache_dir,
+        identity_dir=None,
+        workdirs=config.workdirs / f"table2_{config.scale}",
+    )
+    size = f"{summaries.images(scale, 'CelebA')}, {summaries.size(scale)}"
+    cells = report.Cells(
+        config.output or scales.output("variants", config.scale),
+        config,
+        name=f"variants, scale {config.scale}",
+        chooses=("variants", "parts"),
+        summarize=lambda cells: ([table(cells, size)] if cells else [], ()),
+    )
+    for name in config.variants:
+        what = {"variant": name, "seed": config.seed}
+        parts = SMOKE.get(name, ()) if small else config.parts
+        missing = [part for part in parts if not cells.has(part=part, **what)]
+        if not missing:
+            continue
+        run = trained(name, scale, place, config.seed)
+        scene = Scene(run, config)
+        for part in missing:
+            began = time.perf_counter()
+            found = utility(run, config.seed) if part == UTILITY else scene.attacked(part)
+            seconds = round(time.perf_counter() - began, 1)
+            cells.add({**what, "part": part, **found, "seconds": seconds})
+    cells.save()
+
+
+def trained(name: str, scale: Scale, place: measuring.Place, seed: int) -> Run:
+    """The network of a variant, trained now or before, under the variant's defence."""
+    variant = VARIANTS[name]
+    network = name if variant.trained else FACEMIX
+    system = System(ModelConfig(cut=1), VARIANTS[network].defense)
+    run = measuring.trained(network, system, scale, place, seed)
+    return run._replace(defense=defenses.build(variant.defense, tiles=run.model.spec.tiles))
+
+
+def utility(run: Run, seed: int) -> dict[str, Any]:
+    """Accuracy on all test images through the defence, and what one image costs the owner."""
+    found = evaluation.evaluate_utility(
+        run.model, run.defense, run.variables, run.source, rng_key=jax.random.key(seed)
+    )
+    spec = run.model.spec
+    sizes = int(np.prod(spec.activation_shape)), int(np.prod(spec.response_shape))
+    cost = run.defense.cost(*sizes)
+    row = jax.ShapeDtypeStruct((1, *spec.activation_shape), np.float32)
+    main_macs = costs.macs(run.model.main.apply, run.variables["main"], row)
+    return {
+        "accuracy": round(found.accuracy, 4),
+        "balanced_accuracy": round(found.balanced_accuracy, 4),
+        "majority_accuracy": round(found.majority_accuracy, 4),
+        "rows_sent": cost.rows_sent,
+        "rows_ahead": cost.rows_ahead,
+        "defense_macs": cost.protect_macs + cost.recover_macs,
+        "macs_ahead": round(cost.rows_ahead * main_macs),
+    }
+
+
+class Scene:
+    """One recorded request, and what several attacks on it share.
+
+    Args:
+        run: the network under its defence.
+        config: how much is attacked.
+    """
+
+    def __init__(self, run: Run, config: Config) -> None:
+        self._target = report.without_main(
+            attacks.Target(
+                model=run.model, defense=run.defense, variables=run.variables, source=run.source
+            )
+        )
+        self._seed = config.seed
+        record_key = jax.random.key(config.seed + 1)
+        rows = attacks.recorded_rows(self._target, config.num_groups)
+        self._recording = attacks.record(self._target, rows, rng_key=record_key)
+        self._filters = denoising.fit(self._target)
+        self._truth, owner = (
+            np.asarray(truth_by_group(some, self._recording))
+            for some in (self._recording.activations, self._recording.owner_activations)
+        )
+        sides = {
+            "floor": np.asarray(by_group(self._recording.view.mixtures, self._recording)),
+            "owner": owner,
+            "granted": granted(self._target, self._recording, record_key),
+        }
+        self._alike = {side: self._filtered(some) for side, some in sides.items()}
+        guess = denoising.guessed_correlation(self._filters, self._truth)
+        self._alike["guess"] = round(guess, 4)
+
+    def attacked(self, name: str) -> dict[str, Any]:
+        """Mean matched |correlation|, as it is and with all rows filtered alike."""
+        found = ATTACKS[name].run(
+            self._target,
+            self._recording,
+            jax.random.key(self._seed + 2),
+            attacks.AttackConfig(),
+        )
+        figure = found.figures[0]
+        assert found.recovered is not None
+        recovered = found.recovered.reshape(self._truth.shape)
+        sources = self._recording.view.group_size
+        return {
+            "images": len(self._recording.images),
+            "value": round(figure.value, 4),
+            "floor": round(figure.floor, 4),
+            "owner": round(figure.owner, 4),
+            "key_advantage": round(figure.key_advantage, 4),
+            "filtered": {"value": self._filtered(_found_only(recovered, sources)), **self._alike},
+        }
+
+    def _filtered(self, rows: HostArray) -> float:
+        return round(denoising.filtered_correlation(self._filters, rows, self._truth), 4)
+
+
+def granted(target: attacks.Target, recording: attacks.Recording, record_key: RngKey) -> HostArray:
+    """What anyone would make of the view with the mixing matrix in hand: ``[G, n, ...]``.
+
+    Every member is taken for the mean activation plus what the rows seen say of it: where members
+    are alike and independent, the best linear estimate. No attack on the matrix leads further.
+    """
+    secret = target.defense.init(record_key, len(recording.activations), True)
+    mix_key = defenses.mix_key_of(secret)
+    assert mix_key is not None
+    seen = np.asarray(by_group(recording.view.mixtures, recording))
+    matrix = np.asarray(mix_key.matrix)[:, : seen.shape[1]]
+    mean = auxiliary_activations(target, _AUXILIARY).mean(0).ravel()
+    flat = seen.reshape(*seen.shape[:2], -1)
+    away = flat - matrix.sum(2, keepdims=True) * mean
+    members = mean + np.linalg.pinv(matrix) @ away
+    return members.reshape(*members.shape[:2], *seen.shape[2:])[:, : target.defense.group_size]
+
+
+def _found_only(recovered: HostArray, sources: int) -> HostArray:
+    """``[G, n, ...]`` without the empty images where there were fewer sources than images."""
+    if sources >= recovered.shape[1]:
+        return recovered
+    there = np.abs(recovered).reshape(*recovered.shape[:2], -1).sum(2)
+    order = np.sort(np.argsort(-there, axis=1)[:, :sources], axis=1)
+    return recovered[np.arange(len(recovered))[:, None], order]
+
+
+def table(cells: Sequence[Mapping[str, Any]], size: str) -> ResultTable:
+    """A row for each variant."""
+    flat = [row_of(cells, name) for name in dict.fromkeys(cell["variant"] for cell in cells)]
+    columns = {
+        "accuracy": Column(name="test acc.", format="percent"),
+        "balanced_accuracy": Column(name="balanced acc.", format="percent"),
+        "floor": Column(name="no attack", format="fixed3"),
+        "gradient_ica": Column(name="gradient ICA", format="fixed3", strongest="strongest"),
+        "robust": Column(name="robust", format="fixed3", strongest="strongest"),
+        "value": Column(name="strongest", format="fixed3"),
+        "owner": Column(name="owner", format="fixed3"),
+        "key_advantage": Column(name="key advantage", format="fixed3"),
+        "guess, filtered": Column(name="guess, filtered", format="fixed3"),
+        "floor, filtered": Column(name="no attack, filtered", format="fixed3"),
+        "value, filtered": Column(name="strongest, filtered", format="fixed3"),
+        "granted, filtered": Column(name="matrix granted, filtered", format="fixed3"),
+        "owner, filtered": Column(name="owner, filtered", format="fixed3"),
+        "rows_sent": Column(name="rows sent"),
+        "rows_ahead": Column(name="rows ahead"),
+    }
+    return ResultTable(
+        title=f"Variants of mixing, M = 8, cut 1: {size}",
+        columns=tuple(columns.values()),
+        rows=report.rows(flat, lambda row: str(row["label"]), columns),
+        note="Mean matched |correlation| of activations; with several clouds, of the images that "
+        "one cloud's rows match best. Filtered: every side's rows by the best of seven linear "
+        "filters from public statistics; guess: other faces in their place; granted: whoever knows "
+        "the mixing matrix and no more, over all images. Rows, for each image: sent and run "
+        "through main by the clouds, and run through main by the edge ahead of the request.",
+    )
+
+
+def row_of(cells: Sequence[Mapping[str, Any]], variant: str) -> dict[str, Any]:
+    """What is known of a variant; the strongest is the larger of the attacks that were run."""
+    parts = {cell["part"]: cell for cell in cells if cell["variant"] == variant}
+    row: dict[str, Any] = {"label": variant, **parts.get(UTILITY, {})}
+    for name in ("rows_sent", "rows_ahead"):
+        if name in row:
+            row[name] = f"{row[name]:g}"
+    met = [parts[name] for name in ATTACKS if name in parts]
+    row |= {cell["part"]: cell["value"] for cell in met}
+    if met:
+        strongest = max(met, key=lambda cell: cell["value"])
+        row |= {name: strongest[name] for name in ("value", "floor", "owner", "key_advantage")}
+        row |= {f"{side}, filtered": value for side, value in strongest["filtered"].items()}
+        row["value, filtered"] = max(cell["filtered"]["value"] for cell in met)
+    return row
+
+
+if __name__ == "__main__":
+    _runtime.configure()
+    main(tyro.cli(Config))

@@ -1,0 +1,64 @@
+"""Variants of mixing: what the table says of given cells."""
+
+import numpy as np
+import variants
+
+from facemix_jax import defenses
+
+FILTERED = {"floor": 0.6, "owner": 1.0, "granted": 1.0, "guess": 0.5}
+
+
+def attack_cell(part, value, filtered):
+    return {
+        "variant": "4 decoys",
+        "part": part,
+        "value": value,
+        "floor": 0.5,
+        "owner": 1.0,
+        "key_advantage": 1 - value,
+        "filtered": {"value": filtered, **FILTERED},
+    }
+
+
+CELLS = [
+    {
+        "variant": "4 decoys",
+        "part": "utility",
+        "accuracy": 0.85,
+        "balanced_accuracy": 0.6,
+        "rows_sent": 1.5,
+        "rows_ahead": 0.0,
+    },
+    attack_cell("gradient_ica", 0.9, 0.95),
+    attack_cell("robust", 0.8, 0.97),
+]
+
+
+def test_the_strongest_is_the_larger_of_both_attacks():
+    row = variants.row_of(CELLS, "4 decoys")
+    assert (row["gradient_ica"], row["robust"], row["value"]) == (0.9, 0.8, 0.9)
+    assert row["value, filtered"] == 0.97
+    assert row["rows_sent"] == "1.5"
+    assert "value" not in variants.row_of(CELLS[:1], "4 decoys")
+
+
+def test_no_weak_attack_stands_alone_in_the_table():
+    table = variants.table(CELLS, "drawn faces")
+    names = {column.name for column in table.columns}
+    weak = [column for column in table.columns if column.name in ("gradient ICA", "robust")]
+    assert len(weak) == 2
+    assert {column.strongest for column in weak} <= names
+    assert len(table.rows[0].cells) == len(table.columns)
+
+
+def test_every_variant_has_a_defence_of_eight_images():
+    for variant in variants.VARIANTS.values():
+        assert defenses.build(variant.defense).group_size == 8
+    assert set(variants.SMOKE) <= set(variants.VARIANTS)
+
+
+def test_images_without_a_source_are_left_out():
+    rows = np.arange(1.0, 13.0).reshape(2, 3, 2)
+    rows[0, 1] = rows[1, 0] = 0
+    np.testing.assert_array_equal(variants._found_only(rows, 2), [rows[0, [0, 2]], rows[1, 1:]])
+    assert variants._found_only(rows, 4) is rows
