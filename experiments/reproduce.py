@@ -87,6 +87,7 @@ STEPS: dict[str, Step] = {
     "regroup": Step(largest="cpu", workdirs=None),
     "phase": Step(workdirs=("--workdirs", "runs/phase")),
     "frontier": Step(largest="cpu", workdirs=("--workdirs", "runs/frontier"), people=True),
+    "gaussian_codes": Step(largest="cpu", workdirs=("--workdirs", "runs/gaussian_codes")),
     "challenge_baseline": Step(data=None, largest="cpu", workdirs=None),
 }
 """In order; ``table1.py`` needs none of this and comes first. ``linearity`` reads runs of
