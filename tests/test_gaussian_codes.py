@@ -183,7 +183,7 @@ def test_without_weights_there_is_no_discriminator_and_no_term(tiny_source):
 
 def run_config(**options):
     return RunConfig(
-        model=ModelConfig(width=4, stem="signed", centre=True, tile=(5, 5)),
+        model=ModelConfig(width=4, stem="signed", centre=True),
         defense=DefenseConfig(noise=0.5),
         train=train_config(negentropy_weight=10.0, adversary_weight=1.0, **options),
     )
