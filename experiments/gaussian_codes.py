@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import adapted_ica
 import jax
 import report
 import scale as scales
@@ -13,7 +14,7 @@ import tyro
 
 from facemix_jax import _runtime, attacks, data, evaluation, fitting, gaussian_codes, runs
 from facemix_jax._validate import one_of
-from facemix_jax.attacks import suite
+from facemix_jax.attacks import contrast, suite
 from facemix_jax.defenses import DefenseConfig
 from facemix_jax.models import ModelConfig
 from facemix_jax.results import Column, ResultTable, Row
@@ -27,14 +28,22 @@ WEIGHTS = {"plain": (0.0, 0.0), "Gaussian": (30.0, 1.0)}
 ATTACKS = (
     "gradient_ica",
     "robust",
-    "nonnegative",
+    "adapted_ica",
     "contrast",
+    "nonnegative",
     "alignment",
     "iva",
     "picard",
     "adversarial",
 )
 """Blind separations; which of them suit a network, each says itself."""
+
+OWN = {
+    "adapted_ica": adapted_ica.ADAPTED,
+    # Here whole maps as well have few samples that help: one tile is a map.
+    "contrast": contrast.CONTRAST._replace(unsuitable=lambda target: None),
+}
+"""Attacks that are not the suite's own."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -86,7 +95,12 @@ def main(config: Config) -> None:
     one_of(("smoke", "cpu"), scale=config.scale)
     if config.scale == "smoke":
         config = dataclasses.replace(
-            config, maps=("whole",), noises=(0.0,), attacks=("gradient_ica",), epochs=1, steps=2
+            config,
+            maps=("whole",),
+            noises=(0.0,),
+            attacks=("gradient_ica", "adapted_ica"),
+            epochs=1,
+            steps=2,
         )
     for name in config.maps:
         one_of(MAPS, map=name)
@@ -133,7 +147,8 @@ def measure(
         if name is None:
             cells.add({"attack": None, **what, **utility(run, config.seed), "seconds": seconds})
             continue
-        attack = suite.ATTACKS[name]
+        attack = OWN.get(name, suite.ATTACKS.get(name))
+        assert attack is not None
         reason = attack.unsuitable(target)
         if reason is not None:
             cells.add({"attack": name, **what, "skipped": reason})
