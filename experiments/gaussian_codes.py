@@ -175,7 +175,7 @@ def trained(config: Config, maps: str, group_size: int, noise: float, training: 
             scale.train,
             num_epochs=config.epochs,
             negentropy_weight=negentropy,
-            adversary_weight=adversary,
+            discriminator_weight=adversary,
             seed=config.seed,
         ),
     )

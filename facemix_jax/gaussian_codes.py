@@ -177,7 +177,7 @@ def penalty(
     rng_key: RngKey,
     *,
     negentropy_weight: float,
-    adversary_weight: float,
+    discriminator_weight: float,
     group_size: int,
     tiles: int = 1,
 ) -> Array:
@@ -185,11 +185,11 @@ def penalty(
 
     Args:
         codes: float ``[T * B, h, w, C]``, tile by tile, before protection.
-        discriminator: None where ``adversary_weight`` is 0.
+        discriminator: None where ``discriminator_weight`` is 0.
         rng_key: consumed.
         negentropy_weight: of the sliced negentropy of the codes' gradients; 0 leaves it out.
-        adversary_weight: of the discriminator's advantage. Below zero the discriminator is wrong,
-            and would be right with its sign turned: that is no gain, and counts as zero.
+        discriminator_weight: of the discriminator's advantage. Below zero the discriminator is
+            wrong, and would be right with its sign turned: that is no gain, and counts as zero.
         group_size: ``M``.
         tiles: ``T``.
 
@@ -203,5 +203,5 @@ def penalty(
         added = added + negentropy_weight * found
     if discriminator is not None:
         found = advantage(discriminator, codes, mix_rng_key, group_size=group_size)
-        added = added + adversary_weight * jnp.maximum(found, 0.0)
+        added = added + discriminator_weight * jnp.maximum(found, 0.0)
     return added

@@ -43,7 +43,7 @@ class TrainConfig:
             used for its own kind.
         negentropy_weight: of the sliced negentropy of the activations' gradients, in nats; 0 for
             none, as in the paper. See ``facemix_jax.gaussian_codes``.
-        adversary_weight: of the advantage, in nats, of a discriminator that is trained along to
+        discriminator_weight: of the advantage, in nats, of a discriminator that is trained along to
             tell single activations from mixed ones; 0 for none, as in the paper.
         seed: of initialisation, order, flips and mixing matrices.
         log_every: steps between records.
@@ -60,7 +60,7 @@ class TrainConfig:
     flip: bool = True
     statistics: str = "mixed"
     negentropy_weight: float = 0.0
-    adversary_weight: float = 0.0
+    discriminator_weight: float = 0.0
     seed: int = 0
     log_every: int = 20
     checkpoint_every: int = 200
@@ -80,7 +80,7 @@ class TrainConfig:
             0,
             float("inf"),
             negentropy_weight=self.negentropy_weight,
-            adversary_weight=self.adversary_weight,
+            discriminator_weight=self.discriminator_weight,
         )
         _validate.in_range(0, 2**32 - 1, seed=self.seed)
         _validate.one_of(STATISTICS, statistics=self.statistics)
@@ -94,7 +94,7 @@ class TrainState:
     Attributes:
         step: int32 scalar, steps done.
         variables: ``{"pre", "main", "post"}``.
-        opt_state: the optimiser's; with an adversary, ``{"network", "discriminator",
+        opt_state: the optimiser's; with a discriminator, ``{"network", "discriminator",
             "for_discriminator"}``: the discriminator itself and the states of both optimisers.
         rng_key: never consumed; step keys are ``fold_in(rng_key, step)``.
     """
@@ -199,7 +199,7 @@ def init_state(
         clean = jax.tree.map(jnp.copy, main["batch_stats"])  # a donated buffer has one owner
         variables = {**variables, "main": {**main, "clean_stats": clean}}
     opt_state = _optimizer(config, num_steps, Scalars.of(config)).init(_params(variables))
-    if config.adversary_weight:
+    if config.discriminator_weight:
         judge_key = jax.random.fold_in(init_key, 1)
         channels = model.spec.activation_shape[-1]
         discriminator = gaussian_codes.init_discriminator(judge_key, channels)
@@ -270,11 +270,11 @@ def make_step(model: SplitModel, defense: Defense, config: TrainConfig, num_step
     Of ``config``, ``seed``, ``learning_rate`` and ``weight_decay`` play no part: they come with
     the state and the scalars. See ``make_train_step`` for shapes.
     """
-    adversarial = bool(config.adversary_weight)
+    with_judge = bool(config.discriminator_weight)
     penalty = functools.partial(
         gaussian_codes.penalty,
         negentropy_weight=config.negentropy_weight,
-        adversary_weight=config.adversary_weight,
+        discriminator_weight=config.discriminator_weight,
         group_size=defense.group_size,
         tiles=model.spec.tiles,
     )
@@ -290,7 +290,7 @@ def make_step(model: SplitModel, defense: Defense, config: TrainConfig, num_step
             mirrored = jax.random.bernoulli(flip_key, shape=(x.shape[0], 1, 1, 1))
             x = jnp.where(mirrored, x[:, :, ::-1], x)
         network, discriminator = state.opt_state, None
-        if adversarial:
+        if with_judge:
             network, discriminator = network["network"], network["discriminator"]
 
         def loss_of(params: dict[str, Any]) -> tuple[Array, tuple[Array, dict[str, Any], Array]]:
@@ -303,7 +303,7 @@ def make_step(model: SplitModel, defense: Defense, config: TrainConfig, num_step
                 statistics=config.statistics,
             )
             loss = cross_entropy(logits, attributes)
-            if config.negentropy_weight or adversarial:
+            if config.negentropy_weight or with_judge:
                 loss = loss + penalty(codes, discriminator, penalty_key)
             return loss, (logits, variables, codes)
 

@@ -147,7 +147,7 @@ def test_training_with_the_terms_makes_codes_more_gaussian(tiny_source):
     model = resnet18(image_size=(40, 36), width=4, num_attributes=3, stem="signed", centre=True)
     found = {}
     for weight in (0.0, 30.0):
-        config = train_config(negentropy_weight=weight, adversary_weight=weight / 30)
+        config = train_config(negentropy_weight=weight, discriminator_weight=weight / 30)
         state = training.init_state(model, config, 60)
         step = training.make_train_step(model, defenses.facemix(), config, 60)
         for index in range(60):
@@ -162,7 +162,7 @@ def test_training_with_the_terms_makes_codes_more_gaussian(tiny_source):
 def test_without_weights_there_is_no_discriminator_and_no_term(tiny_source):
     model = resnet18(image_size=(40, 36), width=4, num_attributes=3)
     plain = training.init_state(model, train_config(), 4)
-    with_one = training.init_state(model, train_config(adversary_weight=1.0), 4)
+    with_one = training.init_state(model, train_config(discriminator_weight=1.0), 4)
     assert set(with_one.opt_state) == {"network", "discriminator", "for_discriminator"}
     same = jax.tree.map(np.array_equal, plain.opt_state, with_one.opt_state["network"])
     assert all(jax.tree.leaves(same))
@@ -173,7 +173,7 @@ def test_without_weights_there_is_no_discriminator_and_no_term(tiny_source):
                 None,
                 KEY,
                 negentropy_weight=0.0,
-                adversary_weight=0.0,
+                discriminator_weight=0.0,
                 group_size=8,
             )
         )
@@ -185,7 +185,7 @@ def run_config(**options):
     return RunConfig(
         model=ModelConfig(width=4, stem="signed", centre=True),
         defense=DefenseConfig(noise=0.5),
-        train=train_config(negentropy_weight=10.0, adversary_weight=1.0, **options),
+        train=train_config(negentropy_weight=10.0, discriminator_weight=1.0, **options),
     )
 
 
@@ -223,5 +223,5 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(tmp_path, tiny_source):
 def test_terms_without_mixing_are_refused():
     with pytest.raises(UsageError, match="negentropy_weight"):
         RunConfig(defense=DefenseConfig(defense="none"), train=train_config(negentropy_weight=1.0))
-    with pytest.raises(UsageError, match="adversary_weight"):
-        train_config(adversary_weight=-1.0)
+    with pytest.raises(UsageError, match="discriminator_weight"):
+        train_config(discriminator_weight=-1.0)

@@ -85,7 +85,7 @@ def test_every_defence_trains_infers_and_is_attacked(defense):
 @pytest.mark.slow
 @pytest.mark.library_promotes
 def test_facemix_towards_gaussian_codes_trains_infers_and_is_attacked():
-    target = trained("facemix", negentropy_weight=10.0, adversary_weight=1.0)
+    target = trained("facemix", negentropy_weight=10.0, discriminator_weight=1.0)
     images = data.normalize(target.source.images(np.arange(5)))
     logits = inference.infer(target.model, target.defense, target.variables, RNG_KEY, images)
     assert bool(jnp.isfinite(logits).all())
