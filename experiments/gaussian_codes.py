@@ -56,8 +56,8 @@ class Config:
     Run time: a minute for ``smoke``; for ``cpu`` about one minute of CPU time for each network,
     and two for its attacks.
 
-    Expected: with the terms gradient ICA finds less, at some loss of accuracy; the network's edge
-    is too small to make faces Gaussian, and the floor is not reached. See ``docs/defenses.md``.
+    Expected: with the terms gradient ICA falls to near no attack, at about a point of accuracy, and
+    ICA adapted to the network's codes still finds most of them. See ``docs/defenses.md``.
 
     Attributes:
         scale: smoke or cpu.
