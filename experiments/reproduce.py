@@ -88,6 +88,7 @@ STEPS: dict[str, Step] = {
     "phase": Step(workdirs=("--workdirs", "runs/phase")),
     "frontier": Step(largest="cpu", workdirs=("--workdirs", "runs/frontier"), people=True),
     "variants": Step(largest="cpu", after="table2"),
+    "gaussian_codes": Step(largest="cpu", workdirs=("--workdirs", "runs/gaussian_codes")),
     "challenge_baseline": Step(data=None, largest="cpu", workdirs=None),
 }
 """In order; ``table1.py`` needs none of this and comes first. ``linearity`` reads runs of

@@ -56,6 +56,12 @@ class RunConfig:
                 divisor_name="group_size",
                 batch_size=self.train.batch_size,
             )
+        elif self.train.negentropy_weight or self.train.discriminator_weight:
+            raise UsageError(
+                f"negentropy_weight is {self.train.negentropy_weight} and discriminator_weight "
+                f"{self.train.discriminator_weight}, but the defence {self.defense.defense!r} "
+                f"mixes nothing that these could hide. Set both to 0, or use the defence 'facemix'."
+            )
 
 
 class Run(NamedTuple):

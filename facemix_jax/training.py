@@ -1,8 +1,9 @@
 """Encryption-aware training (paper, section 3.4): one pure step; plain training is the same code.
 
 Every step draws fresh secrets by ``fold_in(rng_key, step)``, runs pre, protect, main, recover and
-post, and minimises the mean two-way cross-entropy over all attributes. The learning rate and
-everything random depend on the step alone, so a resumed run repeats an uninterrupted one.
+post, and minimises the mean two-way cross-entropy over all attributes, with
+``facemix_jax.gaussian_codes`` also what tells single activations from mixed ones. The learning rate
+and everything random depend on the step alone, so a resumed run repeats an uninterrupted one.
 """
 
 import dataclasses
@@ -15,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from facemix_jax import _validate
+from facemix_jax import _validate, gaussian_codes
 from facemix_jax._types import Array, HostArray, RngKey
 from facemix_jax.data import normalize
 from facemix_jax.defenses import Defense
@@ -40,6 +41,10 @@ class TrainConfig:
         statistics: whose BatchNorm statistics main keeps for inference: those of the ``mixed``
             activations it is trained on, of ``clean`` ones, or ``separate`` sets of both, each
             used for its own kind.
+        negentropy_weight: of the sliced negentropy of the activations' gradients, in nats; 0 for
+            none, as in the paper. See ``facemix_jax.gaussian_codes``.
+        discriminator_weight: of the advantage, in nats, of a discriminator that is trained along to
+            tell single activations from mixed ones; 0 for none, as in the paper.
         seed: of initialisation, order, flips and mixing matrices.
         log_every: steps between records.
         checkpoint_every: steps between checkpoints; the last step is always saved.
@@ -54,6 +59,8 @@ class TrainConfig:
     weight_decay: float = 1e-4
     flip: bool = True
     statistics: str = "mixed"
+    negentropy_weight: float = 0.0
+    discriminator_weight: float = 0.0
     seed: int = 0
     log_every: int = 20
     checkpoint_every: int = 200
@@ -69,6 +76,12 @@ class TrainConfig:
         )
         _validate.in_range(0, 1, warmup_fraction=self.warmup_fraction, adam_b2=self.adam_b2)
         _validate.in_range(0, float("inf"), weight_decay=self.weight_decay)
+        _validate.in_range(
+            0,
+            float("inf"),
+            negentropy_weight=self.negentropy_weight,
+            discriminator_weight=self.discriminator_weight,
+        )
         _validate.in_range(0, 2**32 - 1, seed=self.seed)
         _validate.one_of(STATISTICS, statistics=self.statistics)
 
@@ -81,7 +94,8 @@ class TrainState:
     Attributes:
         step: int32 scalar, steps done.
         variables: ``{"pre", "main", "post"}``.
-        opt_state: the optimiser's.
+        opt_state: the optimiser's; with a discriminator, ``{"network", "discriminator",
+            "for_discriminator"}``: the discriminator itself and the states of both optimisers.
         rng_key: never consumed; step keys are ``fold_in(rng_key, step)``.
     """
 
@@ -94,7 +108,7 @@ class TrainState:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class StepInfo:
-    """What a step reports: float32 scalars over the batch."""
+    """What a step reports: float32 scalars over the batch; the loss with all its terms."""
 
     loss: Array
     accuracy: Array
@@ -185,6 +199,15 @@ def init_state(
         clean = jax.tree.map(jnp.copy, main["batch_stats"])  # a donated buffer has one owner
         variables = {**variables, "main": {**main, "clean_stats": clean}}
     opt_state = _optimizer(config, num_steps, Scalars.of(config)).init(_params(variables))
+    if config.discriminator_weight:
+        judge_key = jax.random.fold_in(init_key, 1)
+        channels = model.spec.activation_shape[-1]
+        discriminator = gaussian_codes.init_discriminator(judge_key, channels)
+        opt_state = {
+            "network": opt_state,
+            "discriminator": discriminator,
+            "for_discriminator": gaussian_codes.OPTIMIZER.init(discriminator),
+        }
     return TrainState(jnp.zeros((), jnp.int32), variables, opt_state, step_key)
 
 
@@ -219,11 +242,12 @@ def forward(
     images: Array,
     *,
     statistics: str = "mixed",
-) -> tuple[Array, dict[str, Any]]:
+) -> tuple[Array, dict[str, Any], Array]:
     """The encryption-aware forward pass in training: equation 2 with the batch's statistics.
 
     Returns:
-        Logits float32 ``[B, K, classes]`` and the variables with updated running statistics.
+        Logits float32 ``[B, K, classes]``, the variables with updated running statistics, and
+        the activations before protection, ``[T * B, h, w, C]``.
     """
     clean, pre = model.pre.train(variables["pre"], images)
     secret = defense.init(rng_key, clean.shape[0], True)
@@ -237,7 +261,7 @@ def forward(
         )
         name = "clean_stats" if statistics == "separate" else "batch_stats"
         main = {**main, name: seen_clean["batch_stats"]}
-    return logits, {**variables, "pre": pre, "main": main}
+    return logits, {**variables, "pre": pre, "main": main}, clean
 
 
 def make_step(model: SplitModel, defense: Defense, config: TrainConfig, num_steps: int) -> PureStep:
@@ -246,18 +270,31 @@ def make_step(model: SplitModel, defense: Defense, config: TrainConfig, num_step
     Of ``config``, ``seed``, ``learning_rate`` and ``weight_decay`` play no part: they come with
     the state and the scalars. See ``make_train_step`` for shapes.
     """
+    with_judge = bool(config.discriminator_weight)
+    penalty = functools.partial(
+        gaussian_codes.penalty,
+        negentropy_weight=config.negentropy_weight,
+        discriminator_weight=config.discriminator_weight,
+        group_size=defense.group_size,
+        tiles=model.spec.tiles,
+    )
 
     def step(
         state: TrainState, images: Array, attributes: Array, scalars: Scalars
     ) -> tuple[TrainState, StepInfo]:
-        flip_key, mix_rng_key = jax.random.split(jax.random.fold_in(state.rng_key, state.step))
+        step_key = jax.random.fold_in(state.rng_key, state.step)
+        flip_key, mix_rng_key = jax.random.split(step_key)
+        penalty_key, improve_key = jax.random.split(jax.random.fold_in(step_key, 1))
         x = normalize(images)
         if config.flip:
             mirrored = jax.random.bernoulli(flip_key, shape=(x.shape[0], 1, 1, 1))
             x = jnp.where(mirrored, x[:, :, ::-1], x)
+        network, discriminator = state.opt_state, None
+        if with_judge:
+            network, discriminator = network["network"], network["discriminator"]
 
-        def loss_of(params: dict[str, Any]) -> tuple[Array, tuple[Array, dict[str, Any]]]:
-            logits, variables = forward(
+        def loss_of(params: dict[str, Any]) -> tuple[Array, tuple[Array, dict[str, Any], Array]]:
+            logits, variables, codes = forward(
                 model,
                 defense,
                 _with_params(state.variables, params),
@@ -265,13 +302,30 @@ def make_step(model: SplitModel, defense: Defense, config: TrainConfig, num_step
                 x,
                 statistics=config.statistics,
             )
-            return cross_entropy(logits, attributes), (logits, variables)
+            loss = cross_entropy(logits, attributes)
+            if config.negentropy_weight or with_judge:
+                loss = loss + penalty(codes, discriminator, penalty_key)
+            return loss, (logits, variables, codes)
 
         params = _params(state.variables)
-        (loss, (logits, variables)), gradient = jax.value_and_grad(loss_of, has_aux=True)(params)
+        (loss, found), gradient = jax.value_and_grad(loss_of, has_aux=True)(params)
+        logits, variables, codes = found
         optimizer = _optimizer(config, num_steps, scalars)
-        updates, opt_state = optimizer.update(gradient, state.opt_state, params)
+        updates, opt_state = optimizer.update(gradient, network, params)
         params = optax.apply_updates(params, updates)
+        if discriminator is not None:
+            discriminator, for_discriminator = gaussian_codes.improve(
+                discriminator,
+                state.opt_state["for_discriminator"],
+                codes,
+                improve_key,
+                group_size=defense.group_size,
+            )
+            opt_state = {
+                "network": opt_state,
+                "discriminator": discriminator,
+                "for_discriminator": for_discriminator,
+            }
         correct = jnp.argmax(logits, axis=-1) == attributes.astype(jnp.int32)
         return (
             TrainState(state.step + 1, _with_params(variables, params), opt_state, state.rng_key),

@@ -14,7 +14,7 @@ LAYERS = (
     ("_types", "_validate", "_files", "_runtime", "provenance"),
     ("hosts", "sharding"),
     ("mixing", "metrics", "models", "data"),
-    ("costs", "costs_paper", "defenses", "keys", "key_ring", "results"),
+    ("costs", "costs_paper", "defenses", "gaussian_codes", "keys", "key_ring", "results"),
     ("inference", "linearity"),
     ("training", "attacks"),
     ("slalom", "osia"),

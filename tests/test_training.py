@@ -94,13 +94,13 @@ def test_statistics_are_those_of_the_mixed_the_clean_or_both(model, tiny_source)
     }
     assert not np.allclose(*(leaves(s["batch_stats"]) for s in seen.values()))
     for statistics in ("mixed", "clean"):
-        _, new = training.forward(model, FACEMIX, variables, rng_key, x, statistics=statistics)
+        _, new, _ = training.forward(model, FACEMIX, variables, rng_key, x, statistics=statistics)
         np.testing.assert_allclose(
             leaves(new["main"]["batch_stats"]), leaves(seen[statistics]["batch_stats"]), rtol=1e-4
         )
         assert "clean_stats" not in new["main"]
     both = {**variables["main"], "clean_stats": variables["main"]["batch_stats"]}
-    _, new = training.forward(
+    _, new, _ = training.forward(
         model, FACEMIX, {**variables, "main": both}, rng_key, x, statistics="separate"
     )
     for name, statistics in (("batch_stats", "mixed"), ("clean_stats", "clean")):

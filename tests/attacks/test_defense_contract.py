@@ -52,10 +52,10 @@ def built(name):
 
 
 @functools.cache
-def trained(name, steps=3):
+def trained(name, steps=3, **options):
     """The same after some steps on pictures."""
     target = built(name)
-    train = training.TrainConfig(batch_size=16, num_epochs=1)
+    train = training.TrainConfig(batch_size=16, num_epochs=1, **options)
     state = training.init_state(target.model, train, steps)
     step = training.make_train_step(target.model, target.defense, train, steps)
     batches = data.train_batches(target.source, batch_size=16, seed=0)
@@ -102,6 +102,17 @@ def test_every_defence_trains_infers_and_is_attacked(defense):
     perturbed = defense in ("noise", "blur")
     for name in ("restoration", "gradient_ica"):
         assert check(target, name) == ((name == "restoration") == perturbed)
+
+
+@pytest.mark.slow
+@pytest.mark.library_promotes
+def test_facemix_towards_gaussian_codes_trains_infers_and_is_attacked():
+    target = trained("facemix", negentropy_weight=10.0, discriminator_weight=1.0)
+    images = data.normalize(target.source.images(np.arange(5)))
+    logits = inference.infer(target.model, target.defense, target.variables, RNG_KEY, images)
+    assert bool(jnp.isfinite(logits).all())
+    for name in ("nonnegative", "gradient_ica", "robust"):
+        assert check(target, name)
 
 
 @pytest.mark.slow
