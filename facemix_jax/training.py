@@ -1,8 +1,9 @@
 """Encryption-aware training (paper, section 3.4): one pure step; plain training is the same code.
 
 Every step draws fresh secrets by ``fold_in(rng_key, step)``, runs pre, protect, main, recover and
-post, and minimises the mean two-way cross-entropy over all attributes. The learning rate and
-everything random depend on the step alone, so a resumed run repeats an uninterrupted one.
+post, and minimises the mean two-way cross-entropy over all attributes, with a regulariser where
+wished. The learning rate and everything random depend on the step alone, so a resumed run repeats
+an uninterrupted one.
 """
 
 import dataclasses
@@ -19,7 +20,7 @@ from facemix_jax import _validate
 from facemix_jax._types import Array, HostArray, RngKey
 from facemix_jax.data import normalize
 from facemix_jax.defenses import Defense
-from facemix_jax.models import SplitModel, with_prior
+from facemix_jax.models import SplitModel, isometry_penalty, with_prior
 
 STATISTICS = ("mixed", "clean", "separate")
 
@@ -36,6 +37,8 @@ class TrainConfig:
         adam_b2: Adam's second-moment decay; 0.99 follows short runs better than 0.999.
         nesterov: Adam with Nesterov momentum (NAdam), which gains most in short runs.
         weight_decay: decoupled (AdamW), 1e-4 in the paper.
+        isometry: weight of the regulariser that draws main's convolutions towards isometries
+            (``models.isometry_penalty``); 0 for none, as in the paper.
         flip: mirror images left to right at random.
         statistics: whose BatchNorm statistics main keeps for inference: those of the ``mixed``
             activations it is trained on, of ``clean`` ones, or ``separate`` sets of both, each
@@ -52,6 +55,7 @@ class TrainConfig:
     adam_b2: float = 0.999
     nesterov: bool = False
     weight_decay: float = 1e-4
+    isometry: float = 0.0
     flip: bool = True
     statistics: str = "mixed"
     seed: int = 0
@@ -68,7 +72,7 @@ class TrainConfig:
             checkpoint_every=self.checkpoint_every,
         )
         _validate.in_range(0, 1, warmup_fraction=self.warmup_fraction, adam_b2=self.adam_b2)
-        _validate.in_range(0, float("inf"), weight_decay=self.weight_decay)
+        _validate.in_range(0, float("inf"), weight_decay=self.weight_decay, isometry=self.isometry)
         _validate.in_range(0, 2**32 - 1, seed=self.seed)
         _validate.one_of(STATISTICS, statistics=self.statistics)
 
@@ -94,7 +98,7 @@ class TrainState:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class StepInfo:
-    """What a step reports: float32 scalars over the batch."""
+    """What a step reports: float32 scalars over the batch; the loss with its regulariser."""
 
     loss: Array
     accuracy: Array
@@ -265,7 +269,10 @@ def make_step(model: SplitModel, defense: Defense, config: TrainConfig, num_step
                 x,
                 statistics=config.statistics,
             )
-            return cross_entropy(logits, attributes), (logits, variables)
+            loss = cross_entropy(logits, attributes)
+            if config.isometry:
+                loss = loss + config.isometry * isometry_penalty(params["main"])
+            return loss, (logits, variables)
 
         params = _params(state.variables)
         (loss, (logits, variables)), gradient = jax.value_and_grad(loss_of, has_aux=True)(params)
