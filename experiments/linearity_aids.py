@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import measuring
+import numpy as np
 import report
 import scale as scales
 import tyro
@@ -137,9 +138,21 @@ def measure(config: Config, name: str, group_size: int, seed: int) -> dict[str, 
         "clean": utility(run, defenses.none(), seed),
         **errors(config, run, group_size, seed),
         "isometry_penalty": float(models.isometry_penalty(run.variables["main"]["params"])),
+        "learnt": learnt(run),
         "gradient_ica": ica,
         "separation": measuring.separation(run, scale, place, seed),
     }
+
+
+def learnt(run: Run) -> dict[str, list[float]]:
+    """Quartiles over main's channels of what activations learnt, layer by layer."""
+    found = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(run.variables["main"]["params"]):
+        if path[-1].key in ("slope", "threshold"):
+            name = ".".join(str(part.key) for part in path)
+            quartiles = np.quantile(np.asarray(leaf), (0.25, 0.5, 0.75))
+            found[name] = [round(float(q), 3) for q in quartiles]
+    return found
 
 
 def utility(run: Run, defense: defenses.Defense, seed: int) -> dict[str, float]:
