@@ -67,7 +67,7 @@ class Config:
         data_dir: folder with the official CelebA files; none for ``smoke``.
         cache_dir: folder for decoded images; None for the data sets' default.
         workdirs: folder for the runs; finished ones are not trained again.
-        aids: trained with groups of 8; None for all, of which ``smoke`` has three.
+        aids: trained with groups of 8; None for all, of which ``smoke`` has two.
         larger: aids also trained with the larger group size.
         larger_group_size: that size.
         seeds: of the network without aid at groups of 8; all others have the first alone.
@@ -92,7 +92,7 @@ class Config:
 def main(config: Config) -> None:
     """Runs the cells that the JSON file lacks, and writes each into it."""
     smoke = config.scale == "smoke"
-    aids = config.aids or ((NONE, "isometry", "no constants, PReLU") if smoke else tuple(AIDS))
+    aids = config.aids or ((NONE, "no constants, PReLU") if smoke else tuple(AIDS))
     larger = config.larger or (() if smoke else (NONE,))
     for name in (*aids, *larger):
         one_of(AIDS, aid=name)
