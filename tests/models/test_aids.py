@@ -144,6 +144,22 @@ def test_slopes_learn():
     np.testing.assert_array_equal(gradient["params"]["slope"], [-2.0, 0.0])
 
 
+@pytest.mark.parametrize("slope", [0.0, 0.25, 0.6, 1.0])
+def test_the_error_of_one_prelu_shrinks_with_its_slope(slope):
+    """``(1 - s)^2 ||x||^2 / 2``, in the mean over every ``A`` and ``-A``; ``theory.relu_error``."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(0.3, 1.0, (8, 50)).astype(np.float32)
+    matrix = np.linalg.qr(rng.normal(size=(8, 8)))[0].astype(np.float32)
+    variables = {"params": {"slope": jnp.full(50, slope)}}
+
+    def activate(z):
+        return np.asarray(PRelu().apply(variables, jnp.asarray(z)))
+
+    squares = [np.square(a.T @ activate(a @ x) - activate(x)).sum() for a in (matrix, -matrix)]
+    expected = (1 - slope) ** 2 / 2 * np.square(x).sum()
+    np.testing.assert_allclose(np.mean(squares), expected, rtol=1e-4, atol=1e-4)
+
+
 def isometric(seed, *shape):
     """A kernel whose matrix has orthonormal columns, or rows where there are fewer."""
     rows, columns = int(np.prod(shape[:-1])), shape[-1]
