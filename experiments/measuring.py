@@ -189,12 +189,14 @@ def without_pre(run: Run) -> Run:
     return run._replace(model=model, variables=variables)
 
 
-def separation(run: Run, scale: Scale, place: Place, seed: int) -> dict[str, Any]:
-    """The strongest attack on activations: separation, or ridge regression without a key."""
+def separation(
+    run: Run, scale: Scale, place: Place, seed: int, attack: str | None = None
+) -> dict[str, Any]:
+    """One attack on activations; by default the strongest, without a key ridge regression."""
     target = _target(run)
     if run.defense.name == "none":
         return {"value": 1.0, "floor": 1.0, "owner": 1.0, "attack": "none needed"}
-    name = suite.STRONGEST if run.defense.keyed else "restoration"
+    name = attack or (suite.STRONGEST if run.defense.keyed else "restoration")
     figures, _, _ = _attack(target, name, scale, seed, 64)
     return {n: figures[0][n] for n in ("value", "floor", "owner")} | {"attack": name}
 

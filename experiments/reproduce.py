@@ -83,6 +83,7 @@ STEPS: dict[str, Step] = {
     "other_systems": Step(people=True, after="table2"),
     "sweep": Step(workdirs=("--workdir", "runs/sweep"), after="table2"),
     "linearity": Step(largest="cpu", workdirs=("--workdirs", "runs/accuracy")),
+    "linearity_aids": Step(largest="cpu", after="table2"),
     "separation_real": Step(largest="cpu", workdirs=None),
     "regroup": Step(largest="cpu", workdirs=None),
     "phase": Step(workdirs=("--workdirs", "runs/phase")),

@@ -275,8 +275,8 @@ def fit(
         The state after the last step.
 
     Raises:
-        UsageError: the network, defence or work directory is another one, or images show fewer
-            than two people.
+        UsageError: the network, defence or work directory is another one, images show fewer
+            than two people, or an isometry regulariser is asked for.
         FacemixError: another process trains in the work directory.
         DivergedError: the loss is not finite.
         StoppedError: SIGINT or SIGTERM; the state was saved.
@@ -286,6 +286,11 @@ def fit(
             f"The network is {run.model.network!r} at cut {run.model.cut} with the defence "
             f"{run.defense.defense!r}, but the anonymizer is the network 'anonymizer' at cut 1 "
             f"with the defence 'none'. Leave these options out."
+        )
+    if run.train.isometry:
+        raise _validate.UsageError(
+            f"isometry is {run.train.isometry}, but the anonymizer is trained without that "
+            f"regulariser. Leave --isometry out."
         )
     runs.check_claim(workdir, run)
     source = data.load_source(run.data) if source is None else source

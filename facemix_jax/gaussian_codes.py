@@ -98,8 +98,8 @@ def init_discriminator(rng_key: RngKey, channels: int) -> Discriminator:
     """A discriminator of maps with ``C`` channels; it starts without an opinion."""
     first_key, second_key = jax.random.split(rng_key)
 
-    def kernel(key: RngKey, inputs: int) -> Array:
-        return jax.random.normal(key, (3, 3, inputs, _CHANNELS)) * math.sqrt(2 / (9 * inputs))
+    def kernel(rng_key: RngKey, inputs: int) -> Array:
+        return jax.random.normal(rng_key, (3, 3, inputs, _CHANNELS)) * math.sqrt(2 / (9 * inputs))
 
     return {
         "first": kernel(first_key, channels),
@@ -145,8 +145,8 @@ def advantage(
     Returns:
         float32 scalar, in nats: log 2 minus the cross-entropy; at most log 2, which is certainty.
     """
-    key = mixing.sample_mix_key(rng_key, len(codes) // group_size, group_size, shuffle=False)
-    both = jnp.concatenate([codes, mixing.mix(key, codes)])
+    mix_key = mixing.sample_mix_key(rng_key, len(codes) // group_size, group_size, shuffle=False)
+    both = jnp.concatenate([codes, mixing.mix(mix_key, codes)])
     logits = judge(discriminator, both / (jnp.std(codes) + _TINY))
     single = jnp.arange(len(both)) < len(codes)
     return math.log(2) - optax.sigmoid_binary_cross_entropy(logits, single).mean()

@@ -1,9 +1,9 @@
 """Encryption-aware training (paper, section 3.4): one pure step; plain training is the same code.
 
 Every step draws fresh secrets by ``fold_in(rng_key, step)``, runs pre, protect, main, recover and
-post, and minimises the mean two-way cross-entropy over all attributes, with
-``facemix_jax.gaussian_codes`` also what tells single activations from mixed ones. The learning rate
-and everything random depend on the step alone, so a resumed run repeats an uninterrupted one.
+post, and minimises the mean two-way cross-entropy over all attributes, with a regulariser where
+wished: isometry, or ``facemix_jax.gaussian_codes``. The learning rate and everything random depend
+on the step alone, so a resumed run repeats an uninterrupted one.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from facemix_jax import _validate, gaussian_codes
 from facemix_jax._types import Array, HostArray, RngKey
 from facemix_jax.data import normalize
 from facemix_jax.defenses import Defense
-from facemix_jax.models import SplitModel, with_prior
+from facemix_jax.models import SplitModel, isometry_penalty, with_prior
 
 STATISTICS = ("mixed", "clean", "separate")
 
@@ -37,6 +37,8 @@ class TrainConfig:
         adam_b2: Adam's second-moment decay; 0.99 follows short runs better than 0.999.
         nesterov: Adam with Nesterov momentum (NAdam), which gains most in short runs.
         weight_decay: decoupled (AdamW), 1e-4 in the paper.
+        isometry: weight of the regulariser that draws main's convolutions towards isometries
+            (``models.isometry_penalty``); 0 for none, as in the paper.
         flip: mirror images left to right at random.
         statistics: whose BatchNorm statistics main keeps for inference: those of the ``mixed``
             activations it is trained on, of ``clean`` ones, or ``separate`` sets of both, each
@@ -57,6 +59,7 @@ class TrainConfig:
     adam_b2: float = 0.999
     nesterov: bool = False
     weight_decay: float = 1e-4
+    isometry: float = 0.0
     flip: bool = True
     statistics: str = "mixed"
     negentropy_weight: float = 0.0
@@ -75,10 +78,11 @@ class TrainConfig:
             checkpoint_every=self.checkpoint_every,
         )
         _validate.in_range(0, 1, warmup_fraction=self.warmup_fraction, adam_b2=self.adam_b2)
-        _validate.in_range(0, float("inf"), weight_decay=self.weight_decay)
         _validate.in_range(
             0,
             float("inf"),
+            weight_decay=self.weight_decay,
+            isometry=self.isometry,
             negentropy_weight=self.negentropy_weight,
             discriminator_weight=self.discriminator_weight,
         )
@@ -303,6 +307,8 @@ def make_step(model: SplitModel, defense: Defense, config: TrainConfig, num_step
                 statistics=config.statistics,
             )
             loss = cross_entropy(logits, attributes)
+            if config.isometry:
+                loss = loss + config.isometry * isometry_penalty(params["main"])
             if config.negentropy_weight or with_judge:
                 loss = loss + penalty(codes, discriminator, penalty_key)
             return loss, (logits, variables, codes)

@@ -183,6 +183,12 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(tmp_path, source):
 def test_other_networks_are_refused(tmp_path, source):
     with pytest.raises(UsageError, match="resnet18"):
         anonymizing.fit(RunConfig(), OPTIONS, tmp_path / "run", source=source)
+    config = run_config()
+    train = dataclasses.replace(config.train, isometry=0.1)
+    with pytest.raises(UsageError, match="isometry is"):
+        anonymizing.fit(
+            dataclasses.replace(config, train=train), OPTIONS, tmp_path / "run", source=source
+        )
 
 
 @pytest.mark.slow

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from facemix_jax import defenses, mixing, training
+from facemix_jax import defenses, mixing, models, training
 from facemix_jax._validate import UsageError
 from facemix_jax.models import resnet18
 from facemix_jax.training import TrainConfig
@@ -109,6 +109,31 @@ def test_statistics_are_those_of_the_mixed_the_clean_or_both(model, tiny_source)
         )
 
 
+def test_the_isometry_regulariser_acts_on_main_alone(model, tiny_source):
+    def step(weight, learning_rate=3e-3):
+        config = dataclasses.replace(
+            CONFIG, isometry=weight, learning_rate=learning_rate, weight_decay=0.0, flip=False
+        )
+        state = training.init_state(model, config, 10)
+        before = float(models.isometry_penalty(state.variables["main"]["params"]))
+        state, info = training.make_train_step(model, FACEMIX, config, 10)(
+            state, *batch_of(tiny_source)
+        )
+        return before, state, float(info.loss)
+
+    before, plain, loss = step(0.0)
+    _, regularised, larger = step(10.0)
+    np.testing.assert_allclose(larger - loss, 10 * before, rtol=1e-4)
+    penalties = [
+        models.isometry_penalty(state.variables["main"]["params"]) for state in (plain, regularised)
+    ]
+    assert penalties[1] < min(penalties[0], before)
+    for segment in ("pre", "post"):
+        np.testing.assert_allclose(
+            leaves(plain.variables[segment]), leaves(regularised.variables[segment]), atol=1e-6
+        )
+
+
 def test_cross_entropy_of_uniform_logits_is_log_2():
     logits, labels = jnp.zeros((4, 3, 2)), jnp.zeros((4, 3), jnp.int8)
     assert abs(float(training.cross_entropy(logits, labels)) - np.log(2)) < 1e-6
@@ -132,6 +157,7 @@ def test_learning_rate_rises_and_falls_to_zero():
         ({"learning_rate": -1.0}, ("learning_rate", "-1.0")),
         ({"warmup_fraction": 2.0}, ("warmup_fraction", "between 0 and 1")),
         ({"statistics": "both"}, ("both", "separate")),
+        ({"isometry": -0.1}, ("isometry", "-0.1")),
         ({"seed": 2**33}, ("seed", "4294967295")),
     ],
 )

@@ -45,7 +45,7 @@ def examine(
     Returns:
         ``{"relative_unmix_error", "nonnegative_floor", "layers", "causes", "local"}``. Means and
         standard deviations are over keys, in ``"local"`` over examples. The floor is None where
-        it does not apply.
+        it does not apply: where main does not end with a ReLU, averages aside.
 
     Raises:
         UsageError: a size is out of range, or the group size does not divide the batch.
@@ -66,10 +66,10 @@ def examine(
     stretches = layer_errors(layers, x, **options)
     causes = cause_errors(model.main.apply, variables["main"], x, **options)
     mixed = mixing.mix(draw_keys(rng_key, x, group_size, 1, family)[0], x)
-    centred = any(name == "main_centre" for name, _ in layers)
+    nonnegative = operations.ends_with_relu(model.main.apply, variables["main"], x)
     return {
         "relative_unmix_error": errors,
-        "nonnegative_floor": None if centred else theory.NONNEGATIVE_FLOOR,
+        "nonnegative_floor": theory.NONNEGATIVE_FLOOR if nonnegative else None,
         "layers": {
             "names": list(stretches.names),
             "pairs": _mean_and_deviation(stretches.pairs),

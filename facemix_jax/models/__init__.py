@@ -8,7 +8,9 @@ import jax.numpy as jnp
 from facemix_jax import _validate
 from facemix_jax._types import ImageSize
 from facemix_jax.models.anonymizer import anonymizer
-from facemix_jax.models.resnet import STEMS, resnet18
+from facemix_jax.models.isometry import isometry_penalty
+from facemix_jax.models.operations import ACTIVATIONS
+from facemix_jax.models.resnet import NORMS, STEMS, resnet18
 from facemix_jax.models.split import Segment, Spec, SplitModel, split, with_prior
 from facemix_jax.models.torch_weights import from_torch
 from facemix_jax.models.vgg import vgg16
@@ -22,6 +24,7 @@ __all__ = [
     "anonymizer",
     "build",
     "from_torch",
+    "isometry_penalty",
     "resnet18",
     "split",
     "vgg16",
@@ -48,7 +51,8 @@ class ModelConfig:
             (the paper's N_pre = 1), 2 to 9 basic blocks. VGG-16: 1 conv1_1, 3 pool1, up to 18.
             The anonymizer: 1, the generator.
         width: channels of the first stage; 64 is the standard network.
-        norm: ``batch``, or ``none`` for ResNet-18 without BatchNorm.
+        norm: ``batch``, or for ResNet-18 ``unshifted`` (BatchNorm without learnt shifts),
+            ``scale`` (``resnet.ScaleNorm``: no constants at all) or ``none``.
         centre: subtract running means before mixing and after main, which makes unmixing exact
             for constants too; not in the paper.
         tile: height, width of the tiles that the map is cut into before mixing, each (group, tile)
@@ -56,6 +60,9 @@ class ModelConfig:
             for the whole map, as in the paper.
         stem: ``pool``, the standard one, or for ResNet-18 ``signed``, which ends in a linear
             convolution, so that cut 1 sends signed values; not in the paper.
+        activation: ``relu``; ``prelu``, with a learnt slope per channel, or ``shifted``, with a
+            learnt threshold per channel, which can become linear (``operations.ACTIVATIONS``);
+            not in the paper.
         compute_dtype: ``float32`` or ``bfloat16``; parameters, statistics and mixing stay float32.
     """
 
@@ -66,13 +73,15 @@ class ModelConfig:
     centre: bool = False
     tile: tuple[int, int] | None = None
     stem: str = "pool"
+    activation: str = "relu"
     compute_dtype: str = "float32"
 
     def __post_init__(self) -> None:
         """Checks names and ranges."""
         _validate.one_of(MODELS, network=self.network)
-        _validate.one_of(("batch", "none"), norm=self.norm)
+        _validate.one_of(NORMS, norm=self.norm)
         _validate.one_of(STEMS, stem=self.stem)
+        _validate.one_of(ACTIVATIONS, activation=self.activation)
         _validate.one_of(_DTYPES, compute_dtype=self.compute_dtype)
         _validate.positive(width=self.width)
         if self.tile is not None:
@@ -117,5 +126,6 @@ def build(
         centre=config.centre,
         tile=config.tile,
         stem=config.stem,
+        activation=config.activation,
         dtype=_DTYPES[config.compute_dtype] if dtype is None else dtype,
     )

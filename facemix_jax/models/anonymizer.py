@@ -58,6 +58,7 @@ def anonymizer(
     centre: bool = False,
     tile: tuple[int, int] | None = None,
     stem: str = "pool",
+    activation: str = "relu",
     dtype: jnp.dtype = jnp.float32,
     num_blocks: int = 9,
 ) -> SplitModel:
@@ -71,10 +72,11 @@ def anonymizer(
         width: channels of the first convolution of both networks; 64 is the paper's.
         num_attributes: ``K``.
         num_classes: classes of each attribute.
-        norm: of the ResNet-18, ``batch`` or ``none``.
+        norm: of the ResNet-18, one of ``resnet.NORMS``.
         centre: subtract running means after pre and after main (``split.Centre``).
         tile: size of the tiles that what is sent is cut into (``split.cut_tiles``), or None.
         stem: of the ResNet-18, ``pool`` or ``signed``.
+        activation: of the ResNet-18, one of ``operations.ACTIVATIONS``.
         dtype: of the ResNet-18's computation.
         num_blocks: residual blocks of the generator.
 
@@ -85,7 +87,7 @@ def anonymizer(
     return split(
         [
             ("generator", functools.partial(Anonymizer, width, num_blocks)),
-            *resnet.units(width, norm, dtype, stem=stem),
+            *resnet.units(width, norm, dtype, stem=stem, activation=activation),
         ],
         functools.partial(Head, num_attributes, num_classes),
         name="anonymizer",

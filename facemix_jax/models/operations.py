@@ -1,6 +1,6 @@
 """The nonlinear operations of a network as modules, so that a study can take hold of each.
 
-They have no variables: networks built from them keep the names and shapes of theirs.
+ReLU and max-pool have no variables: networks built from them keep the names and shapes of theirs.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,8 @@ from facemix_jax.models.split import Centre
 
 KINDS = ("bias", "shift", "relu", "max_pool")
 """What keeps main from being linear: constants added by convolutions and dense layers, those
-added by BatchNorm and ``Centre``, ReLUs, max-pools."""
+added by BatchNorm and ``Centre``, activations (``ACTIVATIONS``), max-pools. The threshold of a
+shifted ReLU counts as part of the activation."""
 
 Around = Callable[[str, Callable[[Array], Array], Array], Array]
 """Called as ``(kind, operation, x)`` in place of ``operation(x)``; ``kind`` is one of ``KINDS``."""
@@ -29,6 +30,49 @@ class Relu(nn.Module):
     def __call__(self, x: Array) -> Array:
         """Elementwise, any shape."""
         return nn.relu(x)
+
+
+class PRelu(nn.Module):
+    """Parametric ReLU (He et al., 2015): ``x`` where positive, else a learnt slope times ``x``.
+
+    One slope per channel, .25 at first. Homogeneous of degree one for positive factors whatever
+    the slopes, and linear where they are 1.
+    """
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Elementwise, channels last."""
+        slope = _per_channel(self.param("slope", _constant(0.25), x.shape[-1:], jnp.float32), x)
+        # This way it is the very ReLU at slope 0 and the very input at 1.
+        return slope * x + (1 - slope) * nn.relu(x)
+
+
+class ShiftedRelu(nn.Module):
+    """Shifted ReLU (Qi et al., 2020): ``max(x, t)`` with a learnt threshold per channel.
+
+    It is -1 at first. Linear where nothing lies below the thresholds, and homogeneous for none.
+    """
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Elementwise, channels last."""
+        threshold = self.param("threshold", _constant(-1.0), x.shape[-1:], jnp.float32)
+        return jnp.maximum(x, _per_channel(threshold, x))
+
+
+_constant = nn.initializers.constant
+
+
+def _per_channel(parameter: Array, x: Array) -> Array:
+    return parameter.astype(x.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
+
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "relu": Relu,
+    "prelu": PRelu,
+    "shifted": ShiftedRelu,
+}
+"""By name, as in ``ModelConfig.activation``."""
 
 
 class MaxPool(nn.Module):
@@ -46,7 +90,7 @@ class MaxPool(nn.Module):
 
 def _kind(module: nn.Module) -> str | None:
     match module:
-        case Relu():
+        case Relu() | PRelu() | ShiftedRelu():
             return "relu"
         case MaxPool():
             return "max_pool"
@@ -96,8 +140,34 @@ def kinds_in(apply: Apply, variables: Variables, x: Array) -> tuple[str, ...]:
     return tuple(kind for kind in KINDS if kind in found)
 
 
+def ends_with_relu(apply: Apply, variables: Variables, x: Array) -> bool:
+    """Whether the last operation of ``KINDS`` is a plain ReLU, so that no result is negative.
+
+    Averages may follow it. False where nothing is known.
+    """
+    last: list[nn.Module] = []
+
+    def interceptor(
+        call: Callable[..., Array],
+        args: tuple,
+        options: dict,
+        context: nn.module.InterceptorContext,
+    ) -> Array:
+        result = call(*args, **options)
+        if context.method_name == "__call__" and _kind(context.module):
+            last[:] = [context.module]
+        return result
+
+    def run(variables: Variables, x: Array) -> Array:
+        with nn.intercept_methods(interceptor):
+            return apply(variables, x)
+
+    jax.eval_shape(run, variables, x)
+    return bool(last) and isinstance(last[0], Relu)
+
+
 def linear_twin(apply: Apply) -> Apply:
-    """The same network made linear: no constants, no ReLU, averages in place of maxima.
+    """The same network made linear: no constants, no activation, averages in place of maxima.
 
     Weights, BatchNorm's scales and the number of operations stay, and so does rounding.
     """
@@ -109,7 +179,7 @@ def linear_twin(apply: Apply) -> Apply:
         context: nn.module.InterceptorContext,
     ) -> Array:
         module = context.module
-        if context.method_name == "__call__" and isinstance(module, Relu):
+        if context.method_name == "__call__" and _kind(module) == "relu":
             return args[0]
         if context.method_name == "__call__" and isinstance(module, MaxPool):
             return nn.avg_pool(args[0], module.window, module.strides, module.padding)

@@ -2,20 +2,54 @@
 
 import functools
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from facemix_jax import _validate
 from facemix_jax._types import Array, ImageSize
 from facemix_jax.models.initialization import scaled_normal
-from facemix_jax.models.operations import MaxPool, Relu
+from facemix_jax.models.operations import ACTIVATIONS, MaxPool
 from facemix_jax.models.split import Head, SplitModel, Unit, split
 
 _STAGES = (1, 1, 2, 2, 4, 4, 8, 8)
 """Width factor of each of the eight basic blocks."""
 
 
+NORMS = ("batch", "unshifted", "scale", "none")
+"""What stands behind a convolution: BatchNorm, BatchNorm without learnt shifts, ``ScaleNorm``, or
+nothing. GroupNorm and its like are not among them: they divide every example by a size of its own,
+so that no scale survives them, and a mixture is no mixture any more behind them."""
+
+
+class ScaleNorm(nn.Module):
+    """BatchNorm without constants: channels over their root mean square, times a learnt scale.
+
+    No mean is subtracted and no shift added, so that it is linear at inference, and a network of
+    such layers, convolutions without bias and ReLUs is homogeneous of degree one, as in the
+    bias-free networks of Mohan et al. (2020). Momentum and epsilon are BatchNorm's.
+    """
+
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        """``[B, H, W, C]``; statistics in float32, or float64 from that."""
+        channels = x.shape[-1:]
+        running = self.variable("batch_stats", "mean_square", jnp.ones, channels, jnp.float32)
+        scale = self.param("scale", nn.initializers.ones, channels, jnp.float32)
+        mean_square = running.value
+        if train:
+            wide = x.dtype if x.dtype == jnp.float64 else jnp.float32
+            mean_square = jnp.mean(jnp.square(x.astype(wide)), axis=tuple(range(x.ndim - 1)))
+            if not self.is_initializing():
+                running.value = 0.9 * running.value + 0.1 * mean_square
+        factor = scale * jax.lax.rsqrt(mean_square + 1e-5)
+        return x.astype(self.dtype) * factor.astype(self.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
+
+
 class _Norm(nn.Module):
-    """BatchNorm as PyTorch's (momentum 0.1 there is 0.9 here), or nothing."""
+    """One of ``NORMS``; BatchNorm as PyTorch's (momentum 0.1 there is 0.9 here)."""
 
     norm: str
     dtype: jnp.dtype
@@ -24,8 +58,15 @@ class _Norm(nn.Module):
     def __call__(self, x: Array, train: bool) -> Array:
         if self.norm == "none":
             return x
+        if self.norm == "scale":
+            return ScaleNorm(self.dtype, name="rms")(x, train)
         return nn.BatchNorm(
-            use_running_average=not train, momentum=0.9, epsilon=1e-5, dtype=self.dtype, name="bn"
+            use_running_average=not train,
+            momentum=0.9,
+            epsilon=1e-5,
+            dtype=self.dtype,
+            use_bias=self.norm != "unshifted",
+            name="bn",
         )(x)
 
 
@@ -48,12 +89,14 @@ class Stem(nn.Module):
     features: int
     norm: str
     dtype: jnp.dtype
+    activation: str = "relu"
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
         """``[B, H, W, 3]`` to ``[B, H/4, W/4, features]``, rounded up twice."""
         x = _conv(self.features, 7, 2, self.norm, self.dtype, "conv1")(x)
-        x = Relu()(_Norm(self.norm, self.dtype, name="bn1")(x, train))
+        x = _Norm(self.norm, self.dtype, name="bn1")(x, train)
+        x = ACTIVATIONS[self.activation](name="relu1")(x)
         return MaxPool((3, 3), (2, 2), ((1, 1), (1, 1)))(x)
 
 
@@ -67,12 +110,14 @@ class SignedStem(nn.Module):
     features: int
     norm: str
     dtype: jnp.dtype
+    activation: str = "relu"
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
         """``[B, H, W, 3]`` to ``[B, H/4, W/4, features]``, rounded up twice."""
         x = _conv(self.features, 7, 2, self.norm, self.dtype, "conv1")(x)
-        x = Relu()(_Norm(self.norm, self.dtype, name="bn1")(x, train))
+        x = _Norm(self.norm, self.dtype, name="bn1")(x, train)
+        x = ACTIVATIONS[self.activation](name="relu1")(x)
         x = _conv(self.features, 3, 2, self.norm, self.dtype, "conv2")(x)
         return _Norm(self.norm, self.dtype, name="bn2")(x, train)
 
@@ -91,12 +136,14 @@ class BasicBlock(nn.Module):
     stride: int
     norm: str
     dtype: jnp.dtype
+    activation: str = "relu"
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
         """``[B, H, W, C]`` to ``[B, H/stride, W/stride, features]``."""
         branch = _conv(self.features, 3, self.stride, self.norm, self.dtype, "conv1")(x)
-        branch = Relu()(_Norm(self.norm, self.dtype, name="bn1")(branch, train))
+        branch = _Norm(self.norm, self.dtype, name="bn1")(branch, train)
+        branch = ACTIVATIONS[self.activation](name="relu1")(branch)
         branch = _conv(self.features, 3, 1, self.norm, self.dtype, "conv2")(branch)
         branch = _Norm(self.norm, self.dtype, name="bn2")(branch, train)
         if self.norm == "none":
@@ -105,7 +152,7 @@ class BasicBlock(nn.Module):
         if self.stride != 1 or x.shape[-1] != self.features:
             x = _conv(self.features, 1, self.stride, self.norm, self.dtype, "downsample_conv")(x)
             x = _Norm(self.norm, self.dtype, name="downsample_bn")(x, train)
-        return Relu()(x.astype(branch.dtype) + branch)
+        return ACTIVATIONS[self.activation](name="relu2")(x.astype(branch.dtype) + branch)
 
 
 class GlobalAveragePool(nn.Module):
@@ -118,15 +165,20 @@ class GlobalAveragePool(nn.Module):
         return jnp.mean(x, axis=(1, 2), dtype=wide)
 
 
-def units(width: int, norm: str, dtype: jnp.dtype, *, stem: str = "pool") -> list[tuple[str, Unit]]:
+def units(
+    width: int, norm: str, dtype: jnp.dtype, *, stem: str = "pool", activation: str = "relu"
+) -> list[tuple[str, Unit]]:
     """Names and builders of all units but the head; see ``resnet18``."""
+    _validate.one_of(NORMS, norm=norm)
+    _validate.one_of(ACTIVATIONS, activation=activation)
     blocks: list[tuple[str, Unit]] = []
     for index, factor in enumerate(_STAGES):
         stride = 2 if index in (2, 4, 6) else 1
         name = f"layer{index // 2 + 1}_{index % 2}"
-        blocks.append((name, functools.partial(BasicBlock, width * factor, stride, norm, dtype)))
+        block = functools.partial(BasicBlock, width * factor, stride, norm, dtype, activation)
+        blocks.append((name, block))
     return [
-        ("stem", functools.partial(STEMS[stem], width, norm, dtype)),
+        ("stem", functools.partial(STEMS[stem], width, norm, dtype, activation)),
         *blocks,
         ("pool", GlobalAveragePool),
     ]
@@ -143,6 +195,7 @@ def resnet18(
     centre: bool = False,
     tile: tuple[int, int] | None = None,
     stem: str = "pool",
+    activation: str = "relu",
     dtype: jnp.dtype = jnp.float32,
 ) -> SplitModel:
     """ResNet-18 split after the stem or any basic block.
@@ -154,10 +207,11 @@ def resnet18(
         width: channels of the stem; 64 is the standard network.
         num_attributes: ``K``.
         num_classes: classes of each attribute.
-        norm: ``batch`` or ``none``.
+        norm: one of ``NORMS``.
         centre: subtract running means before mixing and after main (``split.Centre``).
         tile: size of the tiles that pre's map is cut into (``split.cut_tiles``), or None.
         stem: ``pool``, the standard one, or ``signed`` (``SignedStem``).
+        activation: one of ``operations.ACTIVATIONS``, in place of every ReLU.
         dtype: of the computation; parameters and statistics stay float32.
 
     Raises:
@@ -169,7 +223,7 @@ def resnet18(
         ((55, 45, 64), (512,), (40, 2))
     """
     return split(
-        units(width, norm, dtype, stem=stem),
+        units(width, norm, dtype, stem=stem, activation=activation),
         functools.partial(Head, num_attributes, num_classes),
         name="resnet18",
         cut=cut,

@@ -20,6 +20,12 @@ _LEAVES = {
 }
 _DOWNSAMPLE = {"downsample_conv": "downsample.0", "downsample_bn": "downsample.1"}
 _RESNET_HEAD, _VGG_HEAD = "fc", "classifier.6"
+_OURS_ALONE = {
+    "slope": "activation 'prelu'",
+    "threshold": "activation 'shifted'",
+    "mean_square": "norm 'scale'",
+}
+"""Leaves that torchvision's networks have nothing for, and what brings them."""
 _IGNORED = "num_batches_tracked"
 """PyTorch's BatchNorm counter; with a fixed momentum nothing reads it."""
 
@@ -87,11 +93,19 @@ def from_torch(
         New variables of the same structure, shapes and dtypes.
 
     Raises:
-        UsageError: entries are missing, unexpected, of another shape or not arrays.
+        UsageError: entries are missing, unexpected, of another shape or not arrays; or the network
+            has learnt activations or another norm, which torchvision's have not.
     """
     leaves, treedef = jax.tree_util.tree_flatten_with_path(variables)
     # Keys are segment, collection, unit, ..., leaf.
     paths = [tuple(str(key.key) for key in path)[2:] for path, _ in leaves]
+    others = sorted({_OURS_ALONE[path[-1]] for path in paths if path[-1] in _OURS_ALONE})
+    if others:
+        raise _validate.UsageError(
+            f"This network has {' and '.join(others)}, and torchvision's have ReLUs and BatchNorm: "
+            f"their weights would make another function in it. Build it with activation='relu' and "
+            f"norm='batch'."
+        )
     is_vgg = any(path[0] == "conv1_1" for path in paths)
     names = [_torch_name(path, is_vgg=is_vgg) for path in paths]
     head = _VGG_HEAD if is_vgg else _RESNET_HEAD
@@ -155,7 +169,7 @@ def _raise_if_any(
         remedy = (
             "Likely causes: (a) weights of another network or width, (b) a checkpoint that "
             "nests its weights, for example under 'state_dict', or puts 'module.' before the "
-            "names, (c) a network built without BatchNorm. Pass the state_dict() of a "
-            "torchvision resnet18 or vgg16 that has the same width."
+            "names, (c) a network built without BatchNorm or its shifts. Pass the state_dict() of "
+            "a torchvision resnet18 or vgg16 that has the same width."
         )
     raise _validate.UsageError(f"The weights do not fit. {'; '.join(parts)}. {remedy}")

@@ -5,9 +5,10 @@ import functools
 import jax.numpy as jnp
 from flax import linen as nn
 
+from facemix_jax import _validate
 from facemix_jax._types import Array, ImageSize
 from facemix_jax.models.initialization import scaled_normal
-from facemix_jax.models.operations import MaxPool, Relu
+from facemix_jax.models.operations import ACTIVATIONS, MaxPool
 from facemix_jax.models.split import Head, SplitModel, Unit, split
 
 STAGES = ((1, 2), (2, 2), (4, 3), (8, 3), (8, 3))
@@ -22,6 +23,7 @@ class ConvRelu(nn.Module):
 
     features: int
     dtype: jnp.dtype
+    activation: str = "relu"
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
@@ -29,7 +31,7 @@ class ConvRelu(nn.Module):
         conv = nn.Conv(
             self.features, (3, 3), padding=1, dtype=self.dtype, kernel_init=_HE_NORMAL, name="conv"
         )
-        return Relu()(conv(x))
+        return ACTIVATIONS[self.activation](name="relu")(conv(x))
 
 
 class Pool(nn.Module):
@@ -64,6 +66,7 @@ class DenseRelu(nn.Module):
 
     features: int
     dtype: jnp.dtype
+    activation: str = "relu"
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
@@ -71,7 +74,7 @@ class DenseRelu(nn.Module):
         if x.ndim == 4:
             x = adaptive_average_pool(x, POOLED_SIZE).reshape(x.shape[0], -1)
         dense = nn.Dense(self.features, dtype=self.dtype, kernel_init=_HE_NORMAL, name="fc")
-        return Relu()(dense(x))
+        return ACTIVATIONS[self.activation](name="relu")(dense(x))
 
 
 def vgg16(
@@ -85,6 +88,7 @@ def vgg16(
     centre: bool = False,
     tile: tuple[int, int] | None = None,
     stem: str = "pool",
+    activation: str = "relu",
     dtype: jnp.dtype = jnp.float32,
 ) -> SplitModel:
     """VGG-16 split after any convolution (with its ReLU) or max-pool.
@@ -98,27 +102,33 @@ def vgg16(
         width: channels of the first stage; the fully connected layers have 64 times as many.
         num_attributes: ``K``; 1 with ``num_classes=1000`` is the ImageNet network.
         num_classes: classes of each attribute.
-        norm: has no effect; VGG-16 has no BatchNorm.
+        norm: ``batch`` or ``none``, which has no effect; VGG-16 has no BatchNorm.
         centre: subtract running means before mixing and after main (``split.Centre``).
         tile: size of the tiles that pre's map is cut into (``split.cut_tiles``), or None.
         stem: has no effect; VGG-16 has none.
+        activation: one of ``operations.ACTIVATIONS``, in place of every ReLU.
         dtype: of the computation; parameters stay float32.
 
     Raises:
         UsageError: a value is out of range.
     """
+    _validate.one_of(("batch", "none"), norm=norm)
+    _validate.one_of(ACTIVATIONS, activation=activation)
     units: list[tuple[str, Unit]] = []
     for stage, (factor, depth) in enumerate(STAGES, start=1):
         for index in range(1, depth + 1):
             units.append(
-                (f"conv{stage}_{index}", functools.partial(ConvRelu, width * factor, dtype))
+                (
+                    f"conv{stage}_{index}",
+                    functools.partial(ConvRelu, width * factor, dtype, activation),
+                )
             )
         units.append((f"pool{stage}", Pool))
     return split(
         [
             *units,
-            ("fc6", functools.partial(DenseRelu, 64 * width, dtype)),
-            ("fc7", functools.partial(DenseRelu, 64 * width, dtype)),
+            ("fc6", functools.partial(DenseRelu, 64 * width, dtype, activation)),
+            ("fc7", functools.partial(DenseRelu, 64 * width, dtype, activation)),
         ],
         functools.partial(Head, num_attributes, num_classes),
         name="vgg16",

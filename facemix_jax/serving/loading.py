@@ -23,6 +23,8 @@ from facemix_jax.sharding import MeshConfig
 
 UNMIXED_ROWS = 8
 """Rows run together where training did not mix."""
+_LATER = {"activation"}
+"""Fields of the network that older checkpoints lack; theirs have the default."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -84,6 +86,7 @@ def find(workdir: Path, step: int | None = None) -> Found:
     identity = checkpoint.read_identity(directory, step)
     try:
         names = {field.name for field in dataclasses.fields(ModelConfig)}
+        names -= _LATER - identity.keys()
         config = ModelConfig(**{name: identity[name] for name in names})
         height, width = identity["image_size"]
         num_attributes, num_classes = identity["logits_shape"]

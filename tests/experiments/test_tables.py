@@ -9,6 +9,7 @@ from pathlib import Path
 import accuracy_cpu
 import algebra_summary
 import learned_attackers
+import linearity_aids
 import linearity_summary
 import pages
 import pytest
@@ -175,6 +176,7 @@ SUMMARIES = {
     "algebra_real": algebra_summary.summarize,
     "learned_attackers": learned_attackers.summarize,
     "linearity": linearity_summary.summarize,
+    "linearity_aids_cpu": linearity_aids.summarize,
     "regroup": regroup.summarize,
     "separation_real": separation_real.summarize,
     "separation_variants": separation_variants.summarize,

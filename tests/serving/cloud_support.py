@@ -32,6 +32,9 @@ from facemix_jax.serving.cloud import Cloud
 from facemix_jax.serving.cloud_config import CloudConfig
 from facemix_jax.training import TrainConfig
 
+SQUARES = ("var", "mean_square")
+"""Statistics that are never negative."""
+
 
 def run_config(**model):
     return RunConfig(
@@ -56,7 +59,7 @@ def _drawn(like, seed):
             return jax.random.key(seed)
         scale = 0.3 if len(leaf.shape) > 1 else 1.0
         values = scale * rng.normal(size=leaf.shape)
-        values = np.abs(values) + 0.1 if "var" in str(path[-1]) else values
+        values = np.abs(values) + 0.1 if any(n in str(path[-1]) for n in SQUARES) else values
         return jnp.asarray(values.astype(leaf.dtype))
 
     return jax.tree_util.tree_map_with_path(draw, like)

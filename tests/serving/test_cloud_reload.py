@@ -5,6 +5,7 @@ import json
 
 import jax
 import numpy as np
+import pytest
 from cloud_support import (
     Blocked,
     Client,
@@ -16,6 +17,8 @@ from cloud_support import (
     save_checkpoint,
 )
 
+from facemix_jax import runs
+from facemix_jax._validate import FacemixError
 from facemix_jax.serving import loading
 
 
@@ -80,3 +83,29 @@ def test_clean_statistics_serve_a_run_without_a_defence(tmp_path):
     config["defense"]["defense"] = "none"
     (workdir / "config.json").write_text(json.dumps(config))
     assert loading.load(workdir).group_size == 8
+
+
+def test_work_directories_from_before_there_were_activations_are_served(tmp_path, monkeypatch):
+    current = runs.identity
+
+    unknown = {"activation"}
+
+    def older(config, model):
+        known = current(config, model)
+        return {name: value for name, value in known.items() if name not in unknown}
+
+    monkeypatch.setattr(runs, "identity", older)
+    workdir = tmp_path / "run"
+    _, variables = save_checkpoint(workdir)
+    config = json.loads((workdir / "config.json").read_text())
+    for part, name in (("model", "activation"), ("train", "isometry")):
+        del config[part][name]
+    (workdir / "config.json").write_text(json.dumps(config))
+    assert runs.read_config(workdir) == run_config()
+    served = loading.load(workdir)
+    jax.tree.map(np.testing.assert_array_equal, served.variables, variables["main"])
+    # What was there from the start is asked for all the same.
+    unknown.add("cut")
+    save_checkpoint(workdir, step=2)
+    with pytest.raises(FacemixError, match="does not say what network it holds: 'cut'"):
+        loading.load(workdir)

@@ -93,6 +93,8 @@ def place(tmp_path_factory):
         {"cut": 1},
         {"cut": 2, "centre": True},
         {"cut": 3, "norm": "none"},
+        {"cut": 2, "norm": "scale", "activation": "prelu"},
+        pytest.param({"cut": 1, "activation": "shifted"}, marks=pytest.mark.slow),
         {"network": "vgg16", "cut": 3},
         pytest.param({"cut": 9}, marks=pytest.mark.slow),
         pytest.param({"network": "vgg16", "cut": 18}, marks=pytest.mark.slow),
