@@ -133,6 +133,10 @@ def test_additivity_homogeneity_and_jacobian_tell_functions_apart(x):
     assert min(measured[bent][additive], measured[bent][opposite], measured[bent][step]) > 0.1
     near = linearity.jacobian_error(bent, x, x[::-1], 1e-3).mean()
     assert near < 0.1 * measured[bent][step]
+    # Of a square, t^2 d^2 is left of 2 t x d: at x = 1 and a target of 3 that is t.
+    one = jnp.ones((2, 4))
+    square = linearity.jacobian_error(jnp.square, one, 3 * one, 0.5)
+    np.testing.assert_allclose(square, 0.5, rtol=1e-6)
 
 
 def test_pairs_need_an_even_batch(x):

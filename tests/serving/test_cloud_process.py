@@ -79,6 +79,7 @@ def test_a_cloud_without_the_edges_code_answers_reloads_and_drains(tmp_path):
     assert events[-1] == "stopped"
     calls = [line for line in lines if line["event"] == "call"]
     assert {"method", "client", "status", "ms", "rows", "request"} <= set(calls[1])
+    assert calls[1]["client"].startswith("ipv")  # the peer's address without its port
     assert max(map(len, process.log.read_text().splitlines())) < 300  # no payloads
 
 
