@@ -189,6 +189,7 @@ def run_config(**options):
     )
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_ends_as_an_uninterrupted_one(tmp_path, tiny_source):
     whole = fitting.fit(run_config(), tmp_path / "whole", source=tiny_source, show_progress=False)
 
