@@ -39,8 +39,8 @@ class Config:
     Command: ``python experiments/regroup.py --data-dir PATH_TO_CELEBA --workdir RUN``; with
     ``--scale smoke`` a few groups of drawn faces are regrouped, and no files are needed.
 
-    Run time: about 9 minutes on two CPU cores, a third of it for 8,192 mixtures; cells that the
-    output holds are not run again.
+    Run time: about 9 minutes on two CPU cores, a third of it for 8,192 mixtures, which take 9 GB of
+    memory; cells that the output holds are not run again.
 
     Expected: groups of 8 images are all found again, up to 8,192 mixtures, and separated at a mean
     matched |correlation| of .999 (no attack .69); after the trained stem 90% or more of mixtures.

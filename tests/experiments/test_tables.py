@@ -119,9 +119,9 @@ def test_the_page_holds_the_tables_of_the_results():
 
 
 def test_older_files_name_their_commit_below_their_tables():
-    page = pages.filled("<!-- results: separation_real -->\n<!-- end -->")
-    assert "commits bc4ab2630;" in page
-    assert "| image, M = 2 |" in page
+    page = pages.filled("<!-- results: accuracy_cpu -->\n<!-- end -->")
+    assert "commits 97351dd83;" in page
+    assert "| plain, 3 epochs |" in page
 
 
 def test_a_file_of_other_options_is_not_continued(tmp_path):
