@@ -52,13 +52,7 @@ class Config:
 def main(config: Config) -> None:
     """Runs the cells that the JSON file lacks, and writes each into it."""
     scale = scales.SCALES[config.scale]
-    place = measuring.Place(
-        dataset="celeba",
-        data_dir=config.data_dir,
-        cache_dir=config.cache_dir,
-        identity_dir=None,
-        workdirs=config.workdirs / f"table2_{config.scale}",
-    )
+    place = measuring.celeba(config)
     group_sizes = config.group_sizes or ((2, 8) if scale.drawn else (2, 4, 8, 16, 32))
     cuts = config.cuts or ((1, 3) if scale.drawn else (1, 2, 3))
     wanted = [(m, 1) for m in group_sizes] + [(8, cut) for cut in cuts]

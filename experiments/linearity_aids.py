@@ -58,7 +58,8 @@ class Config:
     needs no files. Networks that ``table2.py`` and ``figure4.py`` trained are not trained again,
     finished cells not run again.
 
-    Run time: a minute for ``smoke``; ``cpu`` two to three minutes a cell on two CPU cores.
+    Run time: 80 seconds of processor time for three networks of ``smoke``, which has two now;
+    ``cpu`` was not timed.
 
     Expected: tables and reading in ``docs/linearity.md``.
 
@@ -121,15 +122,8 @@ def measure(config: Config, name: str, group_size: int, seed: int) -> dict[str, 
     system = System(dataclasses.replace(plain.model, **aid.model), plain.defense)
     train = dataclasses.replace(scale.train, isometry=aid.isometry)
     scale = dataclasses.replace(scale, train=train)
-    place = measuring.Place(
-        dataset="celeba",
-        data_dir=config.data_dir,
-        cache_dir=config.cache_dir,
-        identity_dir=None,
-        # What is trained without aid is the network of the paper's tables.
-        workdirs=config.workdirs
-        / f"{'table2' if name == NONE else 'linearity_aids'}_{config.scale}",
-    )
+    # What is trained without aid is the network of the paper's tables.
+    place = measuring.celeba(config, runs_of="table2" if name == NONE else "linearity_aids")
     row = f"FaceMix, M = {group_size}, N_pre = 1" + (f", {name}" if name != NONE else "")
     run = measuring.trained(row, system, scale, place, seed)
     ica = measuring.separation(run, scale, place, seed, attack="gradient_ica")

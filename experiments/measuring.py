@@ -44,6 +44,23 @@ class Place:
     columns: str | None = None
 
 
+def celeba(config: Any, *, identity_dir: str | None = None, runs_of: str = "table2") -> Place:
+    """The place of a script on CelebA; scripts with the same ``runs_of`` share what is trained.
+
+    Args:
+        config: has ``scale``, ``data_dir``, ``cache_dir`` and ``workdirs``.
+        identity_dir: as in ``Place``.
+        runs_of: begins the name of the folder of runs.
+    """
+    return Place(
+        dataset="celeba",
+        data_dir=config.data_dir,
+        cache_dir=config.cache_dir,
+        identity_dir=identity_dir,
+        workdirs=config.workdirs / f"{runs_of}_{config.scale}",
+    )
+
+
 def run_config(system: System, scale: Scale, place: Place, seed: int) -> RunConfig:
     """The run of one system and seed."""
     images = data_config(scale, place.data_dir, place.cache_dir, place.dataset, place.columns)

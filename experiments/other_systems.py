@@ -56,13 +56,7 @@ class Config:
 def main(config: Config) -> None:
     """Runs the cells that the JSON file lacks, and writes each into it."""
     scale = scales.SCALES[config.scale]
-    place = measuring.Place(
-        dataset="celeba",
-        data_dir=config.data_dir,
-        cache_dir=config.cache_dir,
-        identity_dir=config.identity_dir,
-        workdirs=config.workdirs / f"table2_{config.scale}",
-    )
+    place = measuring.celeba(config, identity_dir=config.identity_dir)
     output = config.output or scales.output("other_systems", config.scale)
     cells = report.Cells(
         output,

@@ -62,13 +62,7 @@ def main(config: Config) -> None:
     for part in config.parts:
         one_of(PARTS, part=part)
     scale = scales.SCALES[config.scale]
-    place = measuring.Place(
-        dataset="celeba",
-        data_dir=config.data_dir,
-        cache_dir=config.cache_dir,
-        identity_dir=config.identity_dir,
-        workdirs=config.workdirs / f"table2_{config.scale}",
-    )
+    place = measuring.celeba(config, identity_dir=config.identity_dir)
     measuring.fill(
         "table2",
         config,

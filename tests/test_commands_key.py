@@ -117,3 +117,11 @@ def test_help_says_what_mixing_is_not(run):
     code, out, _ = run("--help")
     assert code == 0
     assert "not a cipher" in out
+
+
+def test_the_default_place_is_the_users_configuration(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    assert keys.default_path() == tmp_path / "facemix" / "key"
+    monkeypatch.delenv("XDG_CONFIG_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert keys.default_path() == tmp_path / ".config" / "facemix" / "key"

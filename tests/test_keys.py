@@ -394,11 +394,3 @@ def test_what_goes_wrong_carries_no_secret(path):
         )
         assert secret.hex() not in told
         assert repr(secret)[2:-1] not in told
-
-
-def test_the_default_place_is_the_users_configuration(monkeypatch, tmp_path):
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
-    assert keys.default_path() == tmp_path / "facemix" / "key"
-    monkeypatch.delenv("XDG_CONFIG_HOME")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert keys.default_path() == tmp_path / ".config" / "facemix" / "key"

@@ -101,6 +101,29 @@ def _kind(module: nn.Module) -> str | None:
     return None
 
 
+def _handled(
+    apply: Apply, handle: Callable[[nn.Module, Callable[..., Array], Array], Array]
+) -> Apply:
+    """``apply`` in which ``handle(module, call, x)`` stands in place of every module's call."""
+
+    def interceptor(
+        call: Callable[..., Array],
+        args: tuple,
+        options: dict,
+        context: nn.module.InterceptorContext,
+    ) -> Array:
+        if context.method_name != "__call__":
+            return call(*args, **options)
+        x, *rest = args
+        return handle(context.module, lambda value: call(value, *rest, **options), x)
+
+    def run(variables: Variables, x: Array) -> Array:
+        with nn.intercept_methods(interceptor):
+            return apply(variables, x)
+
+    return run
+
+
 def intercept(apply: Apply, around: Around) -> Apply:
     """A segment's ``apply`` in which ``around`` stands in place of every nonlinear operation.
 
@@ -109,61 +132,40 @@ def intercept(apply: Apply, around: Around) -> Apply:
         around: called while the network is traced, in the order of computation.
     """
 
-    def interceptor(
-        call: Callable[..., Array],
-        args: tuple,
-        options: dict,
-        context: nn.module.InterceptorContext,
-    ) -> Array:
-        kind = _kind(context.module) if context.method_name == "__call__" else None
-        if kind is None:
-            return call(*args, **options)
-        x, *rest = args
-        return around(kind, lambda value: call(value, *rest, **options), x)
+    def handle(module: nn.Module, call: Callable[[Array], Array], x: Array) -> Array:
+        kind = _kind(module)
+        return call(x) if kind is None else around(kind, call, x)
 
-    def run(variables: Variables, x: Array) -> Array:
-        with nn.intercept_methods(interceptor):
-            return apply(variables, x)
+    return _handled(apply, handle)
 
-    return run
+
+def _nonlinear(apply: Apply, variables: Variables, x: Array) -> list[nn.Module]:
+    """The modules of nonlinear operations, in the order in which they end."""
+    found = []
+
+    def handle(module: nn.Module, call: Callable[[Array], Array], x: Array) -> Array:
+        result = call(x)
+        if _kind(module):
+            found.append(module)
+        return result
+
+    jax.eval_shape(_handled(apply, handle), variables, x)
+    return found
 
 
 def kinds_in(apply: Apply, variables: Variables, x: Array) -> tuple[str, ...]:
     """The kinds of nonlinear operation that a segment has, in the order of ``KINDS``."""
-    found = set()
-
-    def note(kind: str, operation: Callable[[Array], Array], value: Array) -> Array:
-        found.add(kind)
-        return operation(value)
-
-    jax.eval_shape(intercept(apply, note), variables, x)
+    found = {_kind(module) for module in _nonlinear(apply, variables, x)}
     return tuple(kind for kind in KINDS if kind in found)
 
 
 def ends_with_relu(apply: Apply, variables: Variables, x: Array) -> bool:
     """Whether the last operation of ``KINDS`` is a plain ReLU, so that no result is negative.
 
-    Averages may follow it. False where nothing is known.
+    Averages may follow it. False where there is no such operation.
     """
-    last: list[nn.Module] = []
-
-    def interceptor(
-        call: Callable[..., Array],
-        args: tuple,
-        options: dict,
-        context: nn.module.InterceptorContext,
-    ) -> Array:
-        result = call(*args, **options)
-        if context.method_name == "__call__" and _kind(context.module):
-            last[:] = [context.module]
-        return result
-
-    def run(variables: Variables, x: Array) -> Array:
-        with nn.intercept_methods(interceptor):
-            return apply(variables, x)
-
-    jax.eval_shape(run, variables, x)
-    return bool(last) and isinstance(last[0], Relu)
+    found = _nonlinear(apply, variables, x)
+    return bool(found) and isinstance(found[-1], Relu)
 
 
 def linear_twin(apply: Apply) -> Apply:
@@ -172,24 +174,15 @@ def linear_twin(apply: Apply) -> Apply:
     Weights, BatchNorm's scales and the number of operations stay, and so does rounding.
     """
 
-    def interceptor(
-        call: Callable[..., Array],
-        args: tuple,
-        options: dict,
-        context: nn.module.InterceptorContext,
-    ) -> Array:
-        module = context.module
-        if context.method_name == "__call__" and _kind(module) == "relu":
-            return args[0]
-        if context.method_name == "__call__" and isinstance(module, MaxPool):
-            return nn.avg_pool(args[0], module.window, module.strides, module.padding)
-        return call(*args, **options)
+    def handle(module: nn.Module, call: Callable[[Array], Array], x: Array) -> Array:
+        if _kind(module) == "relu":
+            return x
+        if isinstance(module, MaxPool):
+            return nn.avg_pool(x, module.window, module.strides, module.padding)
+        return call(x)
 
-    def run(variables: Variables, x: Array) -> Array:
-        with nn.intercept_methods(interceptor):
-            return apply(without_constants(variables), x)
-
-    return run
+    twin = _handled(apply, handle)
+    return lambda variables, x: twin(without_constants(variables), x)
 
 
 def without_constants(variables: Variables) -> Variables:

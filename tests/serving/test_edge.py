@@ -17,7 +17,6 @@ from edge_support import FakeCloud, Loop, M, Process, client_of, honest, picture
 from facemix_jax import data, defenses, inference, keys, mixing
 from facemix_jax._validate import FacemixError, UsageError
 from facemix_jax.serving import edge, segments, wire
-from facemix_jax.serving import wire_pb2 as pb
 from facemix_jax.serving.edge import AsyncEdgeClient, Connection
 from facemix_jax.serving.fillers import fillers
 from facemix_jax.serving.wire import WireError
@@ -377,23 +376,6 @@ class TestWrongAnswers:
             pytest.raises(WireError, match="1 of 1 spot-checked"),
         ):
             client.predict(pictures(8))
-
-    def test_false_times_stay_within_the_call(self):
-        request = pb.RunRequest(activations=wire.encode(np.ones((1, 2), np.float32)))
-        response = pb.RunResponse(responses=wire.encode(np.ones((1, 2), np.float32)))
-        for queue, main in (("nan", "-1"), ("1e9", "1e9"), ("x", None), ("inf", "0.5")):
-            work = edge.Work(edge.Timing())
-            work.called(request, response, 1.0, {"facemix-queue-s": queue, "facemix-main-s": main})
-            timing = work.timing
-            assert timing.queue + timing.main + timing.network == pytest.approx(1.0)
-            assert min(timing.queue, timing.main, timing.network) >= 0
-
-
-def test_work_directory_needs_no_images_and_gives_names(trained):
-    loaded = segments.load(trained[0])
-    assert loaded.attribute_names == ("attribute 1", "attribute 2", "attribute 3")
-    assert loaded.main is None
-    assert loaded.group_size == M
 
 
 @pytest.mark.parametrize(

@@ -326,3 +326,14 @@ def test_plain_text_is_for_loopback_or_by_flag_only():
         assert Connection(clouds=(address,)).is_plain(address) is plain
         assert Connection(clouds=(address,), insecure=True).is_plain(address)
         assert not Connection(clouds=(address,), ca="ca.pem").is_plain(address)
+
+
+def test_false_times_stay_within_the_call():
+    request = pb.RunRequest(activations=wire.encode(np.ones((1, 2), np.float32)))
+    response = pb.RunResponse(responses=wire.encode(np.ones((1, 2), np.float32)))
+    for queue, main in (("nan", "-1"), ("1e9", "1e9"), ("x", None), ("inf", "0.5")):
+        work = edge.Work(edge.Timing())
+        work.called(request, response, 1.0, {"facemix-queue-s": queue, "facemix-main-s": main})
+        timing = work.timing
+        assert timing.queue + timing.main + timing.network == pytest.approx(1.0)
+        assert min(timing.queue, timing.main, timing.network) >= 0

@@ -4,15 +4,24 @@ import json
 
 import pytest
 from cloud_support import save_checkpoint
+from edge_support import M
 
 from facemix_jax._validate import UsageError
 from facemix_jax.serving import segments
 
 
+def test_work_directory_needs_no_images_and_gives_names(tmp_path):
+    save_checkpoint(tmp_path)
+    loaded = segments.load(tmp_path)
+    assert loaded.attribute_names == ("attribute 1", "attribute 2", "attribute 3")
+    assert loaded.main is None
+    assert loaded.group_size == M
+
+
 @pytest.mark.parametrize("layer", [{"noise": 0.5}, {"decoys": 1}, {"blinding": 1.0}, {"clouds": 2}])
 def test_runs_whose_layers_clients_do_not_speak_are_refused(tmp_path, layer):
     save_checkpoint(tmp_path)
-    assert segments.load(tmp_path).group_size
+    segments.load(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     config["defense"] |= layer
     (tmp_path / "config.json").write_text(json.dumps(config))
