@@ -88,8 +88,9 @@ class Train(Output):
     num_seeds: int = 1
     """Train this many seeds from --seed on, each into WORKDIR/seed-N."""
     seeds_method: str = "auto"
-    """How several seeds share a device: vmap (one program computes all), loop (in turn), or auto,
-    which times both; results agree within rounding."""
+    """How several seeds share a device: vmap (one program computes all), dense (that, with one
+    dense convolution for all), loop (in turn), or auto, which times them; results agree within
+    rounding."""
     profile: bool = False
     """Write an XLA trace of a few steps to WORKDIR/profile, for TensorBoard or Perfetto."""
     hosts: tyro.conf.OmitArgPrefixes[HostsConfig] = HostsConfig()

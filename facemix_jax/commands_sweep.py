@@ -41,7 +41,7 @@ class Sweep(Output):
     """The most runs that one program trains together, where they differ in seed, learning rate
     and weight decay only; 1 gives each a process of its own."""
     seeds_method: str = "auto"
-    """How they share a device: vmap, loop, or auto, which times both."""
+    """How they share a device: vmap, dense, loop, or auto, which times them."""
     runner: str = "process"
     """process (of this machine); slurm, submitit_local or submitit_debug (through submitit); or
     ray."""

@@ -89,7 +89,7 @@ def fit_together(
         workdirs: of the runs.
         source: as in ``fit``.
         initial_variables: as in ``fit``, for each run.
-        method: one of ``population.METHODS``; ``auto`` times both and takes the faster.
+        method: one of ``population.METHODS``; ``auto`` times them and takes the fastest.
         choice: JSON file that keeps what ``auto`` found, so that a resumed group goes on with it.
         options: how to watch it.
 

@@ -287,7 +287,7 @@ def _parts(
             found = {"method": method, "seconds_per_step": seconds, "runs": len(members)}
             write_atomically(choice, json.dumps(found, indent=2) + "\n")
     size = population.size(method, len(members), mesh)
-    program = population.build(step, states[0], mesh, size)
+    program = population.build(step, states[0], mesh, size, dense_convolutions=method == "dense")
     parts = []
     for first in range(0, len(members), size):
         rows = slice(first, first + size)

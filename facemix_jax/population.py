@@ -1,11 +1,13 @@
 """Runs that train together in one program: they differ in seed, learning rate and weight decay.
 
 ``vmap`` computes all of a device's runs at once, which turns convolutions into grouped ones;
-``loop`` takes them in turn, one compiled program for all. Which is faster depends on the device
-and the width, so ``calibrate`` measures. Over the mesh's ``seed`` axis each device set computes
+``dense`` as well, with ``facemix_jax.dense`` in their place; ``loop`` takes the runs in turn, one
+compiled program for all. Which is faster depends on the device and the width, so ``calibrate``
+measures. Over the mesh's ``seed`` axis each device set computes
 its own runs (``shard_map``), without traffic between them.
 """
 
+import contextlib
 import dataclasses
 import statistics
 import time
@@ -17,11 +19,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from facemix_jax import sharding
+from facemix_jax import dense, sharding
 from facemix_jax._types import Array, HostArray
 from facemix_jax.training import PureStep, Scalars, StepInfo, TrainState
 
-METHODS = ("auto", "loop", "vmap")
+METHODS = ("auto", "loop", "vmap", "dense")
 _TIMED_STEPS = 3
 
 
@@ -66,7 +68,9 @@ class Program:
         return sharding.put(stacked, jax.tree.map(lambda _: place, stacked))
 
 
-def build(step: PureStep, like: TrainState, mesh: Mesh, size: int) -> Program:
+def build(
+    step: PureStep, like: TrainState, mesh: Mesh, size: int, *, dense_convolutions: bool = False
+) -> Program:
     """Compiles a step for ``size`` runs.
 
     Args:
@@ -74,6 +78,7 @@ def build(step: PureStep, like: TrainState, mesh: Mesh, size: int) -> Program:
         like: the state of one run.
         mesh: its ``seed`` axis divides ``size``.
         size: how many runs.
+        dense_convolutions: whether runs of one device share them; see ``facemix_jax.dense``.
     """
     lanes = mesh.shape["seed"]
     alone = sharding.shardings(mesh, like)
@@ -92,8 +97,12 @@ def build(step: PureStep, like: TrainState, mesh: Mesh, size: int) -> Program:
         result = step(*jax.tree.map(lambda leaf: leaf[0], args))
         return jax.tree.map(lambda leaf: leaf[None], result)
 
+    def at_once(*args: Any) -> Any:
+        with dense.convolutions() if dense_convolutions else contextlib.nullcontext():
+            return jax.vmap(step)(*args)
+
     # One run for each set of devices needs no grouped convolutions.
-    several = in_turn if size == lanes else jax.vmap(step)
+    several = in_turn if size == lanes else at_once
     if lanes > 1:
         runs = PartitionSpec("seed")
         several = jax.shard_map(
@@ -118,7 +127,7 @@ def build(step: PureStep, like: TrainState, mesh: Mesh, size: int) -> Program:
 
 def size(method: str, num_runs: int, mesh: Mesh) -> int:
     """How many runs a program takes: all of them, or one for each set of devices."""
-    return num_runs if method == "vmap" else mesh.shape["seed"]
+    return mesh.shape["seed"] if method == "loop" else num_runs
 
 
 def calibrate(
@@ -132,6 +141,8 @@ def calibrate(
 ) -> dict[str, float]:
     """Seconds that a step of all runs takes by each method; infinite where memory runs out.
 
+    ``dense`` is left out on a CPU, which has no idle units to give to its products.
+
     Args:
         step: of one run.
         states: of the runs; they are copied.
@@ -142,9 +153,9 @@ def calibrate(
         batch_size: of all processes together.
     """
     seconds = {}
-    for method in ("loop", "vmap"):
+    for method in ("loop", "vmap") if jax.default_backend() == "cpu" else METHODS[1:]:
         count = size(method, len(states), mesh)
-        program = build(step, states[0], mesh, count)
+        program = build(step, states[0], mesh, count, dense_convolutions=method == "dense")
         copies = len(program.local_runs())
         batch = [program.put([x] * copies, batch_size) for x in (images, attributes)]
         mine = program.scalars(scalars[:count])

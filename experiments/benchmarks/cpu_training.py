@@ -104,12 +104,20 @@ class TorchWorker:
         """A turn of this worker in one memory layout."""
 
         def run(steps: int) -> float:
-            assert self.process.stdin is not None
-            self.process.stdin.write(f"{layout} {steps}\n")
-            self.process.stdin.flush()
-            return float(self._read()["seconds"])
+            self.ask(layout, steps)
+            return self.answer()
 
         return run
+
+    def ask(self, layout: str, steps: int) -> None:
+        """Has it begin with so many steps."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(f"{layout} {steps}\n")
+        self.process.stdin.flush()
+
+    def answer(self) -> float:
+        """Waits for what it was asked last: the seconds that the steps took."""
+        return float(self._read()["seconds"])
 
     def close(self) -> None:
         """Ends the subprocess."""

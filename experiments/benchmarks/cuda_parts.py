@@ -3,11 +3,11 @@
 Where ResNet-18's training step goes on an H200 (``results/nvidia-h200/training_kernels.json``):
 2.2 of 12.2 ms into the 7x7 convolution of three channels, which tensor cores take as eight, and
 2.1 ms into the max-pool, whose gradient XLA scatters with atomic additions. Here stand the
-convolution on blocks of 2x2 pixels and a gradient that is gathered, and for several runs under
-``jax.vmap`` one dense convolution in place of a grouped one. They compute the same
-(``tests/experiments/test_cuda_parts.py``); none is in the library before it is shown here to be
-faster. Forward and backward pass, at the sizes of ``training_speed.py`` and ``seeds_speed.py``,
-taking turns; the ratio is the median over turns of the library's time over the candidate's.
+convolution on blocks of 2x2 pixels and a gradient that is gathered, which compute the same
+(``tests/experiments/test_cuda_parts.py``) and are not in the library before they are shown here
+to be faster; and for several runs the dense convolutions of ``facemix_jax.dense``. Forward and
+backward pass, at the sizes of ``training_speed.py`` and ``seeds_speed.py``, taking turns; the ratio
+is the median over turns of the library's time over the candidate's.
 
     python experiments/benchmarks/cuda_parts.py
 """
@@ -18,21 +18,19 @@ import json
 import pathlib
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from facemix_jax import _runtime
+from facemix_jax import _runtime, dense
 from facemix_jax._types import Array
 from facemix_jax.provenance import provenance
 
 RESULT = pathlib.Path(__file__).parent.parent / "results" / "cuda_parts.json"
 
-Pair = tuple[int, int]
-_LAYOUT = ("NHWC", "HWIO", "NHWC")
 _CHANNELS = 4
 """An image's three and one of zeros: four pixels are then the 16 that tensor cores take."""
 
@@ -57,7 +55,7 @@ def stem_on_blocks(x: Array, kernel: Array) -> Array:
     kernel = jnp.pad(kernel, ((0, 1), (0, 1), (0, more), (0, 0)))
     kernel = kernel.reshape(4, 2, 4, 2, _CHANNELS, -1).transpose(0, 2, 1, 3, 4, 5)
     kernel = kernel.reshape(4, 4, 4 * _CHANNELS, -1)
-    return convolution(x, kernel, (1, 1), ((0, 0), (0, 0)))
+    return dense.plain(x, kernel, (1, 1), ((0, 0), (0, 0)))
 
 
 def _windows(x: Array, fill: float) -> list[Array]:
@@ -106,94 +104,6 @@ def _gathered_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array,
     return largest, functools.reduce(jnp.add, chosen)
 
 
-def convolution(x: Array, kernel: Array, strides: Pair, padding: Any) -> Array:
-    """JAX's own, ``[B, H, W, C]`` and ``[h, w, C, O]`` to ``[B, H', W', O]``."""
-    return jax.lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=_LAYOUT)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def convolution_of_runs(x: Array, kernel: Array, strides: Pair, padding: Any) -> Array:
-    """``convolution`` that several runs under ``jax.vmap`` compute as one dense one.
-
-    JAX makes a grouped convolution of them, and a group narrower than a tensor core's tile leaves
-    it idle. Here the runs' channels stand side by side, and the kernel is block-diagonal: as many
-    times the products as there are runs, on units that had nothing to do.
-    """
-    run = _together(lambda x, k: convolution(x, k, strides, padding), (_MAPS, _KERNEL, _MAPS))
-    return run(x, kernel)
-
-
-def _forward(x: Array, kernel: Array, strides: Pair, padding: Any) -> tuple[Array, tuple]:
-    return convolution_of_runs(x, kernel, strides, padding), (x, kernel)
-
-
-def _backward(strides: Pair, padding: Any, kept: tuple[Array, Array], slope: Array) -> tuple:
-    x, kernel = kept
-
-    def to_maps(k: Array, g: Array) -> Array:
-        like = jax.ShapeDtypeStruct((len(g), *x.shape[1:3], k.shape[2]), x.dtype)
-        return jax.linear_transpose(lambda x: convolution(x, k, strides, padding), like)(g)[0]
-
-    def to_kernel(x: Array, g: Array) -> Array:
-        like = jax.ShapeDtypeStruct((*kernel.shape[:2], x.shape[3], g.shape[3]), kernel.dtype)
-        return jax.linear_transpose(lambda k: convolution(x, k, strides, padding), like)(g)[0]
-
-    return (
-        _together(to_maps, (_KERNEL, _MAPS, _MAPS))(kernel, slope),
-        _together(to_kernel, (_MAPS, _MAPS, _KERNEL))(x, slope),
-    )
-
-
-convolution_of_runs.defvjp(_forward, _backward)
-
-
-def _join_maps(x: Array) -> Array:
-    """``[S, B, H, W, C]`` to ``[B, H, W, S * C]``."""
-    return jnp.moveaxis(x, 0, 3).reshape(*x.shape[1:4], -1)
-
-
-def _part_maps(x: Array, runs: int) -> Array:
-    return jnp.moveaxis(x.reshape(*x.shape[:3], runs, -1), 3, 0)
-
-
-def _join_kernels(kernels: Array) -> Array:
-    """``[S, h, w, C, O]`` to block-diagonal ``[h, w, S * C, S * O]``."""
-    runs, height, width, inputs, outputs = kernels.shape
-    rows = jnp.moveaxis(kernels, 0, 2)[:, :, :, :, None]
-    blocks = rows * jnp.eye(runs, dtype=kernels.dtype)[None, None, :, None, :, None]
-    return blocks.reshape(height, width, runs * inputs, runs * outputs)
-
-
-def _part_kernels(kernel: Array, runs: int) -> Array:
-    height, width, inputs, outputs = kernel.shape
-    blocks = kernel.reshape(height, width, runs, inputs // runs, runs, outputs // runs)
-    return jnp.moveaxis(jnp.diagonal(blocks, axis1=2, axis2=4), -1, 0)
-
-
-_MAPS = (_join_maps, _part_maps)
-_KERNEL = (_join_kernels, _part_kernels)
-
-
-def _together(
-    run: Callable[[Array, Array], Array], kinds: tuple[tuple[Callable, Callable], ...]
-) -> Callable[[Array, Array], Array]:
-    # ``run`` with a rule for ``jax.vmap``: how to join its two arguments and part its result.
-    (join_first, _), (join_second, _), (_, part) = kinds
-
-    def merged(first: Array, second: Array) -> Array:
-        return part(run(join_first(first), join_second(second)), len(first))
-
-    function = jax.custom_batching.custom_vmap(run)
-
-    @function.def_vmap
-    def rule(runs: int, batched: Sequence[bool], first: Array, second: Array) -> tuple[Array, bool]:
-        axes = tuple(0 if is_batched else None for is_batched in batched)
-        several = merged if all(batched) else jax.vmap(run, in_axes=axes)
-        return several(first, second), True
-
-    return function
-
-
 def slope(function: Callable[..., Array]) -> Callable[..., Any]:
     """Value and gradients of a sum of squares of what ``function`` returns."""
 
@@ -216,7 +126,7 @@ def cases(options: argparse.Namespace) -> dict[str, tuple[dict[str, Callable], t
         return nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
 
     def stem(x: Array, kernel: Array) -> Array:
-        return convolution(x, kernel, (2, 2), ((3, 3), (3, 3)))
+        return dense.plain(x, kernel, (2, 2), ((3, 3), (3, 3)))
 
     def on_relu(pool: Callable[[Array], Array]) -> Callable[..., Array]:
         return lambda x, bias: pool(nn.relu(x + bias))
@@ -238,11 +148,11 @@ def cases(options: argparse.Namespace) -> dict[str, tuple[dict[str, Callable], t
 
         found[f"{runs} runs of {narrow} channels"] = (
             {
-                "library": jax.vmap(one(convolution)),
+                "library": jax.vmap(one(dense.plain)),
                 "in turn": lambda x, kernel: jax.lax.map(
-                    lambda a: one(convolution)(*a), (x, kernel)
+                    lambda a: one(dense.plain)(*a), (x, kernel)
                 ),
-                "candidate": jax.vmap(one(convolution_of_runs)),
+                "candidate": jax.vmap(one(dense.convolution)),
             },
             (normal(runs, 64, down, across, narrow), normal(runs, 3, 3, narrow, narrow)),
         )

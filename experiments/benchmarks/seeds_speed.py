@@ -2,7 +2,8 @@
 
 ResNet-18 with M = 8 after the stem, on random images that lie on the device: a step of one run
 alone, and a step of all runs by each method of ``facemix_jax.population`` (``loop``: one program
-for each set of devices in turn; ``vmap``: one program for all), taking turns. Figures are the time
+for each set of devices in turn; ``vmap``: one program for all; ``dense``: that, with dense
+convolutions in place of grouped ones), taking turns. Figures are the time
 of a step of all runs over that of one run (eight means that nothing is gained) and images/s.
 
     python experiments/benchmarks/seeds_speed.py
@@ -27,17 +28,18 @@ RESULT = pathlib.Path(__file__).parent.parent / "results" / "seeds_speed.json"
 NUM_STEPS = 1000
 
 
-def runner(size: int, count: int, width: int, options: argparse.Namespace) -> Callable[[], float]:
-    """Seconds of a step of ``count`` runs in programs of ``size``."""
+def runner(method: str, count: int, width: int, options: argparse.Namespace) -> Callable[[], float]:
+    """Seconds of a step of ``count`` runs by one of ``population.METHODS``."""
     image_size = tuple(options.image_size)
     network = models.ModelConfig(width=width, compute_dtype=options.dtype)
     model = models.build(network, image_size=image_size)
     config = training.TrainConfig(batch_size=options.batch_size)
     step = training.make_step(model, defenses.facemix(group_size=8), config, NUM_STEPS)
     mesh = sharding.make_mesh(MeshConfig(), num_runs=count)
+    size = population.size(method, count, mesh)
     first = training.init_state(model, config, NUM_STEPS)
     first = sharding.put(first, sharding.shardings(mesh, first))
-    program = population.build(step, first, mesh, size)
+    program = population.build(step, first, mesh, size, dense_convolutions=method == "dense")
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (options.batch_size, *image_size, 3), np.uint8)
     attributes = rng.integers(0, 2, (options.batch_size, 40), np.int8)
@@ -65,6 +67,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--widths", type=int, nargs="+", default=[16, 64])
     parser.add_argument("--seeds", type=int, default=8)
+    methods = population.METHODS[1:]
+    parser.add_argument("--methods", nargs="+", choices=methods, default=methods)
     parser.add_argument("--image-size", type=int, nargs=2, default=(109, 89))
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--dtype", default="bfloat16")
@@ -73,13 +77,11 @@ def main() -> None:
     parser.add_argument("--json", type=pathlib.Path, default=RESULT)
     options = parser.parse_args()
     _runtime.configure()
-    lanes = sharding.make_mesh(MeshConfig(), num_runs=options.seeds).shape["seed"]
     cells = []
     for width in options.widths:
         runs = {
-            "one run": runner(1, 1, width, options),
-            "loop": runner(lanes, options.seeds, width, options),
-            "vmap": runner(options.seeds, options.seeds, width, options),
+            "one run": runner("loop", 1, width, options),
+            **{name: runner(name, options.seeds, width, options) for name in options.methods},
         }
         seconds: dict[str, list[float]] = {name: [] for name in runs}
         for index in range(options.rounds + 1):
@@ -88,7 +90,7 @@ def main() -> None:
                 if index:
                     seconds[name].append(found)
         cell: dict[str, Any] = {"width": width, "seconds_per_step": seconds}
-        for name in ("loop", "vmap"):
+        for name in options.methods:
             pairs = zip(seconds[name], seconds["one run"], strict=True)
             cell[f"{name}_over_one_run"] = statistics.median(a / b for a, b in pairs)
             cell[f"{name}_images_per_second"] = (

@@ -111,8 +111,20 @@ def main() -> None:
         "ours plain": cpu_training.ours("none", batch, size, **shared),
         "ours mixed": cpu_training.ours("facemix", batch, size, **shared),
     }
-    turns = {"rounds": options.rounds, "steps": options.steps}
-    seconds = cpu_training.take_turns(contestants, **turns)
+    worker = None
+    if options.torch_python != sys.executable or util.find_spec("torch"):
+        device = "cuda" if jax.default_backend() in ("gpu", "cuda") else "cpu"
+        more = ["--width", str(options.width), "--dtype", options.dtype, "--device", device]
+        worker = cpu_training.TorchWorker(options.torch_python, batch, size, *more, "--compiled")
+        worker.ask("channels_last", 1)  # it compiles, for minutes, while we do
+    for run in contestants.values():
+        run(1)
+    if worker:
+        worker.answer()
+        contestants["torch channels_last"] = worker.contestant("channels_last")
+    seconds = cpu_training.take_turns(contestants, rounds=options.rounds, steps=options.steps)
+    if worker:
+        worker.close()
     lowest = floor(options)
     plain = statistics.median(seconds["ours plain"])
     record: dict[str, Any] = {
@@ -129,25 +141,13 @@ def main() -> None:
         "plain_over_floor": plain / lowest["floor_s"],
         "floor": lowest,
         "seconds_per_step": seconds,
-        "account": {
-            name: kernel_account.kernels(contestants[name]) for name in ("ours plain", "ours mixed")
-        },
+        "torch": worker.versions if worker else None,
     }
     write(options.json, record)
-    # PyTorch last: compiling takes it minutes, and what we have is safe by now.
-    if options.torch_python != sys.executable or util.find_spec("torch"):
-        device = "cuda" if jax.default_backend() in ("gpu", "cuda") else "cpu"
-        more = ["--width", str(options.width), "--dtype", options.dtype, "--device", device]
-        worker = cpu_training.TorchWorker(options.torch_python, batch, size, *more, "--compiled")
-        contestants["torch channels_last"] = worker.contestant("channels_last")
-        seconds = cpu_training.take_turns(contestants, **turns)
-        worker.close()
-        record |= {
-            "torch": worker.versions,
-            **cpu_training.summarize(seconds, batch),
-            "seconds_per_step": seconds,
-        }
-        write(options.json, record)
+    record["account"] = {
+        name: kernel_account.kernels(contestants[name]) for name in ("ours plain", "ours mixed")
+    }
+    write(options.json, record)
     for name, value in record["images_per_second"].items():
         print(f"{name:20} {value:10.2f} images/s")
     for name in (

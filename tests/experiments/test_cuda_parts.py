@@ -59,22 +59,3 @@ def test_a_tie_sends_its_gradient_once():
     x = jnp.ones((1, 6, 6, 1))
     slope = jax.grad(lambda x: jnp.sum(cuda_parts.gathered_max_pool(x)))(x)
     assert float(slope.sum()) == 9
-
-
-@pytest.mark.parametrize(("strides", "size"), [((1, 1), 3), ((2, 2), 1)])
-@pytest.mark.parametrize("shared", [(), ("x",), ("kernel",)])
-def test_runs_side_by_side_equal_runs_apart(strides, size, shared):
-    runs = 3
-    values = {"x": normal(0, runs, 2, 9, 8, 4), "kernel": normal(1, runs, size, size, 4, 5)}
-    padding = ((size // 2, size // 2),) * 2
-
-    def loss(convolve):
-        return lambda x, k: jnp.sum(jnp.sin(convolve(x, k, strides, padding)))
-
-    arguments = [value[0] if name in shared else value for name, value in values.items()]
-    axes = tuple(None if name in shared else 0 for name in values)
-    found, wanted = (
-        jax.jit(jax.vmap(jax.value_and_grad(loss(convolve), (0, 1)), axes))(*arguments)
-        for convolve in (cuda_parts.convolution_of_runs, cuda_parts.convolution)
-    )
-    chex.assert_trees_all_close(found, wanted, rtol=1e-4, atol=1e-4)

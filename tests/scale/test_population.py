@@ -52,7 +52,9 @@ def alone(tmp_path_factory, tiny_source):
     return folder, states
 
 
-@pytest.mark.parametrize("method", ["loop", "vmap", pytest.param("auto", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "method", ["loop", "vmap", "dense", pytest.param("auto", marks=pytest.mark.slow)]
+)
 def test_runs_together_end_as_alone(alone, tiny_source, tmp_path, method):
     folder, states = alone
     folders = [tmp_path / str(i) for i in range(4)]
