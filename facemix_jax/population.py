@@ -1,9 +1,9 @@
 """Runs that train together in one program: they differ in seed, learning rate and weight decay.
 
 ``vmap`` computes all of a device's runs at once, which turns convolutions into grouped ones;
-``dense`` as well, with ``facemix_jax.dense`` in their place; ``loop`` takes the runs in turn, one
-compiled program for all. Which is faster depends on the device and the width, so ``calibrate``
-measures. Over the mesh's ``seed`` axis each device set computes
+``dense`` as well, with ``facemix_jax.models.dense`` in their place; ``loop`` takes the runs in
+turn, one compiled program for all. Which is faster depends on the device and the width, so
+``calibrate`` measures. Over the mesh's ``seed`` axis each device set computes
 its own runs (``shard_map``), without traffic between them.
 """
 
@@ -19,8 +19,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from facemix_jax import dense, sharding
+from facemix_jax import sharding
 from facemix_jax._types import Array, HostArray
+from facemix_jax.models import dense
 from facemix_jax.training import PureStep, Scalars, StepInfo, TrainState
 
 METHODS = ("auto", "loop", "vmap", "dense")
@@ -78,7 +79,7 @@ def build(
         like: the state of one run.
         mesh: its ``seed`` axis divides ``size``.
         size: how many runs.
-        dense_convolutions: whether runs of one device share them; see ``facemix_jax.dense``.
+        dense_convolutions: whether runs of one device share them; see ``facemix_jax.models.dense``.
     """
     lanes = mesh.shape["seed"]
     alone = sharding.shardings(mesh, like)

@@ -1,6 +1,7 @@
 """ResNet-18 (He et al., 2016), the paper's backbone: cuts 0 to 9."""
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,7 @@ from flax import linen as nn
 
 from facemix_jax import _validate
 from facemix_jax._types import Array, ImageSize
+from facemix_jax.models.cuda import stem_convolution
 from facemix_jax.models.initialization import scaled_normal
 from facemix_jax.models.operations import ACTIVATIONS, MaxPool
 from facemix_jax.models.split import Head, SplitModel, Unit, split
@@ -70,7 +72,15 @@ class _Norm(nn.Module):
         )(x)
 
 
-def _conv(features: int, size: int, stride: int, norm: str, dtype: jnp.dtype, name: str) -> nn.Conv:
+def _conv(
+    features: int,
+    size: int,
+    stride: int,
+    norm: str,
+    dtype: jnp.dtype,
+    name: str,
+    convolve: Callable[..., Array] | None = None,
+) -> nn.Conv:
     return nn.Conv(
         features,
         (size, size),
@@ -79,6 +89,7 @@ def _conv(features: int, size: int, stride: int, norm: str, dtype: jnp.dtype, na
         use_bias=norm == "none",
         dtype=dtype,
         kernel_init=scaled_normal(2.0, "out"),
+        conv_general_dilated=convolve,
         name=name,
     )
 
@@ -94,7 +105,7 @@ class Stem(nn.Module):
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
         """``[B, H, W, 3]`` to ``[B, H/4, W/4, features]``, rounded up twice."""
-        x = _conv(self.features, 7, 2, self.norm, self.dtype, "conv1")(x)
+        x = _conv(self.features, 7, 2, self.norm, self.dtype, "conv1", stem_convolution)(x)
         x = _Norm(self.norm, self.dtype, name="bn1")(x, train)
         x = ACTIVATIONS[self.activation](name="relu1")(x)
         return MaxPool((3, 3), (2, 2), ((1, 1), (1, 1)))(x)
@@ -115,7 +126,7 @@ class SignedStem(nn.Module):
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
         """``[B, H, W, 3]`` to ``[B, H/4, W/4, features]``, rounded up twice."""
-        x = _conv(self.features, 7, 2, self.norm, self.dtype, "conv1")(x)
+        x = _conv(self.features, 7, 2, self.norm, self.dtype, "conv1", stem_convolution)(x)
         x = _Norm(self.norm, self.dtype, name="bn1")(x, train)
         x = ACTIVATIONS[self.activation](name="relu1")(x)
         x = _conv(self.features, 3, 2, self.norm, self.dtype, "conv2")(x)

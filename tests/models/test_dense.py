@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import pytest
 from flax import linen as nn
 
-from facemix_jax import dense
+from facemix_jax.models import dense
 
 
 def normal(seed, *shape):
