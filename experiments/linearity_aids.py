@@ -18,6 +18,7 @@ from systems import System, facemix
 from facemix_jax import _runtime, data, defenses, evaluation, linearity, models, results
 from facemix_jax._types import Array
 from facemix_jax._validate import one_of
+from facemix_jax.defenses import DefenseConfig
 from facemix_jax.results import Column, ResultTable, Row, Value
 from facemix_jax.runs import Run
 
@@ -28,10 +29,12 @@ class Aid(NamedTuple):
     Attributes:
         model: fields of ``ModelConfig``.
         isometry: as in ``TrainConfig``.
+        mixes: whether training does; otherwise mixing only finds the network as it is.
     """
 
     model: Mapping[str, Any] = {}
     isometry: float = 0.0
+    mixes: bool = True
 
 
 NONE = "no aid"
@@ -44,6 +47,9 @@ AIDS: dict[str, Aid] = {
     "no constants": Aid({"norm": "scale"}),
     "no constants, PReLU": Aid({"norm": "scale", "activation": "prelu"}),
     "centred": Aid({"centre": True}),
+    "trained plainly": Aid(mixes=False),
+    "PReLU, trained plainly": Aid({"activation": "prelu"}, mixes=False),
+    "shifted ReLU, trained plainly": Aid({"activation": "shifted"}, mixes=False),
 }
 """``no constants`` is the norm ``scale``. Centring is known from ``linearity.py``."""
 
@@ -119,13 +125,15 @@ def measure(config: Config, name: str, group_size: int, seed: int) -> dict[str, 
     """One network: accuracy, unmix error, its causes, and what the cloud finds."""
     aid, scale = AIDS[name], scales.SCALES[config.scale]
     plain = facemix(group_size, 1)
-    system = System(dataclasses.replace(plain.model, **aid.model), plain.defense)
+    trained_with = plain.defense if aid.mixes else DefenseConfig(defense="none")
+    system = System(dataclasses.replace(plain.model, **aid.model), trained_with)
     train = dataclasses.replace(scale.train, isometry=aid.isometry)
     scale = dataclasses.replace(scale, train=train)
     # What is trained without aid is the network of the paper's tables.
     place = measuring.celeba(config, runs_of="table2" if name == NONE else "linearity_aids")
     row = f"FaceMix, M = {group_size}, N_pre = 1" + (f", {name}" if name != NONE else "")
     run = measuring.trained(row, system, scale, place, seed)
+    run = run._replace(defense=defenses.build(plain.defense))
     ica = measuring.separation(run, scale, place, seed, attack="gradient_ica")
     return {
         "mixed": utility(run, run.defense, seed),
