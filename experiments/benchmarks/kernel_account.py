@@ -21,7 +21,8 @@ def kernels(run: Callable[[int], Any], *, most: int = 40) -> dict[str, Any]:
         most: how many kernels are named.
 
     Returns:
-        Ready for JSON: ``microseconds_per_step`` of all kernels, and rows ``{"kernel", "source",
+        Ready for JSON: ``microseconds_per_step`` of all kernels, ``by_kind`` what convolutions,
+        other products, reductions and all else take of it, and rows ``{"kernel", "source",
         "microseconds", "calls"}`` per step, longest first. Empty where the trace shows no GPU.
     """
     with tempfile.TemporaryDirectory() as folder:
@@ -58,6 +59,10 @@ def read(path: Path, *, most: int = 40, steps: int = STEPS) -> dict[str, Any]:
     rows = sorted(spent.items(), key=lambda item: -item[1][0])
     return {
         "microseconds_per_step": round(sum(row[0] for _, row in rows) / steps, 1),
+        "by_kind": {
+            kind: round(sum(row[0] for (name, _), row in rows if _kind(name) == kind) / steps, 1)
+            for kind in sorted({_kind(name) for (name, _), _ in rows})
+        },
         "kernels": [
             {
                 "kernel": kernel,
@@ -68,3 +73,18 @@ def read(path: Path, *, most: int = 40, steps: int = STEPS) -> dict[str, Any]:
             for (kernel, source), row in rows[:most]
         ],
     }
+
+
+_KINDS = {
+    "convolutions": ("fprop", "dgrad", "wgrad", "cudnn", "implicitgemm"),
+    "products": ("gemm",),
+    "reductions": ("reduce",),
+}
+"""What the names of kernels hold, in order."""
+
+
+def _kind(kernel: str) -> str:
+    for kind, parts in _KINDS.items():
+        if any(part in kernel.lower() for part in parts):
+            return kind
+    return "all else"

@@ -1,7 +1,7 @@
 """Eight seeds in one program against one after another, by width and method.
 
 ResNet-18 with M = 8 after the stem, on random images that lie on the device: a step of one run
-alone, and a step of all runs by each method of ``facemix_jax.population`` (``loop``: one program
+alone, and a step of all runs by a method of ``facemix_jax.population`` (``loop``: one program
 for each set of devices in turn; ``vmap``: one program for all; ``dense``: that, with dense
 convolutions in place of grouped ones), taking turns. Figures are the time
 of a step of all runs over that of one run (eight means that nothing is gained) and images/s.
@@ -10,6 +10,7 @@ of a step of all runs over that of one run (eight means that nothing is gained) 
 """
 
 import argparse
+import itertools
 import json
 import pathlib
 import statistics
@@ -65,7 +66,7 @@ def runner(method: str, count: int, width: int, options: argparse.Namespace) -> 
 def main() -> None:
     """Measures, prints and writes the JSON file."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--widths", type=int, nargs="+", default=[16, 64])
+    parser.add_argument("--widths", type=int, nargs="+", default=[16])
     parser.add_argument("--seeds", type=int, default=8)
     methods = population.METHODS[1:]
     parser.add_argument("--methods", nargs="+", choices=methods, default=methods)
@@ -78,24 +79,26 @@ def main() -> None:
     options = parser.parse_args()
     _runtime.configure()
     cells = []
-    for width in options.widths:
-        runs = {
-            "one run": runner("loop", 1, width, options),
-            **{name: runner(name, options.seeds, width, options) for name in options.methods},
-        }
-        seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for width, method in itertools.product(options.widths, options.methods):
+        alone = runner("loop", 1, width, options)
+        together = runner(method, options.seeds, width, options)
+        seconds: dict[str, list[float]] = {"one run": [], method: []}
         for index in range(options.rounds + 1):
-            for name, run in runs.items():
+            for name, run in (("one run", alone), (method, together)):
                 found = run()
                 if index:
                     seconds[name].append(found)
-        cell: dict[str, Any] = {"width": width, "seconds_per_step": seconds}
-        for name in options.methods:
-            pairs = zip(seconds[name], seconds["one run"], strict=True)
-            cell[f"{name}_over_one_run"] = statistics.median(a / b for a, b in pairs)
-            cell[f"{name}_images_per_second"] = (
-                options.seeds * options.batch_size / statistics.median(seconds[name])
-            )
+                else:
+                    print(f"width {width}, {name}: {found:.1f} s a step, compiling", flush=True)
+        pairs = zip(seconds[method], seconds["one run"], strict=True)
+        images = options.seeds * options.batch_size
+        cell: dict[str, Any] = {
+            "width": width,
+            "method": method,
+            "over_one_run": statistics.median(a / b for a, b in pairs),
+            "images_per_second": images / statistics.median(seconds[method]),
+            "seconds_per_step": seconds,
+        }
         cells.append(cell)
         print(json.dumps({k: v for k, v in cell.items() if k != "seconds_per_step"}), flush=True)
         record = {
