@@ -100,6 +100,8 @@ def summarize(cells: Sequence[Mapping[str, Any]], size: str) -> report.Summary:
             "persons": cell["identity"].get("value"),
             "persons, strongest": cell["identity"].get("strongest"),
             "recovered": cell["separation"].get("value"),
+            "floor": cell["separation"].get("floor"),
+            "owner": cell["separation"].get("owner"),
         }
         for cell in cells
         if cell["row"] != SLALOM
@@ -120,7 +122,7 @@ def sent(flat: Sequence[Mapping[str, Any]], size: str) -> ResultTable:
         "attributes, strongest": Column(name="attributes, strongest", format="percent"),
         "persons": Column(name="person ID", format="percent", strongest="person ID, strongest"),
         "persons, strongest": Column(name="person ID, strongest", format="percent"),
-        "recovered": Column(name="activations recovered", format="fixed3"),
+        **dict(zip(("recovered", "floor", "owner"), summaries.ACTIVATION_COLUMNS, strict=True)),
     }
     return ResultTable(
         title=f"Other systems: {size}",

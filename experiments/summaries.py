@@ -84,6 +84,11 @@ def edge_columns(row: str) -> tuple[tuple[Value, ...], tuple[Value, ...]]:
     return (), ()
 
 
+ACTIVATION_COLUMNS = (
+    Column(name="activations recovered", format="fixed3"),
+    Column(name="without an attack", format="fixed3"),
+    Column(name="owner", format="fixed3"),
+)
 EDGE_COLUMNS = (
     Column(name="edge params", format="millions"),
     Column(name="edge MACs", format="billions"),
@@ -101,7 +106,7 @@ def table2(cells: Cells, scale: Scale) -> tuple[list[ResultTable], list[Chart]]:
         Column(name="person ID, strongest", format="percent"),
         Column(name="attributes", format="percent", strongest="attributes, strongest"),
         Column(name="attributes, strongest", format="percent"),
-        Column(name="activations recovered", format="fixed3"),
+        *ACTIVATION_COLUMNS,
     )
     plain = SYSTEMS[CLOUD].table2[1]
 
@@ -130,7 +135,7 @@ def table2(cells: Cells, scale: Scale) -> tuple[list[ResultTable], list[Chart]]:
         rows=tuple(rows),
         note=f"{TRUTH} Attributes: balanced accuracy. Persons: share of pictures named right, "
         f"{people(cells)}of thousands in the paper. Activations: mean matched |correlation| of "
-        "the strongest attack on what is sent.",
+        "the strongest attack on what is sent; without a key the owner has no more than it.",
     )
     return [table], [accuracy_against_attack(cells)]
 
@@ -149,14 +154,20 @@ def _privacy(
         chance = values(cells, CLOUD, "identity", "chance")
         guess = tuple(Value(value=c, mark="derived") for c in list(chance.values())[:1])
         nothing = (Value(value=0.0, mark="derived"),)
-        return (*_paper(person), *guess), guess, (*_paper(attributes), *half), half, nothing
+        persons, found = (*_paper(person), *guess), (*_paper(attributes), *half)
+        return persons, guess, found, half, nothing, nothing, ()
     return (
         (*_paper(person), *measured(cells, name, "identity", "value")),
         measured(cells, name, "identity", "strongest"),
         (*_paper(attributes), *measured(cells, name, "attributes", "value")),
         measured(cells, name, "attributes", "strongest"),
-        measured(cells, name, "separation", "value"),
+        *activations(cells, name),
     )
+
+
+def activations(cells: Cells, row: str) -> tuple[tuple[Value, ...], ...]:
+    """``ACTIVATION_COLUMNS`` of one row."""
+    return tuple(measured(cells, row, "separation", name) for name in ("value", "floor", "owner"))
 
 
 def accuracy_against_attack(cells: Cells) -> Chart:
@@ -211,7 +222,7 @@ def table3(cells: Cells, scale: Scale) -> tuple[list[ResultTable], list[Chart]]:
         Column(name="faces, strongest", format="fixed3"),
         Column(name="attributes", format="percent", strongest="attributes, strongest"),
         Column(name="attributes, strongest", format="percent"),
-        Column(name="activations recovered", format="fixed3"),
+        *ACTIVATION_COLUMNS,
     )
     systems = {name: system for name, system in SYSTEMS.items() if system.table3}
     plain = systems[CLOUD].table3[0]
@@ -308,7 +319,7 @@ def figure4(
         Column(name="test acc.", format="percent"),
         Column(name="attributes", format="percent", strongest="attributes, strongest"),
         Column(name="attributes, strongest", format="percent"),
-        Column(name="activations recovered", format="fixed3"),
+        *ACTIVATION_COLUMNS,
     )
     rows = [
         Row(
@@ -317,7 +328,7 @@ def figure4(
                 measured(cells, row, "utility", "test_accuracy"),
                 measured(cells, row, "attributes", "value"),
                 measured(cells, row, "attributes", "strongest"),
-                measured(cells, row, "separation", "value"),
+                *activations(cells, row),
             ),
         )
         for row in dict.fromkeys(r for _, r in (*by_size, *by_cut))
