@@ -103,9 +103,22 @@ def utility(run: Run, scale: Scale, place: Place, seed: int) -> dict[str, Any]:
     }
 
 
-def _attack(
+def run_attack(
     target: attacks.Target, name: str, scale: Scale, seed: int, images: int, batch_size: int = 64
 ) -> tuple[list[dict[str, Any]], attacks.Recording, attacks.Result]:
+    """One attack of the suite on the first images of the test split, in whole groups.
+
+    Args:
+        target: the system.
+        name: of the attack.
+        scale: how long learned attackers train.
+        seed: of secrets and attack.
+        images: attacked.
+        batch_size: of learned attackers.
+
+    Returns:
+        Its figures for JSON, what it was given, and its result.
+    """
     record_key, attack_key = jax.random.split(jax.random.key(seed + 100))
     rows = attacks.recorded_rows(target, max(1, images // target.defense.group_size))
     recording = attacks.record(target, rows, rng_key=record_key)
@@ -114,7 +127,8 @@ def _attack(
     return report.figures(result.figures), recording, result
 
 
-def _target(run: Run, source: data.Source | None = None) -> attacks.Target:
+def target_of(run: Run, source: data.Source | None = None) -> attacks.Target:
+    """A run under attack, with its own images or others."""
     return attacks.Target(
         model=run.model,
         defense=run.defense,
@@ -125,7 +139,7 @@ def _target(run: Run, source: data.Source | None = None) -> attacks.Target:
 
 def attributes(run: Run, scale: Scale, place: Place, seed: int) -> dict[str, Any]:
     """The paper's attacker on attributes, and the same after separation where rows are mixed."""
-    figures, _, _ = _attack(_target(run), "attributes", scale, seed, scale.attack_images)
+    figures, _, _ = run_attack(target_of(run), "attributes", scale, seed, scale.attack_images)
     return _recognised(figures)
 
 
@@ -136,11 +150,11 @@ def identity(run: Run, scale: Scale, place: Place, seed: int) -> dict[str, Any]:
     source = run.source
     if place.identity_dir is not None:
         source = people(place.identity_dir, place.cache_dir, scale.image_size)
-    target = _target(run, source)
+    target = target_of(run, source)
     reason = suite.ATTACKS["identity"].unsuitable(target)
     if reason is not None:
         return {"skipped": reason}
-    figures, _, _ = _attack(target, "identity", scale, seed, target.defense.group_size)
+    figures, _, _ = run_attack(target, "identity", scale, seed, target.defense.group_size)
     return _recognised(figures)
 
 
@@ -164,9 +178,9 @@ def faces(run: Run, scale: Scale, place: Place, seed: int) -> dict[str, Any]:
     """
     if run.defense.group_size > 1:
         run = without_pre(run)
-    target = _target(run)
+    target = target_of(run)
     images = min(scale.attack_images, 256)
-    figures, recording, _ = _attack(target, "pix2pix", scale, seed, images, batch_size=32)
+    figures, recording, _ = run_attack(target, "pix2pix", scale, seed, images, batch_size=32)
     weak = figures[0]
     found = {name: weak[name] for name in ("value", "floor", "owner", "chance")}
     candidates = [weak["value"]]
@@ -180,7 +194,7 @@ def faces(run: Run, scale: Scale, place: Place, seed: int) -> dict[str, Any]:
             recording.images,
         )
     elif not run.defense.keyed and run.defense.name != "none":
-        _, recording, result = _attack(target, "restoration", scale, seed, images)
+        _, recording, result = run_attack(target, "restoration", scale, seed, images)
         assert result.recovered is not None
         candidates.append(minus_squared_error(result.recovered, recording.images))
         found["as sent"] = minus_squared_error(recording.view.mixtures, recording.images)
@@ -210,11 +224,11 @@ def separation(
     run: Run, scale: Scale, place: Place, seed: int, attack: str | None = None
 ) -> dict[str, Any]:
     """One attack on activations; by default the strongest, without a key ridge regression."""
-    target = _target(run)
+    target = target_of(run)
     if run.defense.name == "none":
         return {"value": 1.0, "floor": 1.0, "owner": 1.0, "attack": "none needed"}
     name = attack or (suite.STRONGEST if run.defense.keyed else "restoration")
-    figures, _, _ = _attack(target, name, scale, seed, 64)
+    figures, _, _ = run_attack(target, name, scale, seed, 64)
     return {n: figures[0][n] for n in ("value", "floor", "owner")} | {"attack": name}
 
 

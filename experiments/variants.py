@@ -65,7 +65,12 @@ VARIANTS = {
 
 UTILITY = "utility"
 ATTACKS = {attack.name: attack for attack in (separation.GRADIENT_ICA, robust.ROBUST)}
-PARTS = (UTILITY, *ATTACKS)
+LEARNED = ("attributes", "identity", "set_attributes", "set_identity", "pix2pix")
+"""Attackers that learn: the paper's, and those that are asked about whole groups."""
+PARTS = (UTILITY, *ATTACKS, *LEARNED)
+
+CLOUDS = (FACEMIX, "2 clouds", "4 clouds", "8 clouds")
+"""What attackers that learn are asked about: where separation finds as much as nobody."""
 
 _AUXILIARY = 512
 """The attacker's own images."""
@@ -95,6 +100,7 @@ class Config:
     Attributes:
         scale: smoke or cpu.
         data_dir: folder with the official CelebA files; none for ``smoke``.
+        identity_dir: as in ``table2.py``.
         cache_dir: folder for decoded images; None for the data set's default.
         workdirs: folder for the runs; finished ones are not trained again.
         variants: which ones, in order.
@@ -106,6 +112,7 @@ class Config:
 
     scale: scales.Name = "cpu"
     data_dir: str | None = None
+    identity_dir: str | None = None
     cache_dir: str | None = None
     workdirs: Path = Path("runs")
     variants: tuple[str, ...] = tuple(VARIANTS)
@@ -124,18 +131,20 @@ def main(config: Config) -> None:
         one_of(PARTS, part=part)
     small = config.scale == "smoke"
     scale = scales.SCALES[config.scale]
-    place = measuring.celeba(config)
+    place = measuring.celeba(config, identity_dir=config.identity_dir)
     size = f"{summaries.images(scale, 'CelebA')}, {summaries.size(scale)}"
     cells = report.Cells(
         config.output or scales.output("variants", config.scale),
         config,
         name=f"variants, scale {config.scale}",
         chooses=("variants", "parts"),
-        summarize=lambda cells: ([table(cells, size)] if cells else [], ()),
+        summarize=lambda cells: (tables(cells, size), ()),
     )
     for name in config.variants:
         what = {"variant": name, "seed": config.seed}
         parts = SMOKE.get(name, ()) if small else config.parts
+        if name not in CLOUDS:
+            parts = tuple(part for part in parts if part not in LEARNED)
         missing = [part for part in parts if not cells.has(part=part, **what)]
         if not missing:
             continue
@@ -143,7 +152,10 @@ def main(config: Config) -> None:
         scene = Scene(run, config)
         for part in missing:
             began = time.perf_counter()
-            found = utility(run, config.seed) if part == UTILITY else scene.attacked(part)
+            if part in LEARNED:
+                found = learned(run, part, scale, place, config.seed)
+            else:
+                found = utility(run, config.seed) if part == UTILITY else scene.attacked(part)
             seconds = round(time.perf_counter() - began, 1)
             cells.add({**what, "part": part, **found, "seconds": seconds})
     cells.save()
@@ -177,6 +189,21 @@ def utility(run: Run, seed: int) -> dict[str, Any]:
         "defense_macs": cost.protect_macs + cost.recover_macs,
         "macs_ahead": round(cost.rows_ahead * main_macs),
     }
+
+
+def learned(run: Run, part: str, scale: Scale, place: measuring.Place, seed: int) -> dict[str, Any]:
+    """The figures of an attacker that learns, of which one cloud's rows are asked."""
+    source, images, batch_size = None, scale.attack_images, 64
+    if part.endswith("identity"):
+        if place.identity_dir is None:
+            return {"skipped": "no --identity-dir"}
+        source = measuring.people(place.identity_dir, place.cache_dir, scale.image_size)
+        images = run.defense.group_size  # it attacks these people's pictures instead
+    elif part == "pix2pix":
+        images, batch_size = min(images, 256), 32
+    target = measuring.target_of(run, source)
+    figures, _, _ = measuring.run_attack(target, part, scale, seed, images, batch_size)
+    return {"figures": figures}
 
 
 class Scene:
@@ -261,6 +288,46 @@ def _found_only(recovered: HostArray, sources: int) -> HostArray:
     there = np.abs(recovered).reshape(*recovered.shape[:2], -1).sum(2)
     order = np.sort(np.argsort(-there, axis=1)[:, :sources], axis=1)
     return recovered[np.arange(len(recovered))[:, None], order]
+
+
+def tables(cells: Sequence[Mapping[str, Any]], size: str) -> list[ResultTable]:
+    """Separation, and attackers that learn."""
+    asked = [cell for cell in cells if "figures" in cell]
+    return ([table(cells, size)] if cells else []) + ([recognition(asked, size)] if asked else [])
+
+
+def recognition(cells: Sequence[Mapping[str, Any]], size: str) -> ResultTable:
+    """What attackers that learn find in the rows of one cloud, a row for each variant."""
+    columns = {
+        "attributes": Column(
+            name="attributes", format="percent", strongest="attributes, strongest"
+        ),
+        "attributes, strongest": Column(name="attributes, strongest", format="percent"),
+        "set_attributes": Column(name="of a group", format="percent"),
+        "set_attributes, floor": Column(name="no attack", format="percent"),
+        "identity": Column(name="persons", format="percent", strongest="persons, strongest"),
+        "identity, strongest": Column(name="persons, strongest", format="percent"),
+        "identity, chance": Column(name="chance", format="percent"),
+        "set_identity": Column(name="persons of a group", format="percent"),
+        "set_identity, chance": Column(name="chance, group", format="percent"),
+        "pix2pix": Column(name="faces, Pix2Pix", format="fixed3"),
+        "pix2pix, floor": Column(name="mean face", format="fixed3"),
+    }
+    flat: dict[str, dict[str, Any]] = {}
+    for cell in cells:
+        row = flat.setdefault(cell["variant"], {"label": cell["variant"]})
+        first = cell["figures"][0]
+        row[cell["part"]] = first["value"]
+        row[f"{cell['part']}, strongest"] = max(f["value"] for f in cell["figures"])
+        row |= {f"{cell['part']}, {side}": first[side] for side in ("floor", "chance")}
+    return ResultTable(
+        title=f"Attackers that learn, on the rows of one cloud: {size}",
+        columns=tuple(columns.values()),
+        rows=report.rows([*flat.values()], lambda row: str(row["label"]), columns),
+        note="Attributes: balanced accuracy, of single rows, of these after gradient ICA where "
+        "that is more, and of a group's members, matched. Persons: share named, likewise. Faces: "
+        "minus the mean squared error in [-1, 1], matched.",
+    )
 
 
 def table(cells: Sequence[Mapping[str, Any]], size: str) -> ResultTable:

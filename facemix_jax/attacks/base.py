@@ -172,6 +172,7 @@ class Attack(NamedTuple):
             get whole maps (``attacks.tiles.whole``).
         any_rows: whether it takes other rows than one for each example: decoys beside them, a
             part of them, or some that never leave the edge (``defenses.Rows``).
+        fewer_rows: whether it takes any but more rows than images.
     """
 
     name: str
@@ -180,6 +181,7 @@ class Attack(NamedTuple):
     unsuitable: Callable[[Target], str | None] = lambda target: None
     by_tile: bool = False
     any_rows: bool = False
+    fewer_rows: bool = False
 
 
 def record(

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from facemix_jax import _validate
+from facemix_jax import _validate, mixing
 from facemix_jax._types import Array, HostArray, RngKey, Variables
 from facemix_jax.attacks.base import AttackConfig, Recording, Target, by_group
 from facemix_jax.data import normalize
@@ -54,16 +54,37 @@ def protect(
     """What the cloud would see of ``images``: uint8 ``[B, H, W, 3]`` to float32 ``[B, ...]``.
 
     Rows stay with their group and in order; the secret is a fresh one. ``pre`` are that segment's
-    variables.
+    variables. Where a group's images are more than the rows seen of them, see ``_one_each``.
     """
     activations = model.pre(pre, normalize(images)).astype(jnp.float32)
-    return defense.protect(defense.init(rng_key, images.shape[0], True), activations)
+    rows = defense.protect(defense.init(rng_key, images.shape[0], True), activations)
+    if defense.rows is None:
+        return rows
+    num_groups = images.shape[0] // defense.group_size
+    sent = mixing.group(rows[: num_groups * defense.rows.sent], defense.rows.sent)
+    return _one_each(sent[:, : defense.rows.seen], defense.group_size)
 
 
 def grouped_mixtures(recording: Recording) -> Array:
-    """The recording's mixtures ``[B, ...]`` with the rows of each group together."""
-    mixtures = recording.view.mixtures
-    return by_group(mixtures, recording).reshape(mixtures.shape)
+    """The recording's mixtures, the rows of each group together: ``[B, ...]`` as ``protect``'s."""
+    groups = by_group(recording.view.mixtures, recording)
+    return _one_each(groups, len(recording.activations) // len(groups))
+
+
+def _one_each(groups: Array, size: int) -> Array:
+    """Rows ``[G, r, ...]`` and ``size - r`` mixtures of them, in all ``[G * size, ...]``.
+
+    To the attacker a mixture of mixtures is as good as another one: networks that take one row for
+    each image lose nothing by it, and give different answers for different rows.
+    """
+    seen = groups.shape[1]
+    if seen < size:
+        weights = jax.random.normal(jax.random.key(0), (size - seen, seen))
+        weights /= jnp.linalg.norm(weights, axis=1, keepdims=True)
+        flat = groups.reshape(len(groups), seen, -1)
+        more = jnp.matmul(weights, flat, precision=mixing.PRECISION)
+        groups = jnp.concatenate([groups, more.reshape(len(groups), -1, *groups.shape[2:])], axis=1)
+    return groups.reshape(-1, *groups.shape[2:])
 
 
 def train(

@@ -27,7 +27,7 @@ from facemix_jax.attacks.base import (
     record,
     truth_by_group,
 )
-from facemix_jax.attacks.groups import in_order, match, unmix
+from facemix_jax.attacks.groups import correlations, in_order, match, unmix
 from facemix_jax.attacks.recognition_training import (
     attribute_loss,
     identity_loss,
@@ -62,9 +62,17 @@ def _separates(target: Target) -> bool:
 
 
 def _separated(target: Target, recording: Recording, rng_key: RngKey) -> Array:
-    """Activations ``[B, ...]`` by gradient ICA; the true ones are used for their order alone."""
+    """Activations ``[B, ...]`` by gradient ICA; the true ones are used for their order alone.
+
+    Where there are fewer rows than images, and so fewer sources, each image gets the nearest one.
+    """
     sources = unmix(target, recording, rng_key=rng_key).sources
-    order = match(sources, truth_by_group(recording.activations, recording))
+    truth = truth_by_group(recording.activations, recording)
+    if sources.shape[1] == truth.shape[1]:
+        order = match(sources, truth)
+    else:
+        pairs = [correlations(s, t) for s, t in zip(sources, np.asarray(truth), strict=True)]
+        order = np.argmax(pairs, axis=1)
     return jnp.asarray(in_order(sources, order))
 
 
@@ -242,7 +250,7 @@ def _attack(
     ) -> Result:
         return run(target, recording, rng_key, config, set_valued=set_valued)
 
-    return Attack(name, threat_model, run_one, unsuitable)
+    return Attack(name, threat_model, run_one, unsuitable, fewer_rows=True)
 
 
 ATTRIBUTES = _attack("attributes", ATTRIBUTES_THREAT, _run_attributes, False)

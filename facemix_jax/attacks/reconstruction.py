@@ -256,4 +256,4 @@ def _to_unit(images: HostArray) -> HostArray:
     return (images / 127.5 - 1).astype(np.float32)
 
 
-PIX2PIX = Attack("pix2pix", THREAT_MODEL, _run)
+PIX2PIX = Attack("pix2pix", THREAT_MODEL, _run, fewer_rows=True)

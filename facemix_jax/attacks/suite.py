@@ -44,12 +44,15 @@ def _one_row_each(attack: Attack) -> Attack:
     """The attack, refused where the cloud sees other rows than one for each example."""
 
     def reason(target: Target) -> str | None:
-        if target.defense.rows is not None:
-            return (
-                "This attack takes one row for each image, but with decoys, blinding or several "
-                "clouds the cloud sees others."
-            )
-        return attack.unsuitable(target)
+        rows = target.defense.rows
+        if rows is None or (attack.fewer_rows and rows.seen <= target.defense.group_size):
+            return attack.unsuitable(target)
+        if attack.fewer_rows:
+            return "This attack takes one row for each image at most, but decoys are more."
+        return (
+            "This attack takes one row for each image, but with decoys, blinding or several "
+            "clouds the cloud sees others."
+        )
 
     return attack if attack.any_rows else attack._replace(unsuitable=reason)
 

@@ -110,3 +110,42 @@ def test_shuffled_mixtures_are_put_back_into_their_groups(tiny_source):
     truth = np.asarray(recording.activations).reshape(3, 4, -1)
     energy = (mixtures**2).sum(1), (truth**2).sum(1)
     np.testing.assert_allclose(*energy, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("around", "rank"),
+    [
+        (lambda d: d, 4),
+        (lambda d: defenses.dispersed(d, 2), 2),
+        (lambda d: defenses.dispersed(d, 4), 1),
+        (lambda d: defenses.with_blinding(d, 1.0), 4),
+    ],
+)
+def test_there_is_a_row_for_each_image_and_no_more_in_them_than_is_seen(target, around, rank):
+    defense = around(target.defense)
+    rows = target.source.splits["train"][:12]
+    images = jnp.asarray(target.source.images(rows))
+    pre = target.variables["pre"]
+    made = learning.protect(target.model, defense, pre, RNG_KEY, images)
+    assert made.shape == images.shape
+    groups = np.asarray(made).reshape(3, 4, -1)
+    assert (np.linalg.matrix_rank(groups, tol=1e-2) == rank).all()
+    gaps = np.abs(groups[:, :, None] - groups[:, None]).max(-1) + np.eye(4)
+    assert gaps.min() > 1e-3 or rank == 1
+
+
+def test_a_recording_of_one_cloud_is_filled_up_as_in_training(target):
+    model = models.resnet18(cut=1, image_size=(40, 36), num_attributes=3, width=4)
+    clouds = attacks.Target(
+        model=model,
+        defense=defenses.dispersed(target.defense, 2),
+        variables=model.init(RNG_KEY),
+        source=target.source,
+    )
+    rows = target.source.splits["train"][:8]
+    recording = attacks.record(clouds, rows, rng_key=RNG_KEY)
+    images = jnp.asarray(target.source.images(rows))
+    made = learning.protect(model, clouds.defense, clouds.variables["pre"], RNG_KEY, images)
+    found = learning.grouped_mixtures(recording)
+    assert len(recording.view.mixtures) == 4
+    np.testing.assert_allclose(found, made, atol=1e-5)
