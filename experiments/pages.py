@@ -13,7 +13,7 @@ from facemix_jax import rendering, results
 from facemix_jax._files import write_atomically
 
 ROOT = Path(__file__).parents[1]
-PAGES = (ROOT / "docs" / "reproduction.md", ROOT / "docs" / "linearity.md")
+PAGES = tuple(ROOT / "docs" / f"{name}.md" for name in ("defenses", "linearity", "reproduction"))
 _MARKED = re.compile(r"(<!-- results: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 

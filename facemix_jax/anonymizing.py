@@ -364,11 +364,12 @@ def fit(
 
 def _claim_options(path: Path, config: AnonymizerConfig) -> None:
     wanted = dataclasses.asdict(config)
-    if path.exists() and json.loads(path.read_text()) != wanted:
+    text = json.dumps(wanted, indent=2)
+    if path.exists() and path.read_text() != text:
         raise _validate.UsageError(
             f"{path} holds other options than {wanted}. Give the same ones, or another --workdir."
         )
-    write_atomically(path, json.dumps(wanted, indent=2))
+    write_atomically(path, text)
 
 
 def _cross_entropy(logits: Array, labels: Array) -> Array:

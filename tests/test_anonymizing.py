@@ -178,6 +178,9 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(tmp_path, source):
     other = dataclasses.replace(OPTIONS, margin=0.1)
     with pytest.raises(UsageError, match="other options"):
         anonymizing.fit(run_config(), other, tmp_path / "part", source=source)
+    (tmp_path / "part" / "anonymizer.json").write_text("{")
+    with pytest.raises(UsageError, match="other options"):
+        anonymizing.fit(run_config(), OPTIONS, tmp_path / "part", source=source)
 
 
 def test_other_networks_are_refused(tmp_path, source):

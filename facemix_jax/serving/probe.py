@@ -31,7 +31,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         channel = grpc.insecure_channel(given.address)
     else:
         name = [("grpc.ssl_target_name_override", given.server_name)] if given.server_name else []
-        credentials = grpc.ssl_channel_credentials(given.ca.read_bytes())
+        try:
+            credentials = grpc.ssl_channel_credentials(given.ca.read_bytes())
+        except OSError as error:
+            parser.error(f"--ca {given.ca} cannot be read: {error.strerror}. Give a PEM file.")
         channel = grpc.secure_channel(given.address, credentials, name)
     try:
         with channel:

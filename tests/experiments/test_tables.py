@@ -1,6 +1,7 @@
 """Tables 2 and 3 and Figure 4: what they say of given cells, and the scripts as they are run."""
 
 import dataclasses
+import functools
 import re
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import algebra_summary
 import learned_attackers
 import linearity_aids
 import linearity_summary
+import other_systems
 import pages
 import pytest
 import regroup
@@ -177,6 +179,10 @@ SUMMARIES = {
     "learned_attackers": learned_attackers.summarize,
     "linearity": linearity_summary.summarize,
     "linearity_aids_cpu": linearity_aids.summarize,
+    "other_systems_cpu": functools.partial(
+        other_systems.summarize,
+        size=f"{summaries.images(SCALE, 'CelebA')}, {summaries.size(SCALE)}",
+    ),
     "regroup": regroup.summarize,
     "separation_real": separation_real.summarize,
     "separation_variants": separation_variants.summarize,

@@ -194,3 +194,10 @@ def test_plain_text_is_fine_on_loopback(tmp_path, host):
     assert CloudConfig(workdir=tmp_path, host="0.0.0.0", insecure=True).tls_cert is None
     with pytest.raises(UsageError, match="insecure"):  # the control
         CloudConfig(workdir=tmp_path, host="0.0.0.0")
+
+
+def test_a_probe_without_its_certificate_says_so(tmp_path, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        probe.main(["--address", "localhost:1", "--ca", str(tmp_path / "none.pem")])
+    assert stopped.value.code == 2
+    assert "none.pem cannot be read: No such file" in capsys.readouterr().err
