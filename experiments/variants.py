@@ -137,7 +137,7 @@ def main(config: Config) -> None:
         config.output or scales.output("variants", config.scale),
         config,
         name=f"variants, scale {config.scale}",
-        chooses=("variants", "parts"),
+        chooses=("variants", "parts", "seed"),
         summarize=lambda cells: (tables(cells, size), ()),
     )
     for name in config.variants:
@@ -313,17 +313,19 @@ def recognition(cells: Sequence[Mapping[str, Any]], size: str) -> ResultTable:
         "pix2pix": Column(name="faces, Pix2Pix", format="fixed3"),
         "pix2pix, floor": Column(name="mean face", format="fixed3"),
     }
-    flat: dict[str, dict[str, Any]] = {}
-    for cell in cells:
-        row = flat.setdefault(cell["variant"], {"label": cell["variant"]})
-        first = cell["figures"][0]
-        row[cell["part"]] = first["value"]
-        row[f"{cell['part']}, strongest"] = max(f["value"] for f in cell["figures"])
-        row |= {f"{cell['part']}, {side}": first[side] for side in ("floor", "chance")}
+    flat = []
+    for label, own in by_row(cells).items():
+        row: dict[str, Any] = {"label": label}
+        for cell in own:
+            first = cell["figures"][0]
+            row[cell["part"]] = first["value"]
+            row[f"{cell['part']}, strongest"] = max(f["value"] for f in cell["figures"])
+            row |= {f"{cell['part']}, {side}": first[side] for side in ("floor", "chance")}
+        flat.append(row)
     return ResultTable(
         title=f"Attackers that learn, on the rows of one cloud: {size}",
         columns=tuple(columns.values()),
-        rows=report.rows([*flat.values()], lambda row: str(row["label"]), columns),
+        rows=report.rows(flat, lambda row: str(row["label"]), columns),
         note="Attributes: balanced accuracy, of single rows, of these after gradient ICA where "
         "that is more, and of a group's members, matched. Persons: share named, likewise. Faces: "
         "minus the mean squared error in [-1, 1], matched.",
@@ -332,7 +334,7 @@ def recognition(cells: Sequence[Mapping[str, Any]], size: str) -> ResultTable:
 
 def table(cells: Sequence[Mapping[str, Any]], size: str) -> ResultTable:
     """A row for each variant."""
-    flat = [row_of(cells, name) for name in dict.fromkeys(cell["variant"] for cell in cells)]
+    flat = [row_of(own, name) for name, own in by_row(cells).items()]
     columns = {
         "accuracy": Column(name="test acc.", format="percent"),
         "balanced_accuracy": Column(name="balanced acc.", format="percent"),
@@ -362,10 +364,19 @@ def table(cells: Sequence[Mapping[str, Any]], size: str) -> ResultTable:
     )
 
 
-def row_of(cells: Sequence[Mapping[str, Any]], variant: str) -> dict[str, Any]:
-    """What is known of a variant; the strongest is the larger of the attacks that were run."""
-    parts = {cell["part"]: cell for cell in cells if cell["variant"] == variant}
-    row: dict[str, Any] = {"label": variant, **parts.get(UTILITY, {})}
+def by_row(cells: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
+    """The cells of each variant and seed, by what their row is called."""
+    found: dict[str, list[Mapping[str, Any]]] = {}
+    for cell in cells:
+        label = cell["variant"] + (f", seed {cell['seed']}" if cell["seed"] else "")
+        found.setdefault(label, []).append(cell)
+    return found
+
+
+def row_of(cells: Sequence[Mapping[str, Any]], label: str) -> dict[str, Any]:
+    """One row's cells; the strongest is the larger of the attacks that were run."""
+    parts = {cell["part"]: cell for cell in cells}
+    row: dict[str, Any] = {"label": label, **parts.get(UTILITY, {})}
     for name in ("rows_sent", "rows_ahead"):
         if name in row:
             row[name] = f"{row[name]:g}"

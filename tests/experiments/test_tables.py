@@ -23,12 +23,14 @@ import separation_variants
 import summaries
 import synthetic_faces
 import systems
+import variants
 
 from facemix_jax import costs_paper, results
 from facemix_jax._validate import UsageError
 
 ROOT = Path(__file__).parents[2]
 SCALE = scales.SCALES["cpu"]
+SIZE = f"{summaries.images(SCALE, 'CelebA')}, {summaries.size(SCALE)}"
 PAPER = Path(ROOT.parent / "shared" / "paper" / "facemix.txt")
 ROW = "FaceMix, M = 8, N_pre = 1"
 CELLS = [
@@ -179,14 +181,12 @@ SUMMARIES = {
     "learned_attackers": learned_attackers.summarize,
     "linearity": linearity_summary.summarize,
     "linearity_aids_cpu": linearity_aids.summarize,
-    "other_systems_cpu": functools.partial(
-        other_systems.summarize,
-        size=f"{summaries.images(SCALE, 'CelebA')}, {summaries.size(SCALE)}",
-    ),
+    "other_systems_cpu": functools.partial(other_systems.summarize, size=SIZE),
     "regroup": regroup.summarize,
     "separation_real": separation_real.summarize,
     "separation_variants": separation_variants.summarize,
     "synthetic_faces": synthetic_faces.summarize,
+    "variants_cpu": lambda cells: (variants.tables(cells, SIZE), ()),
 }
 PAPERS = {
     "table2_cpu": lambda cells: summaries.table2(cells, SCALE),

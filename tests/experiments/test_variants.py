@@ -11,6 +11,7 @@ FILTERED = {"floor": 0.6, "owner": 1.0, "granted": 1.0, "guess": 0.5}
 def attack_cell(part, value, filtered):
     return {
         "variant": "4 decoys",
+        "seed": 0,
         "part": part,
         "value": value,
         "floor": 0.5,
@@ -23,6 +24,7 @@ def attack_cell(part, value, filtered):
 CELLS = [
     {
         "variant": "4 decoys",
+        "seed": 0,
         "part": "utility",
         "accuracy": 0.85,
         "balanced_accuracy": 0.6,
