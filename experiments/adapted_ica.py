@@ -51,13 +51,14 @@ def filters(codes: HostArray, seed: int) -> HostArray:
     from sklearn.exceptions import ConvergenceWarning
 
     rows = np.asarray(_patches(jnp.asarray(codes)))
-    rows = rows.reshape(-1, rows.shape[-1])
+    # In float32 the decorrelation of so many filters may break down to one filter.
+    rows = rows.reshape(-1, rows.shape[-1]).astype(np.float64)
     rng = np.random.default_rng(seed)
     rows = rows[rng.choice(len(rows), min(_PATCHES, len(rows)), replace=False)]
     ica = FastICA(whiten="unit-variance", max_iter=50, tol=1e-2, random_state=seed)
     with warnings.catch_warnings():  # as far as it comes in so many steps
         warnings.simplefilter("ignore", ConvergenceWarning)
-        answers = jnp.asarray(ica.fit_transform(rows)).T
+        answers = jnp.asarray(ica.fit_transform(rows), jnp.float32).T
     scores = np.asarray(jax.vmap(lambda y: contrast(y[None]))(answers / answers.std(1)[:, None]))
     return np.asarray(ica.components_[np.argsort(-scores)].T, np.float32)
 
