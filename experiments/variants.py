@@ -65,12 +65,13 @@ VARIANTS = {
 
 UTILITY = "utility"
 ATTACKS = {attack.name: attack for attack in (separation.GRADIENT_ICA, robust.ROBUST)}
-LEARNED = ("attributes", "identity", "set_attributes", "set_identity", "pix2pix")
-"""Attackers that learn: the paper's, and those that are asked about whole groups."""
-PARTS = (UTILITY, *ATTACKS, *LEARNED)
+PERSONS = ("identity", "set_identity", "membership")
+RECOGNITION = (*PERSONS, "attributes", "set_attributes", "pix2pix")
+"""The paper's attackers, those that are asked about whole groups, and row spaces."""
+PARTS = (UTILITY, *ATTACKS, *RECOGNITION)
 
 CLOUDS = (FACEMIX, "2 clouds", "4 clouds", "8 clouds")
-"""What attackers that learn are asked about: where separation finds as much as nobody."""
+"""Where separation may find as much as nobody, and what is recognised tells more."""
 
 _AUXILIARY = 512
 """The attacker's own images."""
@@ -144,7 +145,7 @@ def main(config: Config) -> None:
         what = {"variant": name, "seed": config.seed}
         parts = SMOKE.get(name, ()) if small else config.parts
         if name not in CLOUDS:
-            parts = tuple(part for part in parts if part not in LEARNED)
+            parts = tuple(part for part in parts if part not in RECOGNITION)
         missing = [part for part in parts if not cells.has(part=part, **what)]
         if not missing:
             continue
@@ -152,8 +153,8 @@ def main(config: Config) -> None:
         scene = Scene(run, config)
         for part in missing:
             began = time.perf_counter()
-            if part in LEARNED:
-                found = learned(run, part, scale, place, config.seed)
+            if part in RECOGNITION:
+                found = recognised(run, part, scale, place, config.seed)
             else:
                 found = utility(run, config.seed) if part == UTILITY else scene.attacked(part)
             seconds = round(time.perf_counter() - began, 1)
@@ -191,10 +192,12 @@ def utility(run: Run, seed: int) -> dict[str, Any]:
     }
 
 
-def learned(run: Run, part: str, scale: Scale, place: measuring.Place, seed: int) -> dict[str, Any]:
-    """The figures of an attacker that learns, of which one cloud's rows are asked."""
+def recognised(
+    run: Run, part: str, scale: Scale, place: measuring.Place, seed: int
+) -> dict[str, Any]:
+    """The figures of an attack on the rows of one cloud."""
     source, images, batch_size = None, scale.attack_images, 64
-    if part.endswith("identity"):
+    if part in PERSONS:
         if place.identity_dir is None:
             return {"skipped": "no --identity-dir"}
         source = measuring.people(place.identity_dir, place.cache_dir, scale.image_size)
@@ -291,13 +294,13 @@ def _found_only(recovered: HostArray, sources: int) -> HostArray:
 
 
 def tables(cells: Sequence[Mapping[str, Any]], size: str) -> list[ResultTable]:
-    """Separation, and attackers that learn."""
+    """Separation, and recognition."""
     asked = [cell for cell in cells if "figures" in cell]
     return ([table(cells, size)] if cells else []) + ([recognition(asked, size)] if asked else [])
 
 
 def recognition(cells: Sequence[Mapping[str, Any]], size: str) -> ResultTable:
-    """What attackers that learn find in the rows of one cloud, a row for each variant."""
+    """What is recognised and drawn from the rows of one cloud, a row for each variant."""
     columns = {
         "attributes": Column(
             name="attributes", format="percent", strongest="attributes, strongest"
@@ -309,6 +312,7 @@ def recognition(cells: Sequence[Mapping[str, Any]], size: str) -> ResultTable:
         "identity, strongest": Column(name="persons, strongest", format="percent"),
         "identity, chance": Column(name="chance", format="percent"),
         "set_identity": Column(name="persons of a group", format="percent"),
+        "membership": Column(name="by row spaces", format="percent"),
         "set_identity, chance": Column(name="chance, group", format="percent"),
         "pix2pix": Column(name="faces, Pix2Pix", format="fixed3"),
         "pix2pix, floor": Column(name="mean face", format="fixed3"),
@@ -323,12 +327,13 @@ def recognition(cells: Sequence[Mapping[str, Any]], size: str) -> ResultTable:
             row |= {f"{cell['part']}, {side}": first[side] for side in ("floor", "chance")}
         flat.append(row)
     return ResultTable(
-        title=f"Attackers that learn, on the rows of one cloud: {size}",
+        title=f"Recognised and drawn from the rows of one cloud: {size}",
         columns=tuple(columns.values()),
         rows=report.rows(flat, lambda row: str(row["label"]), columns),
         note="Attributes: balanced accuracy, of single rows, of these after gradient ICA where "
-        "that is more, and of a group's members, matched. Persons: share named, likewise. Faces: "
-        "minus the mean squared error in [-1, 1], matched.",
+        "that is more, and of a group's members, matched. Persons: share named, likewise, and "
+        "by other pictures of theirs held against row spaces. Faces: minus the mean squared error "
+        "in [-1, 1], matched.",
     )
 
 

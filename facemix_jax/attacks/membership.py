@@ -99,7 +99,8 @@ def _run(target: Target, recording: Recording, rng_key: RngKey, config: AttackCo
         return scores.named_share(np.stack(best, axis=1), true)
 
     mixtures = whitened(np.asarray(by_group(request.view.mixtures, request)))
-    value = named(share_inside(mixtures.reshape(tiles, groups, size, -1), candidates))
+    seen = request.view.group_size  # fewer than members where there are several clouds
+    value = named(share_inside(mixtures.reshape(tiles, groups, seen, -1), candidates))
     own = whitened(np.asarray(truth_by_group(request.owner_activations, request)))
     singles = share_inside(own.reshape(tiles, groups * size, 1, -1), candidates)
     owner = named(singles.reshape(groups, size, -1).max(1))
@@ -116,5 +117,5 @@ def _unsuitable(target: Target) -> str | None:
     return None
 
 
-MEMBERSHIP = Attack("membership", THREAT_MODEL, _run, _unsuitable, by_tile=True)
+MEMBERSHIP = Attack("membership", THREAT_MODEL, _run, _unsuitable, by_tile=True, fewer_rows=True)
 """Candidates' pictures against the row spaces of all tiles; grouping granted."""
