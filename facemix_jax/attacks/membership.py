@@ -33,7 +33,7 @@ THREAT_MODEL = (
 _AXES = 160
 """Directions of a row that are looked at."""
 
-_MOST_GROUPS = 16
+_MOST_GROUPS = 64
 _AUXILIARY = 512
 """The attacker's own images."""
 
