@@ -2,7 +2,6 @@
 
 import dataclasses
 import time
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,18 +12,19 @@ import report
 import scale as scales
 import summaries
 import tyro
+import variants_summary
 from scale import Scale
 from systems import SYSTEMS, System
+from variants_summary import SEPARATIONS, UTILITY
 
 from facemix_jax import _runtime, attacks, costs, defenses, evaluation
 from facemix_jax._types import HostArray, RngKey
 from facemix_jax._validate import one_of
-from facemix_jax.attacks import denoising, robust, separation
+from facemix_jax.attacks import denoising, suite
 from facemix_jax.attacks.base import by_group, truth_by_group
 from facemix_jax.attacks.groups import auxiliary_activations
 from facemix_jax.defenses import DefenseConfig
 from facemix_jax.models import ModelConfig
-from facemix_jax.results import Column, ResultTable
 from facemix_jax.runs import Run
 
 
@@ -63,8 +63,7 @@ VARIANTS = {
 """All with eight images in a group, at cut 1. Rounding of a network not trained for it is
 ``phase.py``'s."""
 
-UTILITY = "utility"
-ATTACKS = {attack.name: attack for attack in (separation.GRADIENT_ICA, robust.ROBUST)}
+ATTACKS = {name: suite.ATTACKS[name] for name in SEPARATIONS}
 PERSONS = ("identity", "set_identity", "membership")
 RECOGNITION = (*PERSONS, "attributes", "set_attributes", "pix2pix")
 """The paper's attackers, those that are asked about whole groups, and row spaces."""
@@ -77,9 +76,9 @@ _AUXILIARY = 512
 """The attacker's own images."""
 
 SMOKE = {
-    FACEMIX: (UTILITY, separation.GRADIENT_ICA.name),
-    "4 clouds": (separation.GRADIENT_ICA.name,),
-    "blinding 4": (UTILITY, separation.GRADIENT_ICA.name),
+    FACEMIX: (UTILITY, "gradient_ica"),
+    "4 clouds": ("gradient_ica",),
+    "blinding 4": (UTILITY, "gradient_ica"),
 }
 """Of the smoke test: the other attack takes long to compile."""
 
@@ -88,8 +87,8 @@ SMOKE = {
 class Config:
     """Trains variants of mixing as ``table2.py`` trains FaceMix, then attacks them.
 
-    Command: ``python experiments/variants.py --data-dir CELEBA``, or ``--scale smoke``, which needs
-    no files. Finished cells are not run again.
+    Command: ``python experiments/variants.py --data-dir CELEBA --identity-dir PEOPLE``, or
+    ``--scale smoke``, which needs no files. Finished cells are not run again.
 
     Run time: at ``cpu`` one to 135 seconds for each attack and 7 to 22 for each accuracy, on two
     busy CPU cores; trainings were not timed.
@@ -139,7 +138,7 @@ def main(config: Config) -> None:
         config,
         name=f"variants, scale {config.scale}",
         chooses=("variants", "parts", "seed"),
-        summarize=lambda cells: (tables(cells, size), ()),
+        summarize=lambda cells: (variants_summary.tables(cells, size), ()),
     )
     for name in config.variants:
         what = {"variant": name, "seed": config.seed}
@@ -291,108 +290,6 @@ def _found_only(recovered: HostArray, sources: int) -> HostArray:
     there = np.abs(recovered).reshape(*recovered.shape[:2], -1).sum(2)
     order = np.sort(np.argsort(-there, axis=1)[:, :sources], axis=1)
     return recovered[np.arange(len(recovered))[:, None], order]
-
-
-def tables(cells: Sequence[Mapping[str, Any]], size: str) -> list[ResultTable]:
-    """Separation, and recognition."""
-    asked = [cell for cell in cells if "figures" in cell]
-    return ([table(cells, size)] if cells else []) + ([recognition(asked, size)] if asked else [])
-
-
-def recognition(cells: Sequence[Mapping[str, Any]], size: str) -> ResultTable:
-    """What is recognised and drawn from the rows of one cloud, a row for each variant."""
-    columns = {
-        "attributes": Column(
-            name="attributes", format="percent", strongest="attributes, strongest"
-        ),
-        "attributes, strongest": Column(name="attributes, strongest", format="percent"),
-        "set_attributes": Column(name="of a group", format="percent"),
-        "set_attributes, floor": Column(name="no attack", format="percent"),
-        "identity": Column(name="persons", format="percent", strongest="persons, strongest"),
-        "identity, strongest": Column(name="persons, strongest", format="percent"),
-        "identity, chance": Column(name="chance", format="percent"),
-        "set_identity": Column(name="persons of a group", format="percent"),
-        "membership": Column(name="by row spaces", format="percent"),
-        "set_identity, chance": Column(name="chance, group", format="percent"),
-        "pix2pix": Column(name="faces, Pix2Pix", format="fixed3"),
-        "pix2pix, floor": Column(name="mean face", format="fixed3"),
-    }
-    flat = []
-    for label, own in by_row(cells).items():
-        row: dict[str, Any] = {"label": label}
-        for cell in own:
-            first = cell["figures"][0]
-            row[cell["part"]] = first["value"]
-            row[f"{cell['part']}, strongest"] = max(f["value"] for f in cell["figures"])
-            row |= {f"{cell['part']}, {side}": first[side] for side in ("floor", "chance")}
-        flat.append(row)
-    return ResultTable(
-        title=f"Recognised and drawn from the rows of one cloud: {size}",
-        columns=tuple(columns.values()),
-        rows=report.rows(flat, lambda row: str(row["label"]), columns),
-        note="Attributes: balanced accuracy, of single rows, of these after gradient ICA where "
-        "that is more, and of a group's members, matched. Persons: share named, likewise, and "
-        "by other pictures of theirs held against row spaces. Faces: minus the mean squared error "
-        "in [-1, 1], matched.",
-    )
-
-
-def table(cells: Sequence[Mapping[str, Any]], size: str) -> ResultTable:
-    """A row for each variant."""
-    flat = [row_of(own, name) for name, own in by_row(cells).items()]
-    columns = {
-        "accuracy": Column(name="test acc.", format="percent"),
-        "balanced_accuracy": Column(name="balanced acc.", format="percent"),
-        "floor": Column(name="no attack", format="fixed3"),
-        "gradient_ica": Column(name="gradient ICA", format="fixed3", strongest="strongest"),
-        "robust": Column(name="robust", format="fixed3", strongest="strongest"),
-        "value": Column(name="strongest", format="fixed3"),
-        "owner": Column(name="owner", format="fixed3"),
-        "key_advantage": Column(name="key advantage", format="fixed3"),
-        "guess, filtered": Column(name="guess, filtered", format="fixed3"),
-        "floor, filtered": Column(name="no attack, filtered", format="fixed3"),
-        "value, filtered": Column(name="strongest, filtered", format="fixed3"),
-        "granted, filtered": Column(name="matrix granted, filtered", format="fixed3"),
-        "owner, filtered": Column(name="owner, filtered", format="fixed3"),
-        "rows_sent": Column(name="rows sent"),
-        "rows_ahead": Column(name="rows ahead"),
-    }
-    return ResultTable(
-        title=f"Variants of mixing, M = 8, cut 1: {size}",
-        columns=tuple(columns.values()),
-        rows=report.rows(flat, lambda row: str(row["label"]), columns),
-        note="Mean matched |correlation| of activations; with several clouds, of the images that "
-        "one cloud's rows match best. Filtered: every side's rows by the best of seven linear "
-        "filters from public statistics; guess: other faces in their place; granted: whoever knows "
-        "the mixing matrix and no more, over all images. Rows, for each image: sent and run "
-        "through main by the clouds, and run through main by the edge ahead of the request.",
-    )
-
-
-def by_row(cells: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
-    """The cells of each variant and seed, by what their row is called."""
-    found: dict[str, list[Mapping[str, Any]]] = {}
-    for cell in cells:
-        label = cell["variant"] + (f", seed {cell['seed']}" if cell["seed"] else "")
-        found.setdefault(label, []).append(cell)
-    return found
-
-
-def row_of(cells: Sequence[Mapping[str, Any]], label: str) -> dict[str, Any]:
-    """One row's cells; the strongest is the larger of the attacks that were run."""
-    parts = {cell["part"]: cell for cell in cells}
-    row: dict[str, Any] = {"label": label, **parts.get(UTILITY, {})}
-    for name in ("rows_sent", "rows_ahead"):
-        if name in row:
-            row[name] = f"{row[name]:g}"
-    met = [parts[name] for name in ATTACKS if name in parts]
-    row |= {cell["part"]: cell["value"] for cell in met}
-    if met:
-        strongest = max(met, key=lambda cell: cell["value"])
-        row |= {name: strongest[name] for name in ("value", "floor", "owner", "key_advantage")}
-        row |= {f"{side}, filtered": value for side, value in strongest["filtered"].items()}
-        row["value, filtered"] = max(cell["filtered"]["value"] for cell in met)
-    return row
 
 
 if __name__ == "__main__":

@@ -3,8 +3,8 @@
 ``vmap`` computes all of a device's runs at once, which turns convolutions into grouped ones;
 ``dense`` as well, with ``facemix_jax.models.dense`` in their place; ``loop`` takes the runs in
 turn, one compiled program for all. Which is faster depends on the device and the width, so
-``calibrate`` measures. Over the mesh's ``seed`` axis each device set computes
-its own runs (``shard_map``), without traffic between them.
+``calibrate`` measures. Over the mesh's ``seed`` axis each device set computes its own runs
+(``shard_map``), without traffic between them.
 """
 
 import contextlib

@@ -1,7 +1,7 @@
 """Every measurement whose outcome depends on the accelerator, one after another.
 
-Training steps beside PyTorch and beside the device's own limits, candidates for faster parts,
-key drawing as a share of the step; groups separated per second (beside scikit-learn on the host),
+Training steps beside PyTorch and beside the device's own limits, parts beside JAX's own, key
+drawing as a share of the step; groups separated per second (beside scikit-learn on the host),
 rounding by dtype and precision with what tf32 does to mixing, eight seeds in one program, and the
 laboratory's speed over many keys. Each writes ``results/DEVICE/NAME.json``; one that fails or
 takes longer than its share of ten minutes is reported, and the others go on. Nearly all of the

@@ -3,8 +3,8 @@
 ResNet-18 with M = 8 after the stem, on random images that lie on the device: a step of one run
 alone, and a step of all runs by a method of ``facemix_jax.population`` (``loop``: one program
 for each set of devices in turn; ``vmap``: one program for all; ``dense``: that, with dense
-convolutions in place of grouped ones), taking turns. Figures are the time
-of a step of all runs over that of one run (eight means that nothing is gained) and images/s.
+convolutions in place of grouped ones), taking turns. Figures are the time of a step of all runs
+over that of one run (eight means that nothing is gained) and images/s.
 
     python experiments/benchmarks/seeds_speed.py
 """

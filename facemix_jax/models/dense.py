@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 from facemix_jax._types import Array
@@ -22,7 +23,7 @@ _LAYOUT = ("NHWC", "HWIO", "NHWC")
 def convolutions() -> contextlib.AbstractContextManager[None]:
     """While it is open, Flax's convolutions are traced as ``convolution``.
 
-    Those with dilation, groups or padding by name stay as they are.
+    Those of other than two axes, with dilation, groups or padding by name stay as they are.
     """
     return nn.intercept_methods(_interceptor)
 
@@ -36,6 +37,10 @@ def _interceptor(
         or context.method_name != "__call__"
         or module.is_initializing()
         or not isinstance(module.padding, int)
+        or not isinstance(module.kernel_size, tuple)
+        or len(module.kernel_size) != 2
+        or module.mask is not None
+        or args[0].ndim != 4
         or (module.feature_group_count, module.input_dilation, module.kernel_dilation) != (1, 1, 1)
     ):
         return call(*args, **options)
@@ -43,8 +48,7 @@ def _interceptor(
     kernel: Any = module.get_variable("params", "kernel")
     bias = module.get_variable("params", "bias") if module.use_bias else None
     x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=module.dtype)
-    assert not isinstance(module.strides, int | None)
-    down, across = module.strides
+    down, across = np.broadcast_to(1 if module.strides is None else module.strides, 2).tolist()
     y = convolution(x, kernel, (down, across), ((module.padding,) * 2,) * 2)
     return y if bias is None else y + bias[None, None, None]
 

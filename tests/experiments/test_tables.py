@@ -23,7 +23,7 @@ import separation_variants
 import summaries
 import synthetic_faces
 import systems
-import variants
+import variants_summary
 
 from facemix_jax import costs_paper, results
 from facemix_jax._validate import UsageError
@@ -186,7 +186,7 @@ SUMMARIES = {
     "separation_real": separation_real.summarize,
     "separation_variants": separation_variants.summarize,
     "synthetic_faces": synthetic_faces.summarize,
-    "variants_cpu": lambda cells: (variants.tables(cells, SIZE), ()),
+    "variants_cpu": lambda cells: (variants_summary.tables(cells, SIZE), ()),
 }
 PAPERS = {
     "table2_cpu": lambda cells: summaries.table2(cells, SCALE),

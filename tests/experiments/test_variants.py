@@ -2,6 +2,7 @@
 
 import numpy as np
 import variants
+import variants_summary
 
 from facemix_jax import defenses
 
@@ -37,15 +38,15 @@ CELLS = [
 
 
 def test_the_strongest_is_the_larger_of_both_attacks():
-    row = variants.row_of(CELLS, "4 decoys")
+    row = variants_summary.row_of(CELLS, "4 decoys")
     assert (row["gradient_ica"], row["robust"], row["value"]) == (0.9, 0.8, 0.9)
     assert row["value, filtered"] == 0.97
     assert row["rows_sent"] == "1.5"
-    assert "value" not in variants.row_of(CELLS[:1], "4 decoys")
+    assert "value" not in variants_summary.row_of(CELLS[:1], "4 decoys")
 
 
 def test_no_weak_attack_stands_alone_in_the_table():
-    table = variants.table(CELLS, "drawn faces")
+    table = variants_summary.table(CELLS, "drawn faces")
     names = {column.name for column in table.columns}
     weak = [column for column in table.columns if column.name in ("gradient ICA", "robust")]
     assert len(weak) == 2
@@ -64,3 +65,16 @@ def test_images_without_a_source_are_left_out():
     rows[0, 1] = rows[1, 0] = 0
     np.testing.assert_array_equal(variants._found_only(rows, 2), [rows[0, [0, 2]], rows[1, 1:]])
     assert variants._found_only(rows, 4) is rows
+
+
+def test_what_is_recognised_stands_beside_what_separation_finds():
+    figure = {"value": 0.5, "floor": 0.4, "chance": 0.4}
+    cells = [*CELLS, {"variant": "4 decoys", "seed": 0, "part": "pix2pix", "figures": [figure]}]
+    _, table = variants_summary.tables(cells, "drawn faces")
+    names = [column.name for column in table.columns]
+    (row,) = table.rows
+    for column in table.columns:
+        assert column.strongest is None or column.strongest in names
+    assert row.cells[names.index("activations, strongest")][0].value == 0.9
+    assert row.cells[names.index("faces, Pix2Pix")][0].value == 0.5
+    assert len(variants_summary.tables(CELLS, "drawn faces")) == 1

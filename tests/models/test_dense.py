@@ -32,9 +32,10 @@ def test_runs_side_by_side_equal_runs_apart(strides, size, shared):
     chex.assert_trees_all_close(found, wanted, rtol=1e-4, atol=1e-4)
 
 
-def test_flax_convolutions_are_traced_as_dense_ones_while_it_is_open():
+@pytest.mark.parametrize("strides", [(2, 2), 2, 1, None])
+def test_flax_convolutions_are_traced_as_dense_ones_while_it_is_open(strides):
     runs = 3
-    layer = nn.Conv(5, (3, 3), (2, 2), padding=1)
+    layer = nn.Conv(5, (3, 3), strides, padding=1)
     x = normal(0, runs, 2, 9, 8, 4)
     variables = jax.vmap(lambda rng_key: layer.init(rng_key, x[0]))(
         jax.random.split(jax.random.key(1), runs)
@@ -51,9 +52,16 @@ def test_flax_convolutions_are_traced_as_dense_ones_while_it_is_open():
     assert f"feature_group_count={runs}" not in traced
 
 
-@pytest.mark.parametrize("options", [{"padding": "SAME"}, {"padding": 1, "feature_group_count": 2}])
-def test_other_convolutions_stay_as_they_are(options):
-    layer = nn.Conv(4, (3, 3), (1, 1), **options)
+@pytest.mark.parametrize(
+    ("size", "options"),
+    [
+        ((3, 3), {"padding": "SAME"}),
+        ((3, 3), {"padding": 1, "feature_group_count": 2}),
+        ((3,), {"padding": 1}),
+    ],
+)
+def test_other_convolutions_stay_as_they_are(size, options):
+    layer = nn.Conv(4, size, **options)
     x = normal(0, 2, 9, 8, 4)
     variables = layer.init(jax.random.key(1), x)
     wanted = layer.apply(variables, x)
