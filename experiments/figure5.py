@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import measuring
 import numpy as np
 import report
 import tyro
@@ -175,7 +176,7 @@ def build(name: str, config: Config, chosen: Scale, source: data.Source) -> atta
         model, variables = run.model, run.variables
     else:
         model = models.build(
-            ModelConfig(cut=0, width=chosen.width),
+            measuring.sized(ModelConfig(cut=0), chosen),
             image_size=source.image_size,
             num_attributes=len(source.attribute_names),
         )
@@ -192,7 +193,7 @@ def trained_anonymizer(config: Config, chosen: Scale) -> runs.Run:
     few = min(config.anonymizer_images, chosen.train_examples or config.anonymizer_images)
     wanted = runs.RunConfig(
         data=dataclasses.replace(images, train_examples=few),
-        model=ModelConfig(network="anonymizer", width=chosen.width),
+        model=measuring.sized(ModelConfig(network="anonymizer"), chosen),
         defense=DefenseConfig(defense="none"),
         train=dataclasses.replace(
             chosen.train,

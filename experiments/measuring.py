@@ -12,7 +12,7 @@ import numpy as np
 import report
 import scale as scales
 from scale import Scale, data_config
-from systems import ANONYMIZER, System, at_width
+from systems import ANONYMIZER, System
 
 from facemix_jax import anonymizing, attacks, data, evaluation, fitting, models, runs
 from facemix_jax.attacks import recognition, suite
@@ -61,12 +61,20 @@ def celeba(config: Any, *, identity_dir: str | None = None, runs_of: str = "tabl
     )
 
 
+def sized(model: models.ModelConfig, scale: Scale) -> models.ModelConfig:
+    """The same network as a scale has it."""
+    return dataclasses.replace(model, width=scale.width, compute_dtype=scale.compute_dtype)
+
+
 def run_config(system: System, scale: Scale, place: Place, seed: int) -> RunConfig:
     """The run of one system and seed."""
     images = data_config(scale, place.data_dir, place.cache_dir, place.dataset, place.columns)
-    system = at_width(system, scale.width)
-    train = dataclasses.replace(scale.train, seed=seed)
-    return RunConfig(data=images, model=system.model, defense=system.defense, train=train)
+    return RunConfig(
+        data=images,
+        model=sized(system.model, scale),
+        defense=system.defense,
+        train=dataclasses.replace(scale.train, seed=seed),
+    )
 
 
 def trained(name: str, system: System, scale: Scale, place: Place, seed: int) -> Run:

@@ -13,7 +13,7 @@ import report
 import scale as scales
 import summaries
 import tyro
-from systems import CLOUD, SYSTEMS, at_width
+from systems import CLOUD, SYSTEMS
 
 from facemix_jax import _runtime, data, defenses, evaluation, osia, runs, slalom
 from facemix_jax.results import Column, ResultTable, Row
@@ -190,7 +190,7 @@ def osia_cell(
     plain: Run, scale: scales.Scale, place: measuring.Place, *, siamese: bool, noise: float
 ) -> dict[str, Any]:
     """A deep cut of the plain network, fine-tuned or not, reduced, with noise on what is sent."""
-    deep = dataclasses.replace(at_width(SYSTEMS[CLOUD], scale.width).model, cut=OSIA_CUT)
+    deep = dataclasses.replace(plain.config.model, cut=OSIA_CUT)
     wanted = dataclasses.replace(plain.config, model=deep)
     model = runs.build_model(wanted, plain.source)
     kinds, names = plain.variables["main"], model.init(jax.random.key(0))["pre"]

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import measuring
 import numpy as np
 import report
 import tyro
@@ -129,7 +130,7 @@ def network(config: Config) -> runs.Run:
     chosen = SCALES[config.scale]
     wanted = runs.RunConfig(
         data=data_config(chosen, config.data_dir, config.cache_dir),
-        model=ModelConfig(width=chosen.width),
+        model=measuring.sized(ModelConfig(), chosen),
         defense=DefenseConfig(group_size=8),
         train=chosen.train,
     )

@@ -24,6 +24,7 @@ class Scale:
         seeds: how many seeds are averaged.
         attack_steps: of each learned attacker.
         attack_images: test images that learned attackers are scored on, at most.
+        compute_dtype: of the networks' products.
     """
 
     drawn: bool = False
@@ -35,6 +36,7 @@ class Scale:
     seeds: int
     attack_steps: int
     attack_images: int
+    compute_dtype: str = "float32"
 
 
 _SHORT = TrainConfig(
@@ -78,6 +80,7 @@ SCALES: dict[str, Scale] = {
         seeds=4,
         attack_steps=1000,
         attack_images=4096,
+        compute_dtype="bfloat16",
     ),
     "paper": Scale(
         image_size=(218, 178),

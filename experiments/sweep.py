@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import measuring
 import report
 import scale as scales
 import summaries
@@ -57,7 +58,7 @@ def main(config: Config) -> None:
     grid = config.grid or (smoke if scale.drawn else ("defense.group_size=2,8,32", "model.cut=1,3"))
     base = RunConfig(
         data=scales.data_config(scale, config.data_dir, config.cache_dir),
-        model=ModelConfig(width=scale.width),
+        model=measuring.sized(ModelConfig(), scale),
         train=scale.train,
     )
     Sweep(

@@ -1,6 +1,5 @@
 """The systems of the paper's Tables 2 and 3, and what the paper prints of them."""
 
-import dataclasses
 from typing import NamedTuple
 
 from facemix_jax.defenses import DefenseConfig
@@ -122,8 +121,3 @@ FaceMix hides from the paper's attackers."""
 
 SMOKE = (CLOUD, "noise N(0, 8)", "blurring 8x8", "FaceMix, M = 8, N_pre = 1")
 """One of each kind; the anonymizer's training takes too long for a smoke test."""
-
-
-def at_width(system: System, width: int) -> System:
-    """The same system with ``width`` channels after the stem."""
-    return system._replace(model=dataclasses.replace(system.model, width=width))

@@ -59,7 +59,11 @@ def main() -> None:
             began = time.perf_counter()
             jax.block_until_ready([draw(rng_key) for rng_key in rng_keys])
             found[str(size)] = (time.perf_counter() - began) / DRAWS
-        if index:
+        if not index:
+            print(
+                "compiled:", {name: f"{value:.3g} s" for name, value in found.items()}, flush=True
+            )
+        else:
             for name, value in found.items():
                 seconds[name].append(value)
     shares = {

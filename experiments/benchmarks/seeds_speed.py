@@ -80,7 +80,8 @@ def main() -> None:
     _runtime.configure()
     cells = []
     for width, method in itertools.product(options.widths, options.methods):
-        alone = runner("loop", 1, width, options)
+        if method == options.methods[0]:
+            alone = runner("loop", 1, width, options)
         together = runner(method, options.seeds, width, options)
         seconds: dict[str, list[float]] = {"one run": [], method: []}
         for index in range(options.rounds + 1):
