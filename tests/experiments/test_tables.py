@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import accuracy_cpu
+import accuracy_gpu
 import algebra_summary
 import learned_attackers
 import linearity_aids
@@ -177,6 +178,7 @@ def test_the_smoke_scale_runs_and_goes_on(script, tmp_path):
 
 SUMMARIES = {
     "accuracy_cpu": accuracy_cpu.summarize,
+    "accuracy_gpu": accuracy_gpu.summarize,
     "algebra_real": algebra_summary.summarize,
     "learned_attackers": learned_attackers.summarize,
     "linearity": linearity_summary.summarize,
