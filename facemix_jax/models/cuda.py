@@ -85,11 +85,11 @@ def gathered_max_pool(x: Array) -> Array:
 
 @gathered_max_pool.defjvp
 def _gathered_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
-    entries = _windows(*primals, -jnp.inf)
-    largest = functools.reduce(jnp.maximum, entries)
-    which = jnp.full(largest.shape, len(entries), jnp.int8)
-    for index in reversed(range(len(entries))):
-        which = jnp.where(entries[index] == largest, jnp.int8(index), which)
+    largest, *others = _windows(*primals, -jnp.inf)
+    which = jnp.zeros(largest.shape, jnp.int8)
+    for index, entry in enumerate(others, 1):
+        which = jnp.where(entry > largest, jnp.int8(index), which)
+        largest = jnp.maximum(largest, entry)
     which = jax.lax.optimization_barrier(which)  # one byte is kept, not the nine entries
     slopes = _windows(*tangents, 0.0)
     chosen = [jnp.where(which == index, slope, 0) for index, slope in enumerate(slopes)]
