@@ -289,7 +289,7 @@ def mix_group(matrix: Array, x: Array) -> Array:
         ``[M, ...]`` in the matrix's dtype.
     """
     flat = x.reshape(x.shape[0], -1)
-    on_cuda = _sum_of_rows if len(matrix) <= _FEW_ROWS else _product
+    on_cuda = sum_of_rows if len(matrix) <= _FEW_ROWS else _product
     mixed = jax.lax.platform_dependent(matrix, flat, cuda=on_cuda, default=_product)
     return mixed.reshape(x.shape)
 
@@ -299,23 +299,23 @@ def _product(matrix: Array, flat: Array) -> Array:
 
 
 @jax.custom_vjp
-def _sum_of_rows(matrix: Array, flat: Array) -> Array:
-    # Fused with what surrounds it, which a product of matrices this small is not.
+def sum_of_rows(matrix: Array, flat: Array) -> Array:
+    """``mix_group`` of ``[M, N]``, row by row: fused with what surrounds it on a GPU."""
     wide = flat.astype(matrix.dtype)
     terms = (matrix[:, i, None] * wide[None, i] for i in range(len(flat)))
     return functools.reduce(jnp.add, terms)
 
 
 def _sum_forward(matrix: Array, flat: Array) -> tuple[Array, tuple[Array, Array]]:
-    return _sum_of_rows(matrix, flat), (matrix, flat)
+    return sum_of_rows(matrix, flat), (matrix, flat)
 
 
 def _sum_backward(kept: tuple[Array, Array], slope: Array) -> tuple[Array, Array]:
     matrix, flat = kept
-    return _product(slope, flat.T), _sum_of_rows(matrix.T, slope).astype(flat.dtype)
+    return _product(slope, flat.T), sum_of_rows(matrix.T, slope).astype(flat.dtype)
 
 
-_sum_of_rows.defvjp(_sum_forward, _sum_backward)
+sum_of_rows.defvjp(_sum_forward, _sum_backward)
 
 
 def mix(mix_key: MixKey, x: Array) -> Array:

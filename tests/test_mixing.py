@@ -94,12 +94,12 @@ def test_rows_added_equal_a_product_and_so_do_their_gradients():
         return lambda m, x: jnp.sum(jnp.tanh(mix_rows(m, x)))
 
     wanted = jax.value_and_grad(value(mixing._product), (0, 1))(matrix, x)
-    found = jax.value_and_grad(value(mixing._sum_of_rows), (0, 1))(matrix, x)
+    found = jax.value_and_grad(value(mixing.sum_of_rows), (0, 1))(matrix, x)
     chex.assert_trees_all_close(found, wanted, atol=1e-5)
     rounded = x.astype(jnp.bfloat16)
-    assert mixing._sum_of_rows(matrix, rounded).dtype == jnp.float32
+    assert mixing.sum_of_rows(matrix, rounded).dtype == jnp.float32
     np.testing.assert_allclose(
-        mixing._sum_of_rows(matrix, rounded), mixing._product(matrix, rounded), atol=1e-6
+        mixing.sum_of_rows(matrix, rounded), mixing._product(matrix, rounded), atol=1e-6
     )
 
 

@@ -1,7 +1,9 @@
-"""What the library computes otherwise on a GPU, beside JAX's own: stem, max-pool, several runs.
+"""What the library computes otherwise on a GPU, beside JAX's own: stem, pool, mixing, several runs.
 
-The stem's convolution and the max-pool of ``facemix_jax.models.cuda``, and for several runs the
-dense convolutions of ``facemix_jax.models.dense`` beside grouped ones. Forward and backward pass,
+The stem's convolution and the max-pool of ``facemix_jax.models.cuda``; mixing of groups of 8 by
+sums of rows, beside a product of matrices in float32 and one in six products of bfloat16 parts,
+which is as exact; and for several runs the dense convolutions of ``facemix_jax.models.dense``
+beside grouped ones. Forward and backward pass,
 at the sizes of ``training_speed.py`` and ``seeds_speed.py``, taking turns; the ratio is the median
 over turns of JAX's time over the library's.
 
@@ -20,11 +22,12 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from facemix_jax import _runtime
+from facemix_jax import _runtime, mixing
 from facemix_jax._types import Array
 from facemix_jax.models import cuda, dense
 from facemix_jax.provenance import provenance
 
+GROUP_SIZE = 8
 RESULT = pathlib.Path(__file__).parent.parent / "results" / "cuda_parts.json"
 
 
@@ -65,6 +68,27 @@ def cases(options: argparse.Namespace) -> dict[str, tuple[dict[str, Callable], t
             (normal(*shape), normal(1, 1, 1, channels)),
         ),
     }
+    matrix = mixing.haar(jax.random.key(0), batch // GROUP_SIZE, GROUP_SIZE)[0]
+
+    def product(precision: jax.lax.PrecisionLike) -> Callable[..., Array]:
+        return lambda matrix, x: jnp.matmul(matrix, x.astype(matrix.dtype), precision=precision)
+
+    def mixed(group: Callable[..., Array]) -> Callable[..., Array]:
+        def run(x: Array, bias: Array) -> Array:
+            flat = nn.relu(x + bias).reshape(*matrix.shape[:2], -1)
+            return jax.vmap(group)(matrix, flat).astype(x.dtype)
+
+        return slope(run)
+
+    half = (batch, -(-shape[1] // 2), -(-shape[2] // 2), channels)
+    found["mixing"] = (
+        {
+            "jax": mixed(product(mixing.PRECISION)),
+            "six products": mixed(product(jax.lax.DotAlgorithmPreset.BF16_BF16_F32_X6)),
+            "library": mixed(mixing.sum_of_rows),
+        },
+        (normal(*half), normal(1, 1, 1, channels)),
+    )
     for narrow, (down, across) in options.layers:
 
         def one(convolve: Callable[..., Array]) -> Callable[..., Array]:
