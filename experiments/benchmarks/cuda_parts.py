@@ -1,6 +1,6 @@
 """What the library computes otherwise on a GPU, beside JAX's own: stem, pool, mixing, several runs.
 
-The stem's convolution and the max-pool of ``facemix_jax.models.cuda``; mixing of groups of 8 by
+The stem's convolution and the max-pool of ``facemix_jax.models.stem``; mixing of groups of 8 by
 sums of rows, beside a product of matrices in float32 and one in six products of bfloat16 parts,
 which is as exact; and for several runs the dense convolutions of ``facemix_jax.models.dense``
 beside grouped ones. Forward and backward pass,
@@ -24,7 +24,7 @@ from flax import linen as nn
 
 from facemix_jax import _runtime, mixing
 from facemix_jax._types import Array
-from facemix_jax.models import cuda, dense
+from facemix_jax.models import dense, stem
 from facemix_jax.provenance import provenance
 
 GROUP_SIZE = 8
@@ -49,7 +49,7 @@ def cases(options: argparse.Namespace) -> dict[str, tuple[dict[str, Callable], t
     def normal(*shape: int) -> Array:
         return jax.random.normal(jax.random.key(len(shape)), shape).astype(jnp.bfloat16)
 
-    def stem(x: Array, kernel: Array) -> Array:
+    def plain(x: Array, kernel: Array) -> Array:
         return dense.plain(x, kernel, (2, 2), ((3, 3), (3, 3)))
 
     def on_relu(pool: Callable[[Array], Array]) -> Callable[..., Array]:
@@ -57,13 +57,13 @@ def cases(options: argparse.Namespace) -> dict[str, tuple[dict[str, Callable], t
 
     found: dict[str, tuple[dict[str, Callable], tuple[Array, ...]]] = {
         "stem": (
-            {"jax": slope(stem), "library": slope(cuda.stem_on_blocks)},
+            {"jax": slope(plain), "library": slope(stem.stem_on_blocks)},
             (normal(batch, height, width, 3), normal(7, 7, 3, channels)),
         ),
         "max_pool": (
             {
-                "jax": slope(on_relu(cuda.plain_max_pool)),
-                "library": slope(on_relu(cuda.gathered_max_pool)),
+                "jax": slope(on_relu(stem.plain_max_pool)),
+                "library": slope(on_relu(stem.gathered_max_pool)),
             },
             (normal(*shape), normal(1, 1, 1, channels)),
         ),

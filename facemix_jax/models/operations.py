@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from facemix_jax._types import Array, Variables
-from facemix_jax.models import cuda
+from facemix_jax.models import stem
 from facemix_jax.models.split import Centre
 
 KINDS = ("bias", "shift", "relu", "max_pool")
@@ -87,7 +87,7 @@ class MaxPool(nn.Module):
     def __call__(self, x: Array) -> Array:
         """``[B, H, W, C]`` to ``[B, h, w, C]``."""
         if (self.window, self.strides, self.padding) == ((3, 3), (2, 2), ((1, 1), (1, 1))):
-            return cuda.max_pool(x)
+            return stem.max_pool(x)
         return nn.max_pool(x, self.window, self.strides, self.padding)
 
 

@@ -9,10 +9,10 @@ from flax import linen as nn
 
 from facemix_jax import _validate
 from facemix_jax._types import Array, ImageSize
-from facemix_jax.models.cuda import stem_convolution
 from facemix_jax.models.initialization import scaled_normal
 from facemix_jax.models.operations import ACTIVATIONS, MaxPool
 from facemix_jax.models.split import Head, SplitModel, Unit, split
+from facemix_jax.models.stem import stem_convolution
 
 _STAGES = (1, 1, 2, 2, 4, 4, 8, 8)
 """Width factor of each of the eight basic blocks."""

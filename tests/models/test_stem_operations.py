@@ -1,4 +1,4 @@
-"""What a GPU computes otherwise is what JAX computes."""
+"""What devices compute otherwise is what JAX computes."""
 
 import functools
 import re
@@ -11,7 +11,7 @@ import pytest
 from flax import linen as nn
 
 from facemix_jax import models
-from facemix_jax.models import cuda
+from facemix_jax.models import stem
 
 STEM = functools.partial(
     jax.lax.conv_general_dilated,
@@ -28,7 +28,7 @@ def normal(seed, *shape):
 @pytest.mark.parametrize("size", [(12, 10), (13, 9), (8, 7)])
 def test_a_stem_on_blocks_is_the_7x7_convolution(size):
     x, kernel = normal(0, 2, *size, 3), normal(1, 7, 7, 3, 5)
-    convolve = cuda.stem_on_blocks
+    convolve = stem.stem_on_blocks
 
     def loss(function):
         return lambda x, k: jnp.sum(jnp.sin(function(x, k)))
@@ -46,13 +46,13 @@ def test_a_gathered_max_pool_equals_the_plain_one(size):
         return nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
 
     weights = normal(1, *plain(x).shape)
-    np.testing.assert_array_equal(cuda.gathered_max_pool(x), plain(x))
+    np.testing.assert_array_equal(stem.gathered_max_pool(x), plain(x))
     wanted = jax.grad(lambda x: jnp.sum(weights * plain(x)))(x)
-    found = jax.grad(lambda x: jnp.sum(weights * cuda.gathered_max_pool(x)))(x)
+    found = jax.grad(lambda x: jnp.sum(weights * stem.gathered_max_pool(x)))(x)
     np.testing.assert_allclose(found, wanted, atol=1e-6)
     direction = normal(2, *x.shape)
     chex.assert_trees_all_close(
-        jax.jvp(cuda.gathered_max_pool, (x,), (direction,)),
+        jax.jvp(stem.gathered_max_pool, (x,), (direction,)),
         jax.jvp(plain, (x,), (direction,)),
         atol=1e-6,
     )
@@ -60,12 +60,15 @@ def test_a_gathered_max_pool_equals_the_plain_one(size):
 
 def test_a_tie_sends_its_gradient_once():
     x = jnp.ones((1, 6, 6, 1))
-    slope = jax.grad(lambda x: jnp.sum(cuda.gathered_max_pool(x)))(x)
+    slope = jax.grad(lambda x: jnp.sum(stem.gathered_max_pool(x)))(x)
     assert float(slope.sum()) == 9
 
 
-@pytest.mark.parametrize(("platform", "own"), [("cpu", False), ("cuda", True)])
-def test_only_a_gpu_computes_a_stem_so(platform, own):
+@pytest.mark.parametrize(
+    ("platform", "gathered", "on_blocks"),
+    [("cpu", True, False), ("cuda", True, True), ("tpu", False, False)],
+)
+def test_a_device_gets_the_operations_that_it_computes_fastest(platform, gathered, on_blocks):
     model = models.resnet18(image_size=(32, 24), width=4)
     variables = model.init(jax.random.key(0))["pre"]
 
@@ -74,5 +77,5 @@ def test_only_a_gpu_computes_a_stem_so(platform, own):
 
     x = jax.ShapeDtypeStruct((2, 32, 24, 3), jnp.float32)
     text = jax.export.export(jax.jit(slope), platforms=[platform])(x).mlir_module()
-    assert ("select_and_scatter" not in text) == own
-    assert bool(re.search(r"stablehlo\.convolution.*tensor<4x4x16x4xf32>", text)) == own
+    assert ("select_and_scatter" not in text) == gathered
+    assert bool(re.search(r"stablehlo\.convolution.*tensor<4x4x16x4xf32>", text)) == on_blocks
