@@ -24,12 +24,12 @@ HERE = pathlib.Path(__file__).parent
 _SMALL = ["--image-size", "64", "56", "--width", "8", "--batch-size", "32", "--rounds", "2"]
 MEASUREMENTS: dict[str, tuple[int, list[str]]] = {
     "training_speed": (140, [*_SMALL, "--steps", "2"]),
-    "cuda_parts": (40, [*_SMALL[:-2], "--runs", "2", "--turns", "1"]),
-    "key_drawing_speed": (90, ["--image-size", "64", "56", "--width", "4", "--batch-size", "256"]),
+    "cuda_parts": (45, [*_SMALL[:-2], "--runs", "2", "--turns", "1"]),
+    "key_drawing_speed": (110, ["--image-size", "64", "56", "--width", "4", "--batch-size", "256"]),
     "separation_speed": (50, ["--turns", "1"]),
-    "linearity_precision": (60, ["--width", "8"]),
-    "seeds_speed": (170, ["--image-size", "64", "56", "--widths", "4", "--batch-size", "16"]),
-    "linearity_speed": (50, []),
+    "linearity_precision": (50, ["--width", "8"]),
+    "seeds_speed": (160, ["--image-size", "64", "56", "--widths", "4", "--batch-size", "16"]),
+    "linearity_speed": (45, []),
 }
 """Scripts beside this one: seconds that they may take, and their options with ``--small``."""
 
