@@ -60,11 +60,7 @@ def main(config: Config) -> None:
         one_of(ALL, row=row)
     for part in config.parts:
         one_of(PARTS, part=part)
-    scale = scales.SCALES[config.scale]
-    longer = dataclasses.replace(scale.train, num_epochs=EPOCHS[config.scale])
-    scale = dataclasses.replace(
-        scale, train=longer, train_examples=scale.train_examples if scale.drawn else None
-    )
+    scale = longer(config.scale)
     place = measuring.Place(
         data_dir=config.data_dir,
         cache_dir=config.cache_dir,
@@ -81,6 +77,16 @@ def main(config: Config) -> None:
         place,
         chooses=("rows", "parts", "seeds"),
         summarize=lambda cells: summaries.table3(cells, scale),
+    )
+
+
+def longer(name: scales.Name) -> scales.Scale:
+    """A scale with all pictures of LFWA, and as many epochs as they need."""
+    scale = scales.SCALES[name]
+    return dataclasses.replace(
+        scale,
+        train=dataclasses.replace(scale.train, num_epochs=EPOCHS[name]),
+        train_examples=scale.train_examples if scale.drawn else None,
     )
 
 
