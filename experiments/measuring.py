@@ -77,23 +77,28 @@ def run_config(system: System, scale: Scale, place: Place, seed: int) -> RunConf
     )
 
 
+def workdir(name: str, place: Place, seed: int) -> Path:
+    """Of the run of one row and seed."""
+    slug = "".join(c if c.isalnum() else "-" for c in name).strip("-")
+    return place.workdirs / f"{slug}-{seed}"
+
+
 def trained(name: str, system: System, scale: Scale, place: Place, seed: int) -> Run:
     """Trains what is missing of one run and loads it."""
-    config = run_config(system, scale, place, seed)
-    slug = "".join(c if c.isalnum() else "-" for c in name).strip("-")
-    workdir = place.workdirs / f"{slug}-{seed}"
+    config, folder = run_config(system, scale, place, seed), workdir(name, place, seed)
     if name == ANONYMIZER:
-        anonymizing.fit(config, anonymizing.AnonymizerConfig(identifier_width=scale.width), workdir)
+        anonymizing.fit(config, anonymizing.AnonymizerConfig(identifier_width=scale.width), folder)
     else:
-        fitting.fit(config, workdir, show_progress=False)
-    return runs.load(workdir, data_dir=None if scale.drawn else place.data_dir)
+        fitting.fit(config, folder, show_progress=False)
+    return runs.load(folder, data_dir=None if scale.drawn else place.data_dir)
 
 
 def utility(run: Run, scale: Scale, place: Place, seed: int) -> dict[str, Any]:
     """Accuracy through the defence, of both held-out splits."""
     found: dict[str, Any] = {}
     for split in ("valid", "test"):
-        if split not in run.source.splits:  # the official LFWA has no validation images
+        # The official LFWA has no validation images, nor need a subset have any.
+        if not len(run.source.splits.get(split, ())):
             continue
         scores = evaluation.evaluate_utility(
             run.model,

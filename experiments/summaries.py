@@ -52,6 +52,16 @@ def _points(own: str, plain: str) -> tuple[Value, ...]:
     return (Value(value=points, mark="paper"),)
 
 
+def accuracy(
+    cells: Cells, row: str, paper: str, paper_plain: str
+) -> tuple[tuple[Value, ...], tuple[Value, ...]]:
+    """Test accuracy, and its difference to the plain network: as printed, and as measured."""
+    return (
+        (*_paper(paper), *measured(cells, row, "utility", "test_accuracy")),
+        (*_points(paper, paper_plain), *difference(cells, row, "test_accuracy")),
+    )
+
+
 _edge_rows = functools.cache(costs_paper.resnet18_table)
 """Takes seconds, and is asked for after every cell."""
 
@@ -119,8 +129,7 @@ def table2(cells: Cells, scale: Scale) -> tuple[list[ResultTable], list[Chart]]:
             cells=(
                 *edge_columns(name),
                 (*_paper(valid), *measured(cells, source, "utility", "valid_accuracy")),
-                (*_paper(test), *measured(cells, source, "utility", "test_accuracy")),
-                (*_points(test, plain), *difference(cells, source, "test_accuracy")),
+                *accuracy(cells, source, test, plain),
                 *privacy,
             ),
         )
@@ -242,8 +251,7 @@ def table3(cells: Cells, scale: Scale) -> tuple[list[ResultTable], list[Chart]]:
             label=name,
             cells=(
                 *edge_columns(name),
-                (*_paper(test), *measured(cells, source, "utility", "test_accuracy")),
-                (*_points(test, plain), *difference(cells, source, "test_accuracy")),
+                *accuracy(cells, source, test, plain),
                 (*_paper(balanced), *measured(cells, source, "utility", "balanced_accuracy")),
                 (*_paper(faces), *found[0]),
                 found[1],

@@ -1,11 +1,10 @@
 """What the library computes otherwise on a GPU, beside JAX's own: stem, pool, mixing, several runs.
 
 The stem's convolution and the max-pool of ``facemix_jax.models.stem``; mixing of groups of 8 by
-sums of rows, beside a product of matrices in float32 and one in six products of bfloat16 parts,
-which is as exact; and for several runs the dense convolutions of ``facemix_jax.models.dense``
-beside grouped ones. Forward and backward pass,
-at the sizes of ``training_speed.py`` and ``seeds_speed.py``, taking turns; the ratio is the median
-over turns of JAX's time over the library's.
+sums of rows, beside a product of matrices in float32 and one in six products of bfloat16 parts;
+and for several runs the dense convolutions of ``facemix_jax.models.dense`` beside grouped ones.
+Forward and backward pass, at the sizes of ``training_speed.py`` and ``seeds_speed.py``, taking
+turns; the ratio is the median over turns of JAX's time over the library's.
 
     python experiments/benchmarks/cuda_parts.py
 """

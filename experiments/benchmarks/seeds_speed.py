@@ -79,13 +79,12 @@ def main() -> None:
     options = parser.parse_args()
     _runtime.configure()
     cells = []
+    alone = {width: runner("loop", 1, width, options) for width in options.widths}
     for width, method in itertools.product(options.widths, options.methods):
-        if method == options.methods[0]:
-            alone = runner("loop", 1, width, options)
         together = runner(method, options.seeds, width, options)
         seconds: dict[str, list[float]] = {"one run": [], method: []}
         for index in range(options.rounds + 1):
-            for name, run in (("one run", alone), (method, together)):
+            for name, run in (("one run", alone[width]), (method, together)):
                 found = run()
                 if index:
                     seconds[name].append(found)

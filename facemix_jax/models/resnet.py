@@ -17,6 +17,9 @@ from facemix_jax.models.stem import stem_convolution
 _STAGES = (1, 1, 2, 2, 4, 4, 8, 8)
 """Width factor of each of the eight basic blocks."""
 
+_EPSILON = 1e-5
+"""Added to every variance."""
+
 
 NORMS = ("batch", "unshifted", "scale", "none")
 """What stands behind a convolution: BatchNorm, BatchNorm without learnt shifts, ``ScaleNorm``, or
@@ -46,7 +49,7 @@ class ScaleNorm(nn.Module):
             mean_square = jnp.mean(jnp.square(x.astype(wide)), axis=tuple(range(x.ndim - 1)))
             if not self.is_initializing():
                 running.value = 0.9 * running.value + 0.1 * mean_square
-        factor = scale * jax.lax.rsqrt(mean_square + 1e-5)
+        factor = scale * jax.lax.rsqrt(mean_square + _EPSILON)
         return x.astype(self.dtype) * factor.astype(self.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
 
 
@@ -65,7 +68,7 @@ class _Norm(nn.Module):
         return nn.BatchNorm(
             use_running_average=not train,
             momentum=0.9,
-            epsilon=1e-5,
+            epsilon=_EPSILON,
             dtype=self.dtype,
             use_bias=self.norm != "unshifted",
             name="bn",
@@ -128,7 +131,7 @@ def _pooled_norm(
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     mean, mean_square = (jnp.mean(v, (0, 1, 2), keepdims=True) for v in (wide, jnp.square(wide)))
     variance = jnp.maximum(0.0, mean_square - jnp.square(mean))  # as Flax computes it
-    factor = jax.lax.rsqrt(variance + 1e-5) * scale[None, None, None]
+    factor = jax.lax.rsqrt(variance + _EPSILON) * scale[None, None, None]
     sign = jnp.where(factor < 0, -1, 1).astype(x.dtype)
     pooled = pool(x * sign) * sign
     return ((pooled - mean) * factor + bias[None, None, None]).astype(dtype)

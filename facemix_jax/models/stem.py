@@ -3,8 +3,7 @@
 The 7x7 convolution has three channels, which tensor cores take as eight: on blocks of 2x2 pixels
 it has twelve. XLA scatters the gradient of a max-pool with atomic additions: here it is gathered.
 ``experiments/benchmarks/cuda_parts.py`` measures both; on other devices they are JAX's own. (A CPU
-gathers faster too, but XLA computes there what comes back to the pool once for each window that an
-entry lies in: a plain training step of width 64 took a quarter longer.)
+gathers faster too, but as XLA fuses it, a plain training step of width 64 took a quarter longer.)
 """
 
 import functools

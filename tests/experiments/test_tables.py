@@ -161,7 +161,7 @@ def run(script, *arguments):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("script", ["table2", "table3", "figure4"])
+@pytest.mark.parametrize("script", ["table2", "table3", "figure4", "accuracy_gpu"])
 def test_the_smoke_scale_runs_and_goes_on(script, tmp_path):
     output = tmp_path / "out.json"
     arguments = ["--scale", "smoke", "--workdirs", str(tmp_path), "--output", str(output)]
@@ -179,7 +179,7 @@ def test_the_smoke_scale_runs_and_goes_on(script, tmp_path):
 
 SUMMARIES = {
     "accuracy_cpu": accuracy_cpu.summarize,
-    "accuracy_gpu": accuracy_gpu.summarize,
+    "accuracy_gpu": lambda cells: accuracy_gpu.summarize(cells, accuracy_gpu.native("gpu")),
     "algebra_real": algebra_summary.summarize,
     "learned_attackers": learned_attackers.summarize,
     "linearity": linearity_summary.summarize,
