@@ -89,10 +89,6 @@ def trained(
 ) -> tuple[list[runs.Run], dict[str, int]]:
     """Trains what is missing of a row, all seeds in one process; with images/s if any was."""
     configs = [measuring.run_config(SYSTEMS[row], scale, place, seed) for seed in seeds]
-    configs = [
-        dataclasses.replace(c, data=dataclasses.replace(c.data, device_resident=True))
-        for c in configs
-    ]
     source = data.load_source(configs[0].data)
     options = fitting.Options(show_progress=False)
     states = fitting.fit_together(

@@ -2,8 +2,11 @@
 
 import csv
 import dataclasses
+import multiprocessing
+import os
 import time
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +17,7 @@ import scale as scales
 from scale import Scale, data_config
 from systems import ANONYMIZER, System
 
-from facemix_jax import anonymizing, attacks, data, evaluation, fitting, models, runs
+from facemix_jax import _runtime, anonymizing, attacks, data, evaluation, fitting, models, runs
 from facemix_jax.attacks import recognition, suite
 from facemix_jax.attacks.base import by_group, truth_by_group
 from facemix_jax.attacks.groups import in_order, match, unmix
@@ -328,6 +331,30 @@ def fill(
     )
     measure(cells, systems, parts, scale, place, config.seeds or range(scale.seeds))
     cells.save()
+
+
+def side_by_side(main: Callable[[Any], None], config: Any, rows: Sequence[str]) -> None:
+    """Runs rows of a script in processes of their own, ``config.jobs`` at a time.
+
+    Much of an accelerator's time goes to compilation and to Python, which use one core: that of
+    other rows goes on meanwhile. All processes write into one results file.
+
+    Args:
+        main: of the script.
+        config: its options, with ``rows`` and ``jobs``.
+        rows: to run.
+
+    Raises:
+        Exception: the first that a row ended with, after the other rows.
+    """
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # they share the memory
+    with ProcessPoolExecutor(
+        config.jobs, multiprocessing.get_context("spawn"), initializer=_runtime.configure
+    ) as pool:
+        alone = [dataclasses.replace(config, rows=(row,), jobs=1) for row in rows]
+        ends = [pool.submit(main, one) for one in alone]
+    for end in ends:
+        end.result()
 
 
 _NOT_ATTRIBUTES = ("source", "n_faces", "dlib_dist", "iod_px")

@@ -1,8 +1,11 @@
 """What the scripts of this folder share: reading CelebA, and reports that keep finished cells."""
 
+import contextlib
 import dataclasses
+import fcntl
 import json
-from collections.abc import Callable, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -112,8 +115,22 @@ def curve(label: str, points: Sequence[tuple[float, float]]) -> results.Curve:
     return results.Curve(label=label, mark="measured", x=x, y=y)
 
 
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Waits for other processes that write in a folder; a kill lets go of it."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
 class Cells:
     """Measurements in a results file, written one by one: a script goes on where it stopped.
+
+    Several processes may add to one file at the same time.
 
     Args:
         output: the file.
@@ -124,7 +141,7 @@ class Cells:
         summarize: makes tables and charts of all cells, after each.
 
     Attributes:
-        cells: what there is so far.
+        cells: what there was when this process last looked.
 
     Raises:
         UsageError: the file was begun with other options.
@@ -141,7 +158,7 @@ class Cells:
     ) -> None:
         self._output, self._options, self._summarize = output, options(config), summarize
         self._name = name or output.stem
-        stored = json.loads(output.read_text()) if output.exists() else {}
+        stored = self._stored()
         self.cells: list[dict[str, Any]] = stored.get("cells", [])
         # As JSON has them: tuples are lists there.
         mine = json.loads(json.dumps(self._options))
@@ -158,12 +175,20 @@ class Cells:
 
     def add(self, cell: dict[str, Any]) -> None:
         """Prints the cell and writes all of them."""
-        self.cells.append({**cell, "commit": provenance()["commit"]})
         print(json.dumps(cell), flush=True)
-        self.save()
+        self.save({**cell, "commit": provenance()["commit"]})
 
-    def save(self) -> None:
-        """Writes all cells and what they come to."""
+    def save(self, *more: dict[str, Any]) -> None:
+        """Writes all cells, those of other processes as well, and what they come to."""
+        self._output.parent.mkdir(parents=True, exist_ok=True)
+        with _alone(self._output.parent):
+            self.cells = [*self._stored().get("cells", []), *more]
+            self._write()
+
+    def _stored(self) -> dict[str, Any]:
+        return json.loads(self._output.read_text()) if self._output.exists() else {}
+
+    def _write(self) -> None:
         tables, charts = self._summarize(self.cells)
         results.save(
             self._output,

@@ -25,6 +25,7 @@ class Scale:
         attack_steps: of each learned attacker.
         attack_images: test images that learned attackers are scored on, at most.
         compute_dtype: of the networks' products.
+        device_resident: as in ``DataConfig``.
     """
 
     drawn: bool = False
@@ -37,6 +38,7 @@ class Scale:
     attack_steps: int
     attack_images: int
     compute_dtype: str = "float32"
+    device_resident: bool = False
 
 
 _SHORT = TrainConfig(
@@ -81,6 +83,7 @@ SCALES: dict[str, Scale] = {
         attack_steps=1000,
         attack_images=4096,
         compute_dtype="bfloat16",
+        device_resident=True,
     ),
     "paper": Scale(
         image_size=(218, 178),
@@ -129,4 +132,5 @@ def data_config(
         image_size=chosen.image_size,
         train_examples=chosen.train_examples,
         test_examples=chosen.test_examples,
+        device_resident=chosen.device_resident,
     )

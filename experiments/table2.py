@@ -10,7 +10,7 @@ import tyro
 from systems import SMOKE, STRONGER, SYSTEMS
 
 from facemix_jax import _runtime
-from facemix_jax._validate import one_of
+from facemix_jax._validate import one_of, positive
 
 PARTS = ("utility", "attributes", "identity", "separation")
 ALL = {**SYSTEMS, **STRONGER}
@@ -40,6 +40,7 @@ class Config:
         rows: which; None for all, or for one of each kind at ``smoke``.
         parts: which; all of them by default.
         seeds: None for as many as the scale has.
+        jobs: rows that run at the same time, each in a process of its own.
         output: JSON file; None for ``results/table2_SCALE.json``.
     """
 
@@ -51,6 +52,7 @@ class Config:
     rows: tuple[str, ...] | None = None
     parts: tuple[str, ...] = PARTS
     seeds: tuple[int, ...] | None = None
+    jobs: int = 1
     output: Path | None = None
 
 
@@ -61,6 +63,10 @@ def main(config: Config) -> None:
         one_of(ALL, row=row)
     for part in config.parts:
         one_of(PARTS, part=part)
+    positive(jobs=config.jobs)
+    if config.jobs > 1:
+        measuring.side_by_side(main, config, rows)
+        return
     scale = scales.SCALES[config.scale]
     place = measuring.celeba(config, identity_dir=config.identity_dir)
     measuring.fill(
@@ -70,7 +76,7 @@ def main(config: Config) -> None:
         config.parts,
         scale,
         place,
-        chooses=("rows", "parts", "seeds"),
+        chooses=("rows", "parts", "seeds", "jobs"),
         summarize=lambda cells: summaries.table2(cells, scale),
     )
 

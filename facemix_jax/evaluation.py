@@ -1,12 +1,13 @@
 """Utility and leakage of one trained network: what the owner gets, and what the cloud learns."""
 
+import functools
 from typing import NamedTuple
 
 import jax
 import numpy as np
 
 from facemix_jax import inference
-from facemix_jax._types import HostArray, RngKey, Variables
+from facemix_jax._types import Array, HostArray, RngKey, Variables
 from facemix_jax.attacks import AttackConfig, Figure, Target, record, recorded_rows
 from facemix_jax.attacks.base import by_group, truth_by_group
 from facemix_jax.attacks.restoration import RESTORATION
@@ -61,14 +62,10 @@ def evaluate_utility(
         DataError: the network returns NaN.
     """
     batch_size += -batch_size % defense.group_size
-    predict = jax.jit(
-        lambda variables, rng_key, images: inference.infer(
-            model, defense, variables, rng_key, normalize(images)
-        )
-    )
     counts = np.zeros((len(source.attribute_names), 2, 2), np.int64)
     for index, batch in enumerate(eval_batches(source, split=split, batch_size=batch_size)):
-        logits = predict(variables, jax.random.fold_in(rng_key, index), batch.images)
+        batch_key = jax.random.fold_in(rng_key, index)
+        logits = _predict(model, defense, variables, batch_key, batch.images)
         counts += attribute_counts(logits, batch.attributes, batch.mask)
     scores = accuracy(counts), balanced_accuracy(counts)
     of_class = counts.sum(2)
@@ -82,6 +79,13 @@ def evaluate_utility(
             for name, a, b in zip(source.attribute_names, *scores, strict=True)
         },
     )
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _predict(
+    model: SplitModel, defense: Defense, variables: Variables, rng_key: RngKey, images: Array
+) -> Array:
+    return inference.infer(model, defense, variables, rng_key, normalize(images))
 
 
 class Leakage(NamedTuple):

@@ -272,8 +272,19 @@ def make_step(model: SplitModel, defense: Defense, config: TrainConfig, num_step
     """Builds the pure step ``(state, images, attributes, scalars) -> (state, info)``.
 
     Of ``config``, ``seed``, ``learning_rate`` and ``weight_decay`` play no part: they come with
-    the state and the scalars. See ``make_train_step`` for shapes.
+    the state and the scalars, so that runs which differ in nothing else get the same function,
+    which is compiled once. See ``make_train_step`` for shapes.
     """
+    shared = dataclasses.replace(
+        config, seed=0, learning_rate=1.0, weight_decay=0.0, log_every=1, checkpoint_every=1
+    )
+    return _shared_step(model, defense, shared, num_steps)
+
+
+@functools.lru_cache(maxsize=16)
+def _shared_step(
+    model: SplitModel, defense: Defense, config: TrainConfig, num_steps: int
+) -> PureStep:
     with_judge = bool(config.discriminator_weight)
     penalty = functools.partial(
         gaussian_codes.penalty,

@@ -4,7 +4,7 @@ import pytest
 
 from facemix_jax import defenses, evaluation, inference
 from facemix_jax.data import normalize
-from facemix_jax.models import resnet18
+from facemix_jax.models import ModelConfig, build, resnet18
 
 
 @pytest.fixture(scope="module")
@@ -65,3 +65,23 @@ def test_without_a_defence_the_cloud_has_everything(model, tiny_source):
     )
     assert leakage.figures[0].value == leakage.figures[0].floor == leakage.figures[0].owner == 1
     np.testing.assert_array_equal(leakage.mixtures, leakage.truth)
+
+
+def test_networks_that_differ_in_weights_alone_are_compiled_once(tiny_source):
+    config, defense = ModelConfig(width=4), defenses.DefenseConfig(group_size=4)
+    options = {"image_size": (40, 36), "num_attributes": 3}
+
+    def programs(config, seed):
+        model = build(config, **options)
+        evaluation.evaluate_utility(
+            model,
+            defenses.build(defense),
+            model.init(jax.random.key(seed)),
+            tiny_source,
+            rng_key=jax.random.key(seed),
+        )
+        return evaluation._predict._cache_size()
+
+    once = programs(config, 0)
+    assert programs(ModelConfig(width=4), 1) == once
+    assert programs(ModelConfig(width=4, norm="none"), 1) == once + 1

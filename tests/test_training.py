@@ -166,3 +166,15 @@ def test_errors_name_value_limit_and_remedy(options, words):
         TrainConfig(**options)
     for word in words:
         assert word in str(caught.value)
+
+
+def test_runs_that_differ_in_what_is_not_compiled_share_one_function(model):
+    """JAX compiles again for every new function, so that equal ones must be the same one."""
+    defense, config = defenses.facemix(group_size=4), TrainConfig(batch_size=8)
+    step = training.make_step(model, defense, config, 10)
+    other = dataclasses.replace(config, seed=1, learning_rate=0.1, weight_decay=0.0)
+    assert training.make_step(model, defense, other, 10) is step
+    for different in ({"isometry": 0.1}, {"flip": False}, {"statistics": "clean"}):
+        changed = dataclasses.replace(config, **different)
+        assert training.make_step(model, defense, changed, 10) is not step
+    assert training.make_step(model, defense, config, 11) is not step

@@ -1,6 +1,7 @@
 """Defences: ``build(DefenseConfig(...))`` gives a ``Defense``."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 from facemix_jax import _validate, mixing
@@ -136,6 +137,12 @@ def build(config: DefenseConfig, *, tiles: int = 1) -> Defense:
             "scatter deals images to groups anew in every tile, but this network's maps are not "
             "cut into tiles. Set a tile size smaller than the map (--tile), or leave scatter out."
         )
+    return _built(config, tiles)
+
+
+@functools.lru_cache(maxsize=32)
+def _built(config: DefenseConfig, tiles: int) -> Defense:
+    """The same object for the same defence: JAX compiles again for every new function."""
     defense = DEFENSES[config.defense](config, tiles)
     if config.decoys:
         defense = with_decoys(defense, config.decoys)

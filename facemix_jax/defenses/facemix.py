@@ -1,5 +1,7 @@
 """FaceMix (paper, section 3), and no defence at all, which is plain training."""
 
+import functools
+
 from facemix_jax import _validate, mixing
 from facemix_jax._types import Array, RngKey
 from facemix_jax.defenses.base import Defense, DefenseCost
@@ -60,6 +62,7 @@ def facemix(
     )
 
 
+@functools.cache
 def none() -> Defense:
     """No defence: the cloud sees the activations themselves."""
 

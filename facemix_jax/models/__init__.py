@@ -1,6 +1,7 @@
 """Split networks: ``build(ModelConfig(...))`` gives a ``SplitModel``."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import jax.numpy as jnp
@@ -116,6 +117,24 @@ def build(
             f"image_size is {image_size[0]}x{image_size[1]} (height x width), but "
             f"{config.network} needs at least {smallest} pixels a side. Use larger images."
         )
+    return _built(
+        config,
+        image_size,
+        num_attributes,
+        num_classes,
+        _DTYPES[config.compute_dtype] if dtype is None else dtype,
+    )
+
+
+@functools.lru_cache(maxsize=32)
+def _built(
+    config: ModelConfig,
+    image_size: ImageSize,
+    num_attributes: int,
+    num_classes: int,
+    dtype: jnp.dtype,
+) -> SplitModel:
+    """The same object for the same network: JAX compiles again for every new function."""
     return MODELS[config.network](
         cut=config.cut,
         image_size=image_size,
@@ -127,5 +146,5 @@ def build(
         tile=config.tile,
         stem=config.stem,
         activation=config.activation,
-        dtype=_DTYPES[config.compute_dtype] if dtype is None else dtype,
+        dtype=dtype,
     )

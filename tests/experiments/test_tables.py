@@ -13,6 +13,7 @@ import algebra_summary
 import learned_attackers
 import linearity_aids
 import linearity_summary
+import measuring
 import other_systems
 import pages
 import pytest
@@ -143,6 +144,31 @@ def test_a_file_of_other_options_is_not_continued(tmp_path):
     assert again.has(row="a")
     with pytest.raises(UsageError, match="begun with scale cpu, but scale is gpu"):
         report.Cells(output, Config(("a",), "gpu"), chooses=("rows",))
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    rows: tuple[str, ...]
+    output: Path
+    jobs: int
+
+
+def write_row(config):
+    (row,) = config.rows
+    cells = report.Cells(config.output, config, chooses=("rows", "jobs"))
+    for seed in range(5):
+        cells.add({"row": row, "seed": seed})
+    if row == "broken":
+        raise UsageError("This row is broken.")
+
+
+def test_rows_in_processes_of_their_own_fill_one_file(tmp_path):
+    rows, output = ("a", "broken", "b"), tmp_path / "new" / "x.json"
+    config = Choice(rows, output, jobs=3)
+    with pytest.raises(UsageError, match="broken"):
+        measuring.side_by_side(write_row, config, rows)
+    found = [(cell["row"], cell["seed"]) for cell in results.load(output).cells]
+    assert sorted(found) == sorted((row, seed) for row in rows for seed in range(5))
 
 
 @pytest.mark.parametrize(
