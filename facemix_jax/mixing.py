@@ -300,10 +300,14 @@ def _product(matrix: Array, flat: Array) -> Array:
 
 @jax.custom_vjp
 def sum_of_rows(matrix: Array, flat: Array) -> Array:
-    """``mix_group`` of ``[M, N]``, row by row: fused with what surrounds it on a GPU."""
-    wide = flat.astype(matrix.dtype)
-    terms = (matrix[:, i, None] * wide[None, i] for i in range(len(flat)))
-    return functools.reduce(jnp.add, terms)
+    """``mix_group`` of ``[M, N]`` in six products of bfloat16 parts, forward and backward."""
+    return _six(matrix, jax.lax.optimization_barrier(flat))
+
+
+def _six(matrix: Array, flat: Array) -> Array:
+    return jnp.matmul(
+        matrix, flat.astype(matrix.dtype), precision=jax.lax.DotAlgorithmPreset.BF16_BF16_F32_X6
+    )
 
 
 def _sum_forward(matrix: Array, flat: Array) -> tuple[Array, tuple[Array, Array]]:
@@ -312,10 +316,8 @@ def _sum_forward(matrix: Array, flat: Array) -> tuple[Array, tuple[Array, Array]
 
 def _sum_backward(kept: tuple[Array, Array], slope: Array) -> tuple[Array, Array]:
     matrix, flat = kept
-    # In the activations' dtype, as it came from main: what adds up the slope would write it in
-    # float32 otherwise, twice as many bytes.
     narrow = jax.lax.optimization_barrier(slope.astype(flat.dtype))
-    return _product(slope, flat.T), sum_of_rows(matrix.T, narrow).astype(flat.dtype)
+    return _product(slope, flat.T), _six(matrix.T, narrow).astype(flat.dtype)
 
 
 sum_of_rows.defvjp(_sum_forward, _sum_backward)
