@@ -1,3 +1,6 @@
+import functools
+from types import SimpleNamespace
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -74,33 +77,49 @@ def test_reflections_have_the_moments_of_the_haar_measure():
     assert abs(trace.mean()) > 5 * trace.std() / 4000**0.5
 
 
+def exported(size, platform):
+    run = jax.jit(lambda k, x: mixing.mix(mixing.sample_mix_key(k, 2, size), x))
+    exported = jax.export.export(run, platforms=[platform])
+    return exported(jax.random.key(0), jnp.ones((2 * size, 5))).mlir_module()
+
+
 def test_a_gpu_draws_reflections_and_adds_rows_of_small_groups():
-    def text(size, platform):
-        run = jax.jit(lambda k, x: mixing.mix(mixing.sample_mix_key(k, 2, size), x))
-        exported = jax.export.export(run, platforms=[platform])
-        return exported(jax.random.key(0), jnp.ones((2 * size, 5))).mlir_module()
-
-    assert "triangular_solve" in text(8, "cuda")
-    assert "triangular_solve" not in text(8, "cpu")
-    assert text(8, "cuda").count("stablehlo.dot_general") == 2, "those of the reflections"
-    assert text(16, "cuda").count("stablehlo.dot_general") == 3
+    assert "triangular_solve" in exported(8, "cuda")
+    assert "triangular_solve" not in exported(8, "cpu")
+    assert exported(8, "cuda").count("stablehlo.dot_general") == 2, "those of the reflections"
+    assert exported(16, "cuda").count("stablehlo.dot_general") == 3
 
 
-def test_rows_added_equal_a_product_and_so_do_their_gradients():
+@pytest.mark.parametrize(("capability", "by_parts"), [("7.5", 0), ("8.0", 1), ("9.0", 1)])
+def test_a_gpu_that_multiplies_bfloat16_takes_small_groups_in_parts(
+    monkeypatch, capability, by_parts
+):
+    device = SimpleNamespace(platform="gpu", compute_capability=capability)
+    monkeypatch.setattr(jax, "devices", lambda: [device])
+    assert exported(8, "cuda").count("num_primitive_operations = 6") == by_parts
+    assert exported(16, "cuda").count("num_primitive_operations = 6") == 0
+    assert exported(8, "cpu").count("num_primitive_operations = 6") == 0
+
+
+@pytest.mark.parametrize("way", [mixing.sum_of_rows, mixing.product_of_parts])
+def test_small_groups_equal_a_product_and_so_do_their_gradients(way):
     matrix = mixing.reflections(jax.random.key(0), 1, 8)[0]
     x = jax.random.normal(jax.random.key(1), (8, 30))
+    few = functools.partial(mixing._few, way)
 
     def value(mix_rows):
         return lambda m, x: jnp.sum(jnp.tanh(mix_rows(m, x)))
 
     wanted = jax.value_and_grad(value(mixing._product), (0, 1))(matrix, x)
-    found = jax.value_and_grad(value(mixing.sum_of_rows), (0, 1))(matrix, x)
+    found = jax.value_and_grad(value(few), (0, 1))(matrix, x)
     chex.assert_trees_all_close(found, wanted, atol=1e-5)
     rounded = x.astype(jnp.bfloat16)
-    assert mixing.sum_of_rows(matrix, rounded).dtype == jnp.float32
-    np.testing.assert_allclose(
-        mixing.sum_of_rows(matrix, rounded), mixing._product(matrix, rounded), atol=1e-6
-    )
+    assert few(matrix, rounded).dtype == jnp.float32
+    np.testing.assert_allclose(few(matrix, rounded), mixing._product(matrix, rounded), atol=1e-6)
+    slope = jax.grad(lambda x: jnp.sum(few(matrix, x).astype(jnp.bfloat16) ** 2))(rounded)
+    assert slope.dtype == jnp.bfloat16
+    whole = jax.grad(lambda x: jnp.sum(mixing._product(matrix, x) ** 2))(rounded)
+    np.testing.assert_allclose(np.float32(slope), np.float32(whole), rtol=0.02, atol=0.03)
 
 
 @pytest.mark.parametrize("shape", [(), (5,), (4, 3, 2), (2, 2, 2, 2)])

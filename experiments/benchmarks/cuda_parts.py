@@ -1,8 +1,8 @@
 """What the library computes otherwise on a GPU, beside JAX's own: stem, pool, mixing, several runs.
 
-The stem's convolution and the max-pool of ``facemix_jax.models.stem``; mixing of groups of 8 by
-sums of rows, beside a product of matrices in float32 and one in six products of bfloat16 parts;
-and for several runs the dense convolutions of ``facemix_jax.models.dense`` beside grouped ones.
+The stem's convolution and the max-pool of ``facemix_jax.models.stem``; mixing of groups of 2, 8
+and 32, beside a product of matrices in float32, sums of rows and products of bfloat16 parts; and
+for several runs the dense convolutions of ``facemix_jax.models.dense`` beside grouped ones.
 Forward and backward pass, at the sizes of ``training_speed.py`` and ``seeds_speed.py``, taking
 turns; the ratio is the median over turns of JAX's time over the library's.
 
@@ -26,7 +26,7 @@ from facemix_jax._types import Array
 from facemix_jax.models import dense, stem
 from facemix_jax.provenance import provenance
 
-GROUP_SIZE = 8
+GROUP_SIZES = (2, 8, 32)
 RESULT = pathlib.Path(__file__).parent.parent / "results" / "cuda_parts.json"
 
 
@@ -67,27 +67,31 @@ def cases(options: argparse.Namespace) -> dict[str, tuple[dict[str, Callable], t
             (normal(*shape), normal(1, 1, 1, channels)),
         ),
     }
-    matrix = mixing.haar(jax.random.key(0), batch // GROUP_SIZE, GROUP_SIZE)[0]
 
-    def product(precision: jax.lax.PrecisionLike) -> Callable[..., Array]:
-        return lambda matrix, x: jnp.matmul(matrix, x.astype(matrix.dtype), precision=precision)
+    def mixed(group_size: int, group: Callable[..., Array]) -> Callable[..., Array]:
+        matrix = mixing.haar(jax.random.key(0), batch // group_size, group_size)[0]
 
-    def mixed(group: Callable[..., Array]) -> Callable[..., Array]:
         def run(x: Array, bias: Array) -> Array:
             flat = nn.relu(x + bias).reshape(*matrix.shape[:2], -1)
             return jax.vmap(group)(matrix, flat).astype(x.dtype)
 
         return slope(run)
 
+    def product(matrix: Array, x: Array) -> Array:
+        return jnp.matmul(matrix, x.astype(matrix.dtype), precision=mixing.PRECISION)
+
     half = (batch, -(-shape[1] // 2), -(-shape[2] // 2), channels)
-    found["mixing"] = (
-        {
-            "jax": mixed(product(mixing.PRECISION)),
-            "six products": mixed(product(jax.lax.DotAlgorithmPreset.BF16_BF16_F32_X6)),
-            "library": mixed(mixing.sum_of_rows),
-        },
-        (normal(*half), normal(1, 1, 1, channels)),
-    )
+    for group_size in GROUP_SIZES:
+        ways = {
+            "jax": product,
+            "rows": mixing.sum_of_rows,
+            "parts": mixing.product_of_parts,
+            "library": mixing.mix_group,
+        }
+        found[f"mixing of {group_size}"] = (
+            {name: mixed(group_size, way) for name, way in ways.items()},
+            (normal(*half), normal(1, 1, 1, channels)),
+        )
     for narrow, (down, across) in options.layers:
 
         def one(convolve: Callable[..., Array]) -> Callable[..., Array]:
