@@ -9,6 +9,9 @@ import platform
 from importlib import metadata
 
 _YNN_FLAG = "--xla_cpu_experimental_ynn_fusion_type"
+_YNN_TYPES = {(0, 10): "-individual_convolution", (0, 11): "-individual_convolution,-reduce"}
+"""What is kept from YNNPACK, by version of jaxlib: its convolutions are slow, and in jaxlib 0.11.2
+a bfloat16 mean over a map, fused with the layers before it, returns NaN."""
 
 _KEEP_FREED_MEMORY = {"M_ARENA_MAX": (-8, 1), "M_MMAP_MAX": (-4, 0), "M_TRIM_THRESHOLD": (-1, -1)}
 """Parameters of glibc's ``mallopt`` and their values: all large buffers from one heap, which is
@@ -21,7 +24,8 @@ def configure(*, virtual_cpu_devices: int | None = None) -> None:
     Call it before the first JAX computation (device counts and flags are read once).
 
     * Convolutions leave XLA's slow path: on two cores, training ResNet-18 at 218x178 went from
-      5.2 to 9.4 images/s. XLA stops at flags that it does not know, so the flag is set only for
+      5.2 to 9.4 images/s. With jaxlib 0.11 sums over maps leave it too, as it returns NaN for
+      some in bfloat16. XLA stops at flags that it does not know, so the flag is set only for
       jaxlib 0.10 and 0.11.
     * LAPACK runs one thread: drawing many small orthogonal matrices is faster by tens.
     * The process keeps the memory that it frees (glibc only). A training step's buffers are
@@ -33,8 +37,8 @@ def configure(*, virtual_cpu_devices: int | None = None) -> None:
     """
     flags = os.environ.get("XLA_FLAGS", "")
     version = tuple(int(part) for part in metadata.version("jaxlib").split(".")[:2])
-    if (0, 10) <= version < (0, 12) and _YNN_FLAG not in flags:
-        flags += f" {_YNN_FLAG}=-individual_convolution"
+    if version in _YNN_TYPES and _YNN_FLAG not in flags:
+        flags += f" {_YNN_FLAG}={_YNN_TYPES[version]}"
     if virtual_cpu_devices is not None:
         flags += f" --xla_force_host_platform_device_count={virtual_cpu_devices}"
     os.environ["XLA_FLAGS"] = flags.strip()

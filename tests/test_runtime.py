@@ -1,10 +1,13 @@
 """Process settings: what they change, in fresh interpreters."""
 
+import os
 import platform
 import subprocess
 import sys
 
 import pytest
+
+from facemix_jax import _runtime
 
 FAULTS_OF_A_BUFFER = """
 import ctypes, resource, threading
@@ -48,3 +51,22 @@ def test_a_buffer_of_the_last_step_is_used_again(configured: bool) -> None:
         assert faults < HUGE_PAGES / 2
     else:  # the control: without the setting every page is mapped again
         assert faults >= HUGE_PAGES
+
+
+@pytest.mark.parametrize(
+    ("version", "set_before", "expected"),
+    [
+        ("0.10.2", "", "--xla_cpu_experimental_ynn_fusion_type=-individual_convolution"),
+        ("0.11.2", "", "--xla_cpu_experimental_ynn_fusion_type=-individual_convolution,-reduce"),
+        ("0.12.0", "", ""),
+        ("0.11.2", "--xla_cpu_experimental_ynn_fusion_type=", None),
+    ],
+)
+def test_flags_are_those_of_the_version_and_the_users_stay(
+    monkeypatch, version, set_before, expected
+):
+    monkeypatch.setenv("XLA_FLAGS", set_before)
+    monkeypatch.setenv("MALLOC_ARENA_MAX", "1")  # so that this process's memory is left alone
+    monkeypatch.setattr(_runtime.metadata, "version", lambda name: version)
+    _runtime.configure()
+    assert os.environ["XLA_FLAGS"] == (set_before if expected is None else expected)
