@@ -22,8 +22,8 @@ PRECISION = jax.lax.Precision.HIGHEST
 """Accelerators round float32 products to bf16 or tf32 by default; unmixing cannot undo that."""
 
 _FEW_ROWS = 8
-"""Up to this ``M`` a GPU does without a product in float32, which it takes longest for (an H200,
-``experiments/results/nvidia-h200/mixing_ways.json``)."""
+"""Up to this ``M`` CUDA does without a product in float32, which takes longest where ``M`` is small
+(an H200, ``experiments/results/nvidia-h200/mixing_ways.json``)."""
 
 
 @jax.tree_util.register_dataclass
@@ -298,9 +298,9 @@ def mix_group(matrix: Array, x: Array) -> Array:
 
 
 def _multiplies_bfloat16() -> bool:
-    """Whether this process's GPU has units for it, which those before 2020 have not."""
-    device = jax.devices()[0]
-    return device.platform == "gpu" and float(getattr(device, "compute_capability", 0)) >= 8
+    """Whether the first device is an NVIDIA GPU with units for it, as those from 2020 on."""
+    capability = str(getattr(jax.devices()[0], "compute_capability", ""))
+    return capability[:1].isdigit() and float(capability) >= 8  # AMD's are words
 
 
 def _product(matrix: Array, flat: Array) -> Array:

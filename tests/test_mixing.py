@@ -90,11 +90,13 @@ def test_a_gpu_draws_reflections_and_adds_rows_of_small_groups():
     assert exported(16, "cuda").count("stablehlo.dot_general") == 3
 
 
-@pytest.mark.parametrize(("capability", "by_parts"), [("7.5", 0), ("8.0", 1), ("9.0", 1)])
+@pytest.mark.parametrize(
+    ("capability", "by_parts"), [("7.5", 0), ("8.0", 1), ("12.1", 1), ("gfx942", 0)]
+)
 def test_a_gpu_that_multiplies_bfloat16_takes_small_groups_in_parts(
     monkeypatch, capability, by_parts
 ):
-    device = SimpleNamespace(platform="gpu", compute_capability=capability)
+    device = SimpleNamespace(compute_capability=capability)
     monkeypatch.setattr(jax, "devices", lambda: [device])
     assert exported(8, "cuda").count("num_primitive_operations = 6") == by_parts
     assert exported(16, "cuda").count("num_primitive_operations = 6") == 0
