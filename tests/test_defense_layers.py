@@ -209,3 +209,13 @@ def test_separation_is_told_whether_the_matrix_is_orthogonal():
 def test_what_does_not_go_together_is_refused(options, words):
     with pytest.raises(UsageError, match=words):
         built(**options)
+
+
+def test_the_same_defence_is_the_same_object_until_it_is_registered_anew(monkeypatch):
+    config = DefenseConfig(group_size=4)
+    first = defenses.build(config)
+    assert defenses.build(config) is first
+    assert defenses.build(DefenseConfig(group_size=8)) is not first
+    monkeypatch.setitem(mixing.FAMILIES, "haar", mixing.FAMILIES["hadamard"])
+    secret = defenses.build(config).init(jax.random.key(0), 4, True)
+    np.testing.assert_allclose(np.abs(secret.matrix), 0.5, atol=1e-6)

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import Any
 
 from facemix_jax import _validate, mixing
 from facemix_jax.defenses.base import Defense, DefenseCost, Rows, rows_of
@@ -137,13 +138,19 @@ def build(config: DefenseConfig, *, tiles: int = 1) -> Defense:
             "scatter deals images to groups anew in every tile, but this network's maps are not "
             "cut into tiles. Set a tile size smaller than the map (--tile), or leave scatter out."
         )
-    return _built(config, tiles)
+    registered = DEFENSES[config.defense], mixing.FAMILIES[config.family]
+    return _built(registered, config, tiles)
 
 
 @functools.lru_cache(maxsize=32)
-def _built(config: DefenseConfig, tiles: int) -> Defense:
-    """The same object for the same defence: JAX compiles again for every new function."""
-    defense = DEFENSES[config.defense](config, tiles)
+def _built(
+    registered: tuple[Callable[..., Any], ...], config: DefenseConfig, tiles: int
+) -> Defense:
+    """The same object for the same defence: JAX compiles again for every new function.
+
+    Of what is registered under the names in the configuration, too: others may be next time.
+    """
+    defense: Defense = registered[0](config, tiles)
     if config.decoys:
         defense = with_decoys(defense, config.decoys)
     if config.noise:

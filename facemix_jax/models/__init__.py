@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax.numpy as jnp
 
@@ -118,8 +119,9 @@ def build(
             f"{config.network} needs at least {smallest} pixels a side. Use larger images."
         )
     return _built(
+        (MODELS[config.network], ACTIVATIONS[config.activation]),
         config,
-        image_size,
+        (image_size[0], image_size[1]),
         num_attributes,
         num_classes,
         _DTYPES[config.compute_dtype] if dtype is None else dtype,
@@ -128,14 +130,18 @@ def build(
 
 @functools.lru_cache(maxsize=32)
 def _built(
+    registered: tuple[Callable[..., Any], ...],
     config: ModelConfig,
     image_size: ImageSize,
     num_attributes: int,
     num_classes: int,
     dtype: jnp.dtype,
 ) -> SplitModel:
-    """The same object for the same network: JAX compiles again for every new function."""
-    return MODELS[config.network](
+    """The same object for the same network: JAX compiles again for every new function.
+
+    Of what is registered under the names in the configuration, too: others may be next time.
+    """
+    return registered[0](
         cut=config.cut,
         image_size=image_size,
         width=config.width,

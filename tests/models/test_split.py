@@ -129,3 +129,14 @@ def test_centre_makes_constants_exact_and_keeps_running_means():
     assert float(jnp.abs(unmixed - affine).max()) > 0.1
     centred = mixing.unmix(key, mixing.mix(key, affine - constant)) + constant
     np.testing.assert_allclose(centred, affine, atol=1e-5)
+
+
+def test_the_same_network_is_the_same_object_until_it_is_registered_anew(monkeypatch):
+    def built(**options):
+        return models.build(ModelConfig(width=4, **options), image_size=(40, 36))
+
+    first = built()
+    assert built() is first
+    assert built(cut=2) is not first
+    monkeypatch.setitem(models.MODELS, "resnet18", lambda **options: vgg16(**options))
+    assert built().spec.name == "vgg16"
