@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import time
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from scale import Scale, data_config
 from systems import ANONYMIZER, System
 
 from facemix_jax import _runtime, anonymizing, attacks, data, evaluation, fitting, models, runs
+from facemix_jax._validate import FacemixError
 from facemix_jax.attacks import recognition, suite
 from facemix_jax.attacks.base import by_group, truth_by_group
 from facemix_jax.attacks.groups import in_order, match, unmix
@@ -337,7 +338,8 @@ def side_by_side(main: Callable[[Any], None], config: Any, rows: Sequence[str]) 
     """Runs rows of a script in processes of their own, ``config.jobs`` at a time.
 
     Much of an accelerator's time goes to compilation and to Python, which use one core: that of
-    other rows goes on meanwhile. All processes write into one results file.
+    other rows goes on meanwhile. All processes write into one results file. After Ctrl-C no other
+    row starts, and those that run save what they have.
 
     Args:
         main: of the script.
@@ -345,16 +347,36 @@ def side_by_side(main: Callable[[Any], None], config: Any, rows: Sequence[str]) 
         rows: to run.
 
     Raises:
-        Exception: the first that a row ended with, after the other rows.
+        FacemixError: rows failed; the others are done.
     """
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # they share the memory
-    with ProcessPoolExecutor(
-        config.jobs, multiprocessing.get_context("spawn"), initializer=_runtime.configure
-    ) as pool:
-        alone = [dataclasses.replace(config, rows=(row,), jobs=1) for row in rows]
-        ends = [pool.submit(main, one) for one in alone]
-    for end in ends:
-        end.result()
+    context = multiprocessing.get_context("spawn")
+
+    def run(row: str) -> int | None:
+        alone = dataclasses.replace(config, rows=(row,), jobs=1)
+        process = context.Process(target=_configured, args=(main, alone))
+        process.start()
+        process.join()
+        return process.exitcode
+
+    with ThreadPoolExecutor(config.jobs) as pool:
+        ends = [pool.submit(run, row) for row in rows]
+        try:
+            wait(ends)
+        except KeyboardInterrupt:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    failed = [row for row, end in zip(rows, ends, strict=True) if end.result() != 0]
+    if failed:
+        raise FacemixError(
+            f"These rows failed, for reasons that stand above: {', '.join(failed)}. The same "
+            "command runs them again."
+        )
+
+
+def _configured(main: Callable[[Any], None], config: Any) -> None:
+    _runtime.configure()
+    main(config)
 
 
 _NOT_ATTRIBUTES = ("source", "n_faces", "dlib_dist", "iod_px")

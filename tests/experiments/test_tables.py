@@ -29,7 +29,7 @@ import table3
 import variants_summary
 
 from facemix_jax import costs_paper, results
-from facemix_jax._validate import UsageError
+from facemix_jax._validate import FacemixError, UsageError
 
 ROOT = Path(__file__).parents[2]
 SCALE = scales.SCALES["cpu"]
@@ -165,7 +165,7 @@ def write_row(config):
 def test_rows_in_processes_of_their_own_fill_one_file(tmp_path):
     rows, output = ("a", "broken", "b"), tmp_path / "new" / "x.json"
     config = Choice(rows, output, jobs=3)
-    with pytest.raises(UsageError, match="broken"):
+    with pytest.raises(FacemixError, match="stand above: broken\\. The"):
         measuring.side_by_side(write_row, config, rows)
     found = [(cell["row"], cell["seed"]) for cell in results.load(output).cells]
     assert sorted(found) == sorted((row, seed) for row in rows for seed in range(5))
