@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from facemix_jax import checkpoint, models, sharding
-from facemix_jax._types import Array, HostArray, ImageSize, Variables
+from facemix_jax._types import Array, HostArray, Variables
 from facemix_jax._validate import FacemixError, UsageError
 from facemix_jax.models import ModelConfig, Spec, SplitModel
 from facemix_jax.serving import wire
@@ -95,20 +95,16 @@ def find(workdir: Path, step: int | None = None) -> Found:
             f"The checkpoint {step} in {directory} does not say what network it holds: {error}. "
             f"It was written by another version; train again."
         ) from error
-    model = _build(config, (height, width), num_attributes, num_classes)
+    model = models.build(
+        config,
+        image_size=(height, width),
+        num_attributes=num_attributes,
+        num_classes=num_classes,
+    )
     like = jax.eval_shape(model.init, jax.random.key(0))
     if identity.get("statistics") == "separate" and "batch_stats" in like["main"]:
         like["main"]["clean_stats"] = like["main"]["batch_stats"]
     return Found(directory, step, model, like)
-
-
-@functools.cache
-def _build(
-    config: ModelConfig, image_size: ImageSize, num_attributes: int, num_classes: int
-) -> SplitModel:
-    return models.build(
-        config, image_size=image_size, num_attributes=num_attributes, num_classes=num_classes
-    )
 
 
 @functools.cache

@@ -202,8 +202,8 @@ class Client:
 
 
 def reference(model, variables, rows, chunk=4):
-    """Main in this process, in chunks."""
-    main = jax.jit(model.main.apply)
+    """Main in this process, in chunks; a function of its own, so that it compiles its own."""
+    main = jax.jit(lambda variables, x: model.main.apply(variables, x))
     padded = np.concatenate([rows, np.zeros((-len(rows) % chunk, *rows.shape[1:]), np.float32)])
     parts = [main(variables["main"], padded[i : i + chunk]) for i in range(0, len(rows), chunk)]
     return np.concatenate(parts)[: len(rows)]
