@@ -31,7 +31,7 @@ alone = fit("alone", (1, 1))
 stopped = [fit("moving", (4, 2), after=1), fit("moving", (2, 1), after=1)]
 end = fit("moving", (1, 1))
 from facemix_jax.serving import loading
-loading._build = lambda config, image_size, *sizes: model
+loading.models.build = lambda config, **sizes: model
 model = tiny_model()
 served = [loading.load(folder / "moving", model_devices=n) for n in (1, 4)]
 rows = np.random.default_rng(0).normal(size=(4, *model.spec.activation_shape)).astype(np.float32)
