@@ -2,11 +2,8 @@
 
 import csv
 import dataclasses
-import multiprocessing
-import os
 import time
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +14,7 @@ import scale as scales
 from scale import Scale, data_config
 from systems import ANONYMIZER, System
 
-from facemix_jax import _runtime, anonymizing, attacks, data, evaluation, fitting, models, runs
-from facemix_jax._validate import FacemixError
+from facemix_jax import anonymizing, attacks, data, evaluation, fitting, models, runs
 from facemix_jax.attacks import recognition, suite
 from facemix_jax.attacks.base import by_group, truth_by_group
 from facemix_jax.attacks.groups import in_order, match, unmix
@@ -332,51 +328,6 @@ def fill(
     )
     measure(cells, systems, parts, scale, place, config.seeds or range(scale.seeds))
     cells.save()
-
-
-def side_by_side(main: Callable[[Any], None], config: Any, rows: Sequence[str]) -> None:
-    """Runs rows of a script in processes of their own, ``config.jobs`` at a time.
-
-    Much of an accelerator's time goes to compilation and to Python, which use one core: that of
-    other rows goes on meanwhile. All processes write into one results file. After Ctrl-C no other
-    row starts, and those that run save what they have.
-
-    Args:
-        main: of the script.
-        config: its options, with ``rows`` and ``jobs``.
-        rows: to run.
-
-    Raises:
-        FacemixError: rows failed; the others are done.
-    """
-    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # they share the memory
-    context = multiprocessing.get_context("spawn")
-
-    def run(row: str) -> int | None:
-        alone = dataclasses.replace(config, rows=(row,), jobs=1)
-        process = context.Process(target=_configured, args=(main, alone))
-        process.start()
-        process.join()
-        return process.exitcode
-
-    with ThreadPoolExecutor(config.jobs) as pool:
-        ends = [pool.submit(run, row) for row in rows]
-        try:
-            wait(ends)
-        except KeyboardInterrupt:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-    failed = [row for row, end in zip(rows, ends, strict=True) if end.result() != 0]
-    if failed:
-        raise FacemixError(
-            f"These rows failed, for reasons that stand above: {', '.join(failed)}. The same "
-            "command runs them again."
-        )
-
-
-def _configured(main: Callable[[Any], None], config: Any) -> None:
-    _runtime.configure()
-    main(config)
 
 
 _NOT_ATTRIBUTES = ("source", "n_faces", "dlib_dist", "iod_px")

@@ -4,13 +4,13 @@ import dataclasses
 from pathlib import Path
 
 import measuring
+import rows
 import scale as scales
 import summaries
 import tyro
-from systems import SMOKE, STRONGER, SYSTEMS
+from systems import STRONGER, SYSTEMS
 
 from facemix_jax import _runtime
-from facemix_jax._validate import one_of, positive
 
 PARTS = ("utility", "attributes", "identity", "separation")
 ALL = {**SYSTEMS, **STRONGER}
@@ -24,7 +24,7 @@ class Config:
     ``--scale smoke``, which needs no files. Finished cells are not run again.
 
     Run time: two minutes for ``smoke``; ``cpu`` (80x68, width 8) two to three minutes a
-    row and seed, 2 hours for all, on two CPU cores; ``gpu`` and ``paper`` have not been run.
+    row and seed, 2 hours for all, on two CPU cores; ``gpu`` was begun once, ``paper`` never.
 
     Expected at ``cpu``: see ``results/table2_cpu.json``. Noise and blurring strong enough to hide
     as much from the paper's attackers as FaceMix cost far more accuracy than FaceMix; separation
@@ -60,21 +60,16 @@ class Config:
 
 def main(config: Config) -> None:
     """Runs the cells that the JSON file lacks, and writes each into it."""
-    rows = config.rows or (SMOKE if config.scale == "smoke" else tuple(ALL))
-    for row in rows:
-        one_of(ALL, row=row)
-    for part in config.parts:
-        one_of(PARTS, part=part)
-    positive(jobs=config.jobs)
+    chosen = rows.chosen(config, ALL, PARTS)
     if config.jobs > 1:
-        measuring.side_by_side(main, config, rows)
+        rows.side_by_side(main, config, chosen)
         return
     scale = scales.SCALES[config.scale]
     place = measuring.celeba(config, identity_dir=config.identity_dir)
     measuring.fill(
         "table2",
         config,
-        {row: ALL[row] for row in rows},
+        {row: ALL[row] for row in chosen},
         config.parts,
         scale,
         place,

@@ -4,13 +4,13 @@ import dataclasses
 from pathlib import Path
 
 import measuring
+import rows
 import scale as scales
 import summaries
 import tyro
-from systems import SMOKE, SYSTEMS
+from systems import SYSTEMS
 
 from facemix_jax import _runtime
-from facemix_jax._validate import one_of, positive
 
 PARTS = ("utility", "attributes", "faces", "separation")
 ALL = {name: system for name, system in SYSTEMS.items() if system.table3}
@@ -59,14 +59,9 @@ class Config:
 
 def main(config: Config) -> None:
     """Runs the cells that the JSON file lacks, and writes each into it."""
-    rows = config.rows or (SMOKE if config.scale == "smoke" else tuple(ALL))
-    for row in rows:
-        one_of(ALL, row=row)
-    for part in config.parts:
-        one_of(PARTS, part=part)
-    positive(jobs=config.jobs)
+    chosen = rows.chosen(config, ALL, PARTS)
     if config.jobs > 1:
-        measuring.side_by_side(main, config, rows)
+        rows.side_by_side(main, config, chosen)
         return
     scale = longer(config.scale)
     place = measuring.Place(
@@ -79,7 +74,7 @@ def main(config: Config) -> None:
     measuring.fill(
         "table3",
         config,
-        {row: ALL[row] for row in rows},
+        {row: ALL[row] for row in chosen},
         config.parts,
         scale,
         place,

@@ -82,6 +82,7 @@ def test_networks_that_differ_in_weights_alone_are_compiled_once(tiny_source):
         )
         return evaluation._predict._cache_size()
 
+    evaluation._predict.clear_cache()  # of what other tests compiled
     once = programs(config, 0)
     assert programs(ModelConfig(width=4), 1) == once
     assert programs(ModelConfig(width=4, norm="none"), 1) == once + 1

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from facemix_jax import mixing
+from facemix_jax import group_products, mixing
 from facemix_jax._validate import UsageError
 
 ORTHOGONAL = ("haar", "signed_permutation", "hadamard")
@@ -103,24 +103,26 @@ def test_a_gpu_that_multiplies_bfloat16_takes_small_groups_in_parts(
     assert exported(8, "cpu").count("num_primitive_operations = 6") == 0
 
 
-@pytest.mark.parametrize("way", [mixing.sum_of_rows, mixing.product_of_parts])
+@pytest.mark.parametrize("way", [group_products.sum_of_rows, group_products.product_of_parts])
 def test_small_groups_equal_a_product_and_so_do_their_gradients(way):
     matrix = mixing.reflections(jax.random.key(0), 1, 8)[0]
     x = jax.random.normal(jax.random.key(1), (8, 30))
-    few = functools.partial(mixing._few, way)
+    few = functools.partial(group_products._few, way)
 
     def value(mix_rows):
         return lambda m, x: jnp.sum(jnp.tanh(mix_rows(m, x)))
 
-    wanted = jax.value_and_grad(value(mixing._product), (0, 1))(matrix, x)
+    wanted = jax.value_and_grad(value(group_products.product), (0, 1))(matrix, x)
     found = jax.value_and_grad(value(few), (0, 1))(matrix, x)
     chex.assert_trees_all_close(found, wanted, atol=1e-5)
     rounded = x.astype(jnp.bfloat16)
     assert few(matrix, rounded).dtype == jnp.float32
-    np.testing.assert_allclose(few(matrix, rounded), mixing._product(matrix, rounded), atol=1e-6)
+    np.testing.assert_allclose(
+        few(matrix, rounded), group_products.product(matrix, rounded), atol=1e-6
+    )
     slope = jax.grad(lambda x: jnp.sum(few(matrix, x).astype(jnp.bfloat16) ** 2))(rounded)
     assert slope.dtype == jnp.bfloat16
-    whole = jax.grad(lambda x: jnp.sum(mixing._product(matrix, x) ** 2))(rounded)
+    whole = jax.grad(lambda x: jnp.sum(group_products.product(matrix, x) ** 2))(rounded)
     np.testing.assert_allclose(np.float32(slope), np.float32(whole), rtol=0.02, atol=0.03)
 
 

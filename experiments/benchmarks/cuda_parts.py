@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from facemix_jax import _runtime, mixing
+from facemix_jax import _runtime, group_products, mixing
 from facemix_jax._types import Array
 from facemix_jax.models import dense, stem
 from facemix_jax.provenance import provenance
@@ -77,15 +77,12 @@ def cases(options: argparse.Namespace) -> dict[str, tuple[dict[str, Callable], t
 
         return slope(run)
 
-    def product(matrix: Array, x: Array) -> Array:
-        return jnp.matmul(matrix, x.astype(matrix.dtype), precision=mixing.PRECISION)
-
     half = (batch, -(-shape[1] // 2), -(-shape[2] // 2), channels)
     for group_size in GROUP_SIZES:
         ways = {
-            "jax": product,
-            "rows": mixing.sum_of_rows,
-            "parts": mixing.product_of_parts,
+            "jax": group_products.product,
+            "rows": group_products.sum_of_rows,
+            "parts": group_products.product_of_parts,
             "library": mixing.mix_group,
         }
         found[f"mixing of {group_size}"] = (

@@ -13,12 +13,12 @@ import algebra_summary
 import learned_attackers
 import linearity_aids
 import linearity_summary
-import measuring
 import other_systems
 import pages
 import pytest
 import regroup
 import report
+import rows
 import scale as scales
 import separation_real
 import separation_variants
@@ -163,12 +163,12 @@ def write_row(config):
 
 
 def test_rows_in_processes_of_their_own_fill_one_file(tmp_path):
-    rows, output = ("a", "broken", "b"), tmp_path / "new" / "x.json"
-    config = Choice(rows, output, jobs=3)
+    names, output = ("a", "broken", "b"), tmp_path / "new" / "x.json"
+    config = Choice(names, output, jobs=3)
     with pytest.raises(FacemixError, match="stand above: broken\\. The"):
-        measuring.side_by_side(write_row, config, rows)
+        rows.side_by_side(write_row, config, names)
     found = [(cell["row"], cell["seed"]) for cell in results.load(output).cells]
-    assert sorted(found) == sorted((row, seed) for row in rows for seed in range(5))
+    assert sorted(found) == sorted((row, seed) for row in names for seed in range(5))
 
 
 @pytest.mark.parametrize(
