@@ -12,6 +12,8 @@ from systems import SMOKE
 from facemix_jax import _runtime
 from facemix_jax._validate import FacemixError, one_of, positive
 
+_AUTOTUNING = "--xla_gpu_autotune_level"
+
 
 def chosen(config: Any, systems: Iterable[str], parts: Iterable[str]) -> tuple[str, ...]:
     """The rows that a script's options ask for: all of them, or a few at ``smoke``, by default.
@@ -48,6 +50,11 @@ def side_by_side(main: Callable[[Any], None], config: Any, rows: Sequence[str]) 
         FacemixError: rows failed; the others are done.
     """
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # they share the memory
+    # Convolutions tried out beside other programs are not timed rightly, and each process would
+    # try out all of them.
+    flags = os.environ.get("XLA_FLAGS", "")
+    if _AUTOTUNING not in flags:
+        os.environ["XLA_FLAGS"] = f"{flags} {_AUTOTUNING}=0".strip()
     context = multiprocessing.get_context("spawn")
 
     def run(row: str) -> int | None:

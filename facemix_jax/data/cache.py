@@ -1,6 +1,7 @@
 """Decoded images in one memory-mapped file, so that a data set is decoded only once."""
 
 import contextlib
+import fcntl
 import hashlib
 import io
 import itertools
@@ -86,7 +87,7 @@ def load_or_build(
     """Maps the cache file ``path``, building it first if it is missing or damaged.
 
     The file appears under its name only when it is complete, so a killed build leaves nothing
-    that could be taken for a cache.
+    that could be taken for a cache. Of several processes one builds and the others wait.
 
     Args:
         path: an ``.npy`` file; its name must tell data set and size.
@@ -101,7 +102,9 @@ def load_or_build(
     """
     images = _open(path, shape)
     if images is None:
-        _build(path, shape, decode)
+        with _alone(path.parent):
+            if _open(path, shape) is None:
+                _build(path, shape, decode)
         images = _open(path, shape)
     if images is None:
         raise DataError(
@@ -109,6 +112,19 @@ def load_or_build(
             "Check that disk, or set cache_dir to another one."
         )
     return images
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Waits for other processes that build in a folder; the lock ends with the process."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        # Without locks, as on some network disks, each builds for itself, which is as right.
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _open(path: Path, shape: tuple[int, ...]) -> HostArray | None:

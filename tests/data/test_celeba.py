@@ -1,11 +1,15 @@
 """The official CelebA layout: what is read, and what every kind of damage says."""
 
+import errno
 import io
 import os
 import resource
 import shutil
+import time
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -281,6 +285,28 @@ def test_abandoned_parts_are_removed(folder):
     load(folder)
     assert not old.exists()
     assert new.exists()
+
+
+def test_of_several_who_want_a_cache_one_builds_it(tmp_path, monkeypatch):
+    decoded = []
+
+    def decode(i):
+        decoded.append(i)
+        time.sleep(0.02)
+        return np.full((2, 2, 3), i, np.uint8)
+
+    def want(name):
+        return cache_module.load_or_build(tmp_path / name, (COUNT, 2, 2, 3), decode)
+
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(want, ["x.npy"] * 4))
+    for images in found:
+        np.testing.assert_array_equal(images[:, 0, 0, 0], np.arange(COUNT))
+    assert len(decoded) == COUNT
+    # Where there are no locks, as on some network disks, it is built all the same.
+    flock = Mock(side_effect=OSError(errno.ENOLCK, "No locks available"))
+    monkeypatch.setattr(cache_module.fcntl, "flock", flock)
+    assert len(want("y.npy")) == COUNT
 
 
 def test_cache_folder_falls_back(folder, tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import os
 import re
 import subprocess
 import sys
@@ -155,6 +156,7 @@ class Choice:
 
 def write_row(config):
     (row,) = config.rows
+    assert "--xla_gpu_autotune_level=0" in os.environ["XLA_FLAGS"]
     cells = report.Cells(config.output, config, chooses=("rows", "jobs"))
     for seed in range(5):
         cells.add({"row": row, "seed": seed})
@@ -162,7 +164,8 @@ def write_row(config):
         raise UsageError("This row is broken.")
 
 
-def test_rows_in_processes_of_their_own_fill_one_file(tmp_path):
+def test_rows_in_processes_of_their_own_fill_one_file(tmp_path, monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "")
     names, output = ("a", "broken", "b"), tmp_path / "new" / "x.json"
     config = Choice(names, output, jobs=3)
     with pytest.raises(FacemixError, match="stand above: broken\\. The"):
