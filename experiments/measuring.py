@@ -107,6 +107,7 @@ def utility(run: Run, scale: Scale, place: Place, seed: int) -> dict[str, Any]:
             run.source,
             rng_key=jax.random.key(seed),
             split=split,
+            batch_size=scale.eval_batch,
         )
         found[f"{split}_accuracy"] = round(scores.accuracy, 5)
     return {
@@ -117,7 +118,12 @@ def utility(run: Run, scale: Scale, place: Place, seed: int) -> dict[str, Any]:
 
 
 def run_attack(
-    target: attacks.Target, name: str, scale: Scale, seed: int, images: int, batch_size: int = 64
+    target: attacks.Target,
+    name: str,
+    scale: Scale,
+    seed: int,
+    images: int,
+    batch_size: int | None = None,
 ) -> tuple[list[dict[str, Any]], attacks.Recording, attacks.Result]:
     """One attack of the suite on the first images of the test split, in whole groups.
 
@@ -127,7 +133,7 @@ def run_attack(
         scale: how long learned attackers train.
         seed: of secrets and attack.
         images: attacked.
-        batch_size: of learned attackers.
+        batch_size: of learned attackers; None for that of the scale.
 
     Returns:
         Its figures for JSON, what it was given, and its result.
@@ -135,7 +141,9 @@ def run_attack(
     record_key, attack_key = jax.random.split(jax.random.key(seed + 100))
     rows = attacks.recorded_rows(target, max(1, images // target.defense.group_size))
     recording = attacks.record(target, rows, rng_key=record_key)
-    effort = attacks.AttackConfig(steps=scale.attack_steps, batch_size=batch_size)
+    effort = attacks.AttackConfig(
+        steps=scale.attack_steps, batch_size=batch_size or scale.attack_batch
+    )
     result = suite.ATTACKS[name].run(target, recording, attack_key, effort)
     return report.figures(result.figures), recording, result
 
@@ -241,7 +249,7 @@ def separation(
     if run.defense.name == "none":
         return {"value": 1.0, "floor": 1.0, "owner": 1.0, "attack": "none needed"}
     name = attack or (suite.STRONGEST if run.defense.keyed else "restoration")
-    figures, _, _ = run_attack(target, name, scale, seed, 64)
+    figures, _, _ = run_attack(target, name, scale, seed, scale.separated_images)
     return {n: figures[0][n] for n in ("value", "floor", "owner")} | {"attack": name}
 
 

@@ -12,7 +12,7 @@ from systems import SMOKE
 from facemix_jax import _runtime
 from facemix_jax._validate import FacemixError, one_of, positive
 
-_AUTOTUNING = "--xla_gpu_autotune_level"
+_FUSION_AUTOTUNING = "--xla_gpu_experimental_enable_fusion_autotuner"
 
 
 def chosen(config: Any, systems: Iterable[str], parts: Iterable[str]) -> tuple[str, ...]:
@@ -50,11 +50,11 @@ def side_by_side(main: Callable[[Any], None], config: Any, rows: Sequence[str]) 
         FacemixError: rows failed; the others are done.
     """
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # they share the memory
-    # Convolutions tried out beside other programs are not timed rightly, and each process would
-    # try out all of them.
+    # XLA would compile each fused kernel in two ways and time both, which takes longer than the
+    # short trainings gain, and times nothing rightly while other rows compute.
     flags = os.environ.get("XLA_FLAGS", "")
-    if _AUTOTUNING not in flags:
-        os.environ["XLA_FLAGS"] = f"{flags} {_AUTOTUNING}=0".strip()
+    if _FUSION_AUTOTUNING not in flags:
+        os.environ["XLA_FLAGS"] = f"{flags} {_FUSION_AUTOTUNING}=false".strip()
     context = multiprocessing.get_context("spawn")
 
     def run(row: str) -> int | None:

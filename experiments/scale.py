@@ -24,6 +24,9 @@ class Scale:
         seeds: how many seeds are averaged.
         attack_steps: of each learned attacker.
         attack_images: test images that learned attackers are scored on, at most.
+        attack_batch: examples in a step of the attackers that recognise.
+        separated_images: test images whose activations are separated.
+        eval_batch: images that are scored at a time.
         compute_dtype: of the networks' products.
         device_resident: as in ``DataConfig``.
     """
@@ -37,6 +40,9 @@ class Scale:
     seeds: int
     attack_steps: int
     attack_images: int
+    attack_batch: int = 64
+    separated_images: int = 64
+    eval_batch: int = 128
     compute_dtype: str = "float32"
     device_resident: bool = False
 
@@ -80,8 +86,12 @@ SCALES: dict[str, Scale] = {
         test_examples=None,
         train=dataclasses.replace(_SHORT, num_epochs=12, batch_size=256, flip=True),
         seeds=4,
-        attack_steps=1000,
+        attack_steps=400,
         attack_images=4096,
+        # Of a training step's size, all: the fastest convolutions are looked for only once.
+        attack_batch=256,
+        separated_images=256,
+        eval_batch=256,
         compute_dtype="bfloat16",
         device_resident=True,
     ),

@@ -195,7 +195,7 @@ def recognised(
     run: Run, part: str, scale: Scale, place: measuring.Place, seed: int
 ) -> dict[str, Any]:
     """The figures of an attack on the rows of one cloud."""
-    source, images, batch_size = None, scale.attack_images, 64
+    source, images, batch_size = None, scale.attack_images, None
     if part in PERSONS:
         if place.identity_dir is None:
             return {"skipped": "no --identity-dir"}

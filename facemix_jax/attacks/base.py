@@ -15,6 +15,8 @@ from facemix_jax.data import Source, normalize
 from facemix_jax.defenses import Defense
 from facemix_jax.models import SplitModel
 
+_PART = 256
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class View:
@@ -242,12 +244,32 @@ def record(
 def _play(
     model: SplitModel, defense: Defense, variables: Variables, secret: object, images: Array
 ) -> tuple[Array, Array, Array, Array, Array]:
-    activations = model.pre(variables["pre"], images).astype(jnp.float32)
+    def pre(images: Array) -> Array:
+        return model.pre(variables["pre"], images).astype(jnp.float32)
+
+    def main(mixtures: Array) -> Array:
+        return model.main(inference.main_variables(variables, defense), mixtures)
+
+    # Tiles of all images come tile by tile, not image by image.
+    activations = _in_parts(pre, images) if model.spec.tiles == 1 else pre(images)
     mixtures = defense.protect(secret, activations)
-    responses = model.main(inference.main_variables(variables, defense), mixtures)
+    responses = _in_parts(main, mixtures)
     features = defense.recover(secret, responses)
     logits = model.post(variables["post"], features)
     return activations, mixtures, responses, defense.recover(secret, mixtures), logits
+
+
+def _in_parts(function: Callable[[Array], Array], rows: Array) -> Array:
+    """``function`` of ``[N, ...]``, row by row the same, of ``_PART`` rows at a time.
+
+    The widest maps of thousands of images would not fit into an accelerator's memory.
+    """
+    if len(rows) <= _PART:
+        return function(rows)
+    whole = len(rows) // _PART * _PART
+    parts = jax.lax.map(function, rows[:whole].reshape(-1, _PART, *rows.shape[1:]))
+    found = parts.reshape(-1, *parts.shape[2:])
+    return found if whole == len(rows) else jnp.concatenate([found, function(rows[whole:])])
 
 
 def by_group(rows: Array | HostArray, recording: Recording) -> Array:

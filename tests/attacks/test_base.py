@@ -4,6 +4,7 @@ import pytest
 
 from facemix_jax import attacks, defenses, models
 from facemix_jax._validate import UsageError
+from facemix_jax.attacks import base
 
 RNG_KEY = jax.random.key(0)
 
@@ -34,6 +35,23 @@ def test_a_recording_has_both_sides_of_one_request(make_target, shuffled):
         np.testing.assert_allclose(*energy, rtol=1e-3, atol=1e-4)
     in_order = np.array_equal(recording.groups, np.arange(12) // 4)
     assert in_order != shuffled
+
+
+@pytest.mark.parametrize("part", [4, 5])
+def test_a_recording_in_parts_is_the_whole_one(make_target, monkeypatch, part):
+    target = make_target(defenses.facemix(group_size=4))
+    rows = attacks.recorded_rows(target, 3)
+    base._play.clear_cache()
+    whole = attacks.record(target, rows, rng_key=RNG_KEY)
+    monkeypatch.setattr(base, "_PART", part)
+    base._play.clear_cache()  # the size of a part is compiled in
+    parts = attacks.record(target, rows, rng_key=RNG_KEY)
+    base._play.clear_cache()
+    assert len(rows) > part
+    for name in ("mixtures", "responses"):
+        found = [getattr(recording.view, name) for recording in (whole, parts)]
+        np.testing.assert_allclose(*found, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(whole.owner_logits, parts.owner_logits, rtol=1e-4, atol=1e-4)
 
 
 def test_without_a_defence_the_cloud_sees_the_activations(make_target):

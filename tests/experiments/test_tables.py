@@ -156,7 +156,7 @@ class Choice:
 
 def write_row(config):
     (row,) = config.rows
-    assert "--xla_gpu_autotune_level=0" in os.environ["XLA_FLAGS"]
+    assert "--xla_gpu_experimental_enable_fusion_autotuner=false" in os.environ["XLA_FLAGS"]
     cells = report.Cells(config.output, config, chooses=("rows", "jobs"))
     for seed in range(5):
         cells.add({"row": row, "seed": seed})
