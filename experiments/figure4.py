@@ -72,5 +72,5 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    _runtime.configure()
+    _runtime.configure(deterministic=True)  # as table2.py, whose runs it shares
     main(tyro.cli(Config))

@@ -12,8 +12,6 @@ from systems import SMOKE
 from facemix_jax import _runtime
 from facemix_jax._validate import FacemixError, one_of, positive
 
-_FUSION_AUTOTUNING = "--xla_gpu_experimental_enable_fusion_autotuner"
-
 
 def chosen(config: Any, systems: Iterable[str], parts: Iterable[str]) -> tuple[str, ...]:
     """The rows that a script's options ask for: all of them, or a few at ``smoke``, by default.
@@ -50,11 +48,6 @@ def side_by_side(main: Callable[[Any], None], config: Any, rows: Sequence[str]) 
         FacemixError: rows failed; the others are done.
     """
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # they share the memory
-    # XLA would compile each fused kernel in two ways and time both, which takes longer than the
-    # short trainings gain, and times nothing rightly while other rows compute.
-    flags = os.environ.get("XLA_FLAGS", "")
-    if _FUSION_AUTOTUNING not in flags:
-        os.environ["XLA_FLAGS"] = f"{flags} {_FUSION_AUTOTUNING}=false".strip()
     context = multiprocessing.get_context("spawn")
 
     def run(row: str) -> int | None:
@@ -80,5 +73,5 @@ def side_by_side(main: Callable[[Any], None], config: Any, rows: Sequence[str]) 
 
 
 def _configured(main: Callable[[Any], None], config: Any) -> None:
-    _runtime.configure()
+    _runtime.configure(deterministic=True)
     main(config)

@@ -88,7 +88,7 @@ SCALES: dict[str, Scale] = {
         seeds=4,
         attack_steps=400,
         attack_images=4096,
-        # Of a training step's size, all: the fastest convolutions are looked for only once.
+        # Of a training step's size, all: fewer convolutions for a GPU to compile.
         attack_batch=256,
         separated_images=256,
         eval_batch=256,

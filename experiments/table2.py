@@ -40,9 +40,7 @@ class Config:
         rows: which; None for all, or for one of each kind at ``smoke``.
         parts: which; all of them by default.
         seeds: None for as many as the scale has.
-        jobs: rows that run at the same time, each in a process of its own. On a GPU run one row
-            with one seed before, with ``JAX_COMPILATION_CACHE_DIR`` set: each process searches for
-            the fastest convolutions otherwise.
+        jobs: rows that run at the same time, each in a process of its own.
         output: JSON file; None for ``results/table2_SCALE.json``.
     """
 
@@ -79,5 +77,5 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    _runtime.configure()
+    _runtime.configure(deterministic=True)
     main(tyro.cli(Config))

@@ -26,7 +26,7 @@ class Config:
     no files. Finished cells are not run again.
 
     Run time: a minute and a half for ``smoke``; ``cpu`` (80x68, width 8) two to nine minutes a row
-    and seed on two CPU cores; ``gpu`` and ``paper`` have not been run.
+    and seed on two CPU cores; ``gpu`` was begun once, ``paper`` never.
 
     Expected at ``cpu``: see ``results/table3_cpu.json``. Pix2Pix draws little more than the mean
     face from FaceMix's images, gradient ICA returns the images themselves.
@@ -40,9 +40,7 @@ class Config:
         rows: which; None for all, or for one of each kind at ``smoke``.
         parts: which; all of them by default.
         seeds: None for as many as the scale has.
-        jobs: rows that run at the same time, each in a process of its own. On a GPU run one row
-            with one seed before, with ``JAX_COMPILATION_CACHE_DIR`` set: each process searches for
-            the fastest convolutions otherwise.
+        jobs: rows that run at the same time, each in a process of its own.
         output: JSON file; None for ``results/table3_SCALE.json``.
     """
 
@@ -102,5 +100,5 @@ def layout(data_dir: str | None) -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    _runtime.configure()
+    _runtime.configure(deterministic=True)
     main(tyro.cli(Config))

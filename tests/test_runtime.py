@@ -70,3 +70,15 @@ def test_flags_are_those_of_the_version_and_the_users_stay(
     monkeypatch.setattr(_runtime.metadata, "version", lambda name: version)
     _runtime.configure()
     assert os.environ["XLA_FLAGS"] == (set_before if expected is None else expected)
+
+
+@pytest.mark.parametrize("set_before", ["", "--xla_gpu_deterministic_ops=false"])
+def test_deterministic_kernels_are_asked_for_unless_the_user_has_said_something(
+    monkeypatch, set_before
+):
+    monkeypatch.setenv("XLA_FLAGS", set_before)
+    monkeypatch.setenv("MALLOC_ARENA_MAX", "1")
+    _runtime.configure()
+    assert "--xla_gpu_deterministic_ops=true" not in os.environ["XLA_FLAGS"]  # the control
+    _runtime.configure(deterministic=True)
+    assert ("--xla_gpu_deterministic_ops=true" in os.environ["XLA_FLAGS"]) is (not set_before)
