@@ -61,6 +61,23 @@ def celeba(config: Any, *, identity_dir: str | None = None, runs_of: str = "tabl
     )
 
 
+def prepare(scale: Scale, place: Place) -> None:
+    """Opens all files, which decodes them once, so that what is amiss is said before rows start.
+
+    It uses no accelerator: the rows' processes share its memory.
+
+    Raises:
+        FacemixError: files are missing or damaged.
+    """
+    if scale.drawn:
+        return
+    data.load_source(
+        data_config(scale, place.data_dir, place.cache_dir, place.dataset, place.columns)
+    )
+    if place.identity_dir is not None:
+        people(place.identity_dir, place.cache_dir, scale.image_size)
+
+
 def sized(model: models.ModelConfig, scale: Scale) -> models.ModelConfig:
     """The same network as a scale has it."""
     return dataclasses.replace(model, width=scale.width, compute_dtype=scale.compute_dtype)

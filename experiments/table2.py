@@ -59,11 +59,12 @@ class Config:
 def main(config: Config) -> None:
     """Runs the cells that the JSON file lacks, and writes each into it."""
     chosen = rows.chosen(config, ALL, PARTS)
-    if config.jobs > 1:
-        rows.side_by_side(main, config, chosen)
-        return
     scale = scales.SCALES[config.scale]
     place = measuring.celeba(config, identity_dir=config.identity_dir)
+    if config.jobs > 1:
+        measuring.prepare(scale, place)
+        rows.side_by_side(main, config, chosen)
+        return
     measuring.fill(
         "table2",
         config,

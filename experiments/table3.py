@@ -58,9 +58,6 @@ class Config:
 def main(config: Config) -> None:
     """Runs the cells that the JSON file lacks, and writes each into it."""
     chosen = rows.chosen(config, ALL, PARTS)
-    if config.jobs > 1:
-        rows.side_by_side(main, config, chosen)
-        return
     scale = longer(config.scale)
     place = measuring.Place(
         data_dir=config.data_dir,
@@ -69,6 +66,10 @@ def main(config: Config) -> None:
         **layout(config.data_dir),
         workdirs=config.workdirs / f"table3_{config.scale}",
     )
+    if config.jobs > 1:
+        measuring.prepare(scale, place)
+        rows.side_by_side(main, config, chosen)
+        return
     measuring.fill(
         "table3",
         config,

@@ -17,7 +17,6 @@ _KEEP_FREED_MEMORY = {"M_ARENA_MAX": (-8, 1), "M_MMAP_MAX": (-4, 0), "M_TRIM_THR
 """Parameters of glibc's ``mallopt`` and their values: all large buffers from one heap, which is
 never handed back to the system."""
 
-
 _DETERMINISTIC = "--xla_gpu_deterministic_ops"
 
 

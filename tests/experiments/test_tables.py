@@ -183,6 +183,15 @@ def test_an_unknown_row_is_refused_before_any_work(script, wrong, says):
     assert says in done.stderr
 
 
+@pytest.mark.parametrize("script", ["table2", "table3"])
+def test_missing_files_are_named_once_before_rows_start(script, tmp_path):
+    missing = tmp_path / "missing"
+    done = run(script, "--scale", "cpu", "--jobs", "2", "--data-dir", str(missing))
+    assert done.returncode != 0
+    assert done.stderr.count(f"folder {missing} does not exist") == 1
+    assert "rows failed" not in done.stderr
+
+
 def run(script, *arguments):
     command = [sys.executable, f"experiments/{script}.py", *arguments]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
