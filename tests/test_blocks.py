@@ -16,10 +16,15 @@ import pytest
 from data.layouts import noisy_jpeg, write_celeba
 from PIL import Image
 
-pytestmark = pytest.mark.slow
-
 ROOT = Path(__file__).parents[1]
-PAGES = ("README.md", "docs/defenses.md", "docs/deploying.md", "docs/scaling.md", "docs/tour.md")
+PAGES = (
+    "README.md",
+    "docs/defenses.md",
+    "docs/deploying.md",
+    "docs/reproduction.md",
+    "docs/scaling.md",
+    "docs/tour.md",
+)
 ELSEWHERE = {
     "python3 -m venv": ".ci/run calls the README's test command",
     "python experiments/reproduce.py": "tests/experiments/test_reproduce.py",
@@ -100,12 +105,15 @@ def home(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES)
 def test_a_page_runs_as_written(page, home, tmp_path):
     folder = tmp_path / "home"
     shutil.copytree(home, folder)
     if page == "README.md":
         shutil.rmtree(folder / "runs")  # it trains that run itself
+    if page == "docs/reproduction.md":
+        (folder / "experiments").symlink_to(ROOT / "experiments")
     if page == "docs/tour.md":
         code = "\n".join(re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL))
         environment = os.environ | {"PYTHONPATH": str(ROOT)}
