@@ -65,6 +65,7 @@ def run(script, folder):
             esac
             "{sys.executable}" -m facemix_jax "$@" $more
         }}
+        python() {{ "{sys.executable}" "$@"; }}
         pip() {{ :; }}  # the extras are there
     """)
     environment = os.environ | {
