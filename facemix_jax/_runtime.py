@@ -37,8 +37,8 @@ def configure(*, virtual_cpu_devices: int | None = None, deterministic: bool = F
     Args:
         virtual_cpu_devices: how many CPU devices to simulate; None for the usual one.
         deterministic: whether GPUs compute the same bits every time, with the kernels that cuDNN
-            and cuBLAS suggest. XLA otherwise times all kernels of each convolution, three seconds
-            for each of a ResNet-18's 32, which a training of seconds does not earn back.
+            and cuBLAS suggest. XLA otherwise tries out all kernels of each convolution, which took
+            3 s for most of ResNet-18's 32 on an H200 (docs/scaling.md).
     """
     flags = os.environ.get("XLA_FLAGS", "")
     version = tuple(int(part) for part in metadata.version("jaxlib").split(".")[:2])

@@ -137,5 +137,5 @@ def _figures(run: Run, found: Any) -> Iterator[tuple[str, Figure]]:
                 np.asarray(truth_by_group(rows, found.recording))
                 for rows in (found.recording.activations, found.recording.view.mixtures)
             )
-            value, floor = (float(recovery(rows, truth).mean()) for rows in (drawn, sent[:, None]))
+            value, floor = (float(recovery(rows, truth).mean()) for rows in (drawn, sent))
             yield name, Figure(CORRELATION, value, floor, value, result.figures[0].threat_model)

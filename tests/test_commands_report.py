@@ -4,16 +4,19 @@ import csv
 import dataclasses
 import json
 import shutil
+from unittest.mock import Mock
 
 import browser
+import jax
+import numpy as np
 import pytest
 from test_report import Parser
 from test_results import CHART, RESULTS, TABLE
 
-from facemix_jax import checkpoint, cli, fitting, results, runs, scores
+from facemix_jax import attacks, checkpoint, cli, defenses, fitting, results, runs, scores
 from facemix_jax.data import DataConfig
 from facemix_jax.defenses import DefenseConfig
-from facemix_jax.models import ModelConfig
+from facemix_jax.models import ModelConfig, resnet18
 from facemix_jax.results import Results
 from facemix_jax.runs import RunConfig
 from facemix_jax.training import TrainConfig
@@ -106,6 +109,23 @@ def test_without_a_key_what_undoes_the_perturbation_is_the_strongest(tmp_path):
     assert found["strongest"]["attack"] in ("restoration", "pix2pix", "ridge")
     assert found["strongest"]["value"] == found["strongest"]["owner"]
     assert found["faces"]["name"].startswith("minus mean squared error")
+
+
+def test_faces_drawn_from_whole_images_count_as_activations(tiny_source):
+    model = resnet18(cut=0, image_size=tiny_source.image_size, num_attributes=3, width=4)
+    target = attacks.Target(
+        model=model,
+        defense=defenses.build(DefenseConfig(defense="noise")),
+        variables=model.init(jax.random.key(0)),
+        source=tiny_source,
+    )
+    recording = attacks.record(target, attacks.recorded_rows(target, 4), rng_key=jax.random.key(1))
+    figure = attacks.Figure("faces", 0.0, 0.0, 0.0, "")
+    drawn = attacks.Result((figure,), recording.images / np.float32(255))
+    run = Mock(model=model, config=Mock(model=Mock(cut=0)))
+    _, (_, whole) = scores._figures(run, Mock(results={"pix2pix": drawn}, recording=recording))
+    assert whole.value == pytest.approx(1, abs=1e-5)  # the very images were drawn
+    assert 0 < whole.floor < 0.99
 
 
 def test_scores_of_another_step_or_split_are_not_taken(workdir):

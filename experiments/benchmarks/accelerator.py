@@ -5,10 +5,10 @@ drawing as a share of the step; groups separated per second (beside scikit-learn
 rounding by dtype and precision with what tf32 does to mixing, eight seeds in one program, and the
 laboratory's speed over many keys. Each writes ``results/DEVICE/NAME.json``; one that fails or
 takes longer than its share of ten minutes is reported, and the others go on. Nearly all of the
-time is compilation, on one core of many. So most scripts are rehearsed first, all at the same time,
-which leaves what they compile in JAX's cache; then each is measured alone. Runs on whatever device
-JAX finds, and needs scikit-learn (the extra ``dev``). The sizes are chosen for an accelerator; on a
-CPU give ``--small``.
+time is compilation, which hardly uses the device. So most scripts are rehearsed first, all at the
+same time, which leaves what they compile in JAX's cache; then each is measured alone. Runs on
+whatever device JAX finds, and needs scikit-learn (the extra ``dev``). The sizes are chosen for an
+accelerator; on a CPU give ``--small``.
 
     python experiments/benchmarks/accelerator.py
     python experiments/benchmarks/accelerator.py --only training_speed cuda_parts
@@ -36,7 +36,8 @@ MEASUREMENTS: dict[str, tuple[int, list[str]]] = {
 """Scripts beside this one: seconds that they may take, and their options with ``--small``."""
 
 UNREHEARSED = ("training_speed",)
-"""Compared with PyTorch: XLA chooses its kernels while nothing else runs."""
+"""Compared with PyTorch: XLA chooses its kernels while nothing else runs. Those of the others it
+chooses in the rehearsal, where one may seem slower than it is."""
 REHEARSAL_SECONDS = 180
 
 
