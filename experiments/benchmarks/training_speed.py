@@ -8,8 +8,9 @@ PyTorch is importable. They take turns; each ratio is the median of the ratios w
 Beside them stands a floor: for every linear layer the longer of its operations at the measured
 rate of large matrix products and its bytes at the measured bandwidth, in the three passes of a
 step (forward, towards the input, towards the weights), and the optimiser's bytes. Normalisation
-and ReLU count as part of the convolutions beside them, as if all were fused. On a GPU the account
-lists the step's longest kernels.
+and ReLU count as part of the convolutions beside them, as if all were fused. What they take where
+they are not, as with cuDNN's convolutions, stands beside it. On a GPU the account lists the step's
+longest kernels.
 
     python experiments/benchmarks/training_speed.py
 """
@@ -32,6 +33,10 @@ from facemix_jax.provenance import provenance
 
 RESULT = pathlib.Path(__file__).parent.parent / "results" / "training_speed.json"
 PASSES = 3
+NORM_PASSES = 8
+"""Of BatchNorm and ReLU over a convolution's output where nothing is fused with the convolution:
+forward, read for the statistics, read, and written; backward, it and its gradient read for the
+sums, both read again, and a gradient written."""
 
 
 def bandwidth(num_bytes: int) -> float:
@@ -75,6 +80,7 @@ def floor(options: argparse.Namespace) -> dict[str, float]:
             both += PASSES * max(work, traffic)
     # AdamW reads parameter, gradient and two moments, and writes all but the gradient.
     optimizer = 7 * 4 * cost.parameters_with_norm / bytes_per_second
+    normalised = sum(layer.output_size for layer in cost.main.layers if layer.kind == "conv")
     return {
         "matmul_flops_per_second": rate,
         "bytes_per_second": bytes_per_second,
@@ -82,6 +88,8 @@ def floor(options: argparse.Namespace) -> dict[str, float]:
         "traffic_s": moves,
         "optimizer_s": optimizer,
         "floor_s": both + optimizer,
+        # Without the stem's, which pools first.
+        "main_norm_s": NORM_PASSES * normalised * options.batch_size * item / bytes_per_second,
         "model_flops": PASSES * 2 * cost.macs * options.batch_size,
     }
 
