@@ -120,6 +120,8 @@ def summarize(cells: Sequence[Mapping[str, Any]]) -> report.Summary:
             if c["run"] == run
         ]
         values = [results.mean_over_seeds([c[name] for c in own]) for name in columns]
+        if run == "plain":  # no attack was run
+            values[-3:] = [report.derived(1.0)] * 3
         rows.append(Row(label=f"{run}, {epochs} epochs", cells=tuple((v,) for v in values)))
     table = ResultTable(
         title=f"Plain and encryption-aware training: {cells[0]['dataset']}, 109x89, width 16",

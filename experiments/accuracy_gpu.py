@@ -13,6 +13,7 @@ import tyro
 from systems import CLOUD, SYSTEMS
 
 from facemix_jax import _runtime, data, fitting, runs
+from facemix_jax._validate import one_of
 from facemix_jax.results import Column, ResultTable, Row
 
 ROWS = (CLOUD, *(name for name in SYSTEMS if name.startswith("FaceMix")))
@@ -61,6 +62,8 @@ def native(name: str) -> scales.Scale:
 
 def main(config: Config) -> None:
     """Trains and scores what the JSON file lacks, then attacks one network of each row."""
+    for row in config.rows:
+        one_of(ROWS, row=row)
     scale = native(config.scale)
     place = measuring.celeba(config, runs_of="accuracy")
     cells = report.Cells(

@@ -69,13 +69,14 @@ def main(config: Config) -> None:
     recording = attacks.record(target, rows, rng_key=jax.random.fold_in(rng_key, 0), shuffled=True)
     effort = attacks.AttackConfig(num_groups=config.num_groups, steps=config.steps)
     cells = report.Cells(config.output, config, summarize=algebra_summary.summarize)
+    which = report.run_hash(run)
 
     def part(name: str, measure: Callable[[], Any]) -> None:
-        if not cells.has(part=name):
+        if not cells.has(which, part=name):
             began = time.perf_counter()
             found = measure()
             seconds = round(time.perf_counter() - began, 1)
-            cells.add({"part": name, "found": found, "seconds": seconds})
+            cells.add({"part": name, "found": found, "run_hash": which, "seconds": seconds})
 
     def figures(attack: attacks.Attack) -> Any:
         return report.figures(attack.run(target, recording, rng_key, effort).figures)

@@ -95,7 +95,7 @@ class Make:
     def __post_init__(self) -> None:
         """Checks sizes and places."""
         positive(groups=self.groups, known_groups=self.known_groups)
-        if self.private.absolute().is_relative_to(self.public.absolute()):
+        if self.private.resolve().is_relative_to(self.public.resolve()):
             raise UsageError(
                 f"private is {self.private}, inside of {self.public}, which is published. Keep "
                 f"the hidden truth elsewhere."

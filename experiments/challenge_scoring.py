@@ -201,7 +201,8 @@ def read_submission(path: Path, shape: tuple[int, ...]) -> HostArray:
                 raise refused(f"holds {size} bytes, more than float64 of that shape takes")
         with np.load(path, allow_pickle=False) as stored:
             rows = stored[SUBMITTED]
-    except (OSError, zipfile.BadZipFile, ValueError, EOFError) as error:
+    # A RuntimeError is an entry that is encrypted.
+    except (OSError, zipfile.BadZipFile, ValueError, EOFError, RuntimeError) as error:
         if isinstance(error, UsageError):
             raise
         raise refused(f"cannot be read: {error}") from error

@@ -79,7 +79,7 @@ class Config:
     variants: tuple[str, ...] = tuple(VARIANTS)
     attacks: tuple[str, ...] = tuple(frontier_attacks.ATTACKS)
     num_groups: int = 2
-    steps: int = 300
+    steps: int = 150
     seed: int = 0
     output: Path | None = None
 
@@ -103,7 +103,7 @@ def main(config: Config) -> None:
         output,
         config,
         name=default.removesuffix(".json"),
-        chooses=("variants", "attacks", "seed", "steps"),
+        chooses=("variants", "attacks", "seed"),
         summarize=lambda cells: frontier_summary.summary(cells, beside=not small),
     )
     for name in config.variants:

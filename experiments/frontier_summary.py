@@ -94,6 +94,17 @@ def strongest(cells: Cells, variant: str, read: Read) -> dict[int, float]:
     return {seed: max(f[seed] for f in found) for seed in sorted(seeds)}
 
 
+def best_of(cells: Cells, variant: str, name: str) -> dict[int, float]:
+    """Seed to the maximum over all attacks with a figure of this name."""
+    found: dict[int, float] = {}
+    for cell in cells:
+        for figure in cell.get("figures", ()):
+            if cell["variant"] == variant and figure["name"] == name:
+                seed = cell["seed"]
+                found[seed] = max(found.get(seed, figure["value"]), figure["value"])
+    return found
+
+
 def any_of(cells: Cells, variant: str, read: Read) -> dict[int, float]:
     """Seed to a number that is the same in the cells of all separations."""
     found: dict[int, float] = {}
@@ -244,13 +255,17 @@ def learned(cells: Cells, variants: Sequence[str]) -> ResultTable:
                     numbers(cells, variant, attack, figure_at(index, n))
                     for n in ("chance", "floor", "value", "owner")
                 ]
+                found.insert(3, best_of(cells, variant, figure["name"]))
                 label = f"{variant}: {attack}, {figure['name']}"
                 rows.append(Row(label=label, cells=tuple(value(v) for v in found)))
     return ResultTable(
         title="Learned attackers, and candidates held against row spaces",
-        columns=_columns("chance", "no attack", "attacker", "owner"),
+        columns=_columns(
+            "chance", "no attack", "attacker", "strongest", "owner", weak=("attacker",)
+        ),
         rows=tuple(rows),
-        note="Attackers that separate first stand in the tables before.",
+        note="Attackers that separate first stand in the tables before. 'Strongest' is the "
+        "largest of all attacks on the variant that were asked the same.",
     )
 
 

@@ -219,7 +219,7 @@ def table(cells: Sequence[Mapping[str, Any]], config: Config) -> ResultTable:
             continue
         rated = next((c for c in mine if c["attack"] is None), {})
         floor, owner = (next(iter(first.values()))[n] for n in ("floor", "owner"))
-        best = max(figure["value"] for figure in first.values())
+        best = max(floor, *(figure["value"] for figure in first.values()))
         values = (
             rated.get("accuracy"),
             rated.get("negentropy"),
@@ -238,8 +238,8 @@ def table(cells: Sequence[Mapping[str, Any]], config: Config) -> ResultTable:
         columns=columns,
         rows=tuple(rows),
         note="Mean matched |correlation| of activations, for tiles each tile for itself. "
-        "'Strongest' is the largest of the separations that were run on the network; an empty "
-        "cell was not run or does not suit it.",
+        "'Strongest' is the largest of what is sent as it is and of the separations that were run "
+        "on the network; an empty cell was not run or does not suit it.",
     )
 
 

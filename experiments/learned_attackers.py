@@ -97,6 +97,7 @@ def main(config: Config) -> None:
         if config.weak:
             defense = defenses.facemix(group_size=config.weak_group_size, family=WEAK)
         what |= {"defense": WEAK if config.weak else defense.name, "group_size": defense.group_size}
+        what["run_hash"] = report.run_hash(run)
         for name in config.attacks:
             source = run.source
             if "identity" in name:
@@ -121,8 +122,11 @@ def summarize(cells: Sequence[Mapping[str, Any]]) -> report.Summary:
     flat = [
         {
             **figure,
-            **{name: cell[name] for name in ("attack", "defense", "group_size", "trained_with")},
-            "separated": (cell["gradient_ica"] or {}).get("value", 1.0),
+            **{
+                name: cell[name]
+                for name in ("attack", "defense", "group_size", "trained_with", "cut")
+            },
+            "separated": (cell["gradient_ica"] or {}).get("value", report.derived(1.0)),
         }
         for cell in cells
         for figure in cell["figures"]
@@ -142,8 +146,8 @@ def summarize(cells: Sequence[Mapping[str, Any]]) -> report.Summary:
         rows=report.rows(
             flat,
             lambda c: (
-                f"{c['attack']} on {c['defense']}, M = {c['group_size']} (network trained with "
-                f"{c['trained_with']}): {c['name']}".replace("_", " ")
+                f"{c['attack']} on {c['defense']}, M = {c['group_size']}, cut {c['cut']} (network "
+                f"trained with {c['trained_with']}): {c['name']}".replace("_", " ")
             ),
             columns,
         ),

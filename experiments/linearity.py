@@ -128,8 +128,10 @@ def main(config: Config) -> None:
     parts = {"random": plain._replace(variables=drawn, step=0), **parts}
 
     for name, part in parts.items():
-        if not cells.has(part=NETWORK, network=name):
-            cells.add({"part": NETWORK, "network": name, **examine(config, name, part)})
+        which = report.run_hash(part)
+        if not cells.has(which, part=NETWORK, network=name):
+            found = examine(config, name, part)
+            cells.add({"part": NETWORK, "network": name, **found, "run_hash": which})
     networks = {c["network"]: c for c in cells.cells if c["part"] == NETWORK}
     if not cells.has(part=RELATION):
         cells.add({"part": RELATION, **relation(networks)})

@@ -181,10 +181,18 @@ def attributes(run: Run, scale: Scale, place: Place, seed: int) -> dict[str, Any
     return _recognised(figures)
 
 
+NO_PEOPLE = {"skipped": "no --identity-dir"}
+
+
+def has_people(scale: Scale, place: Place) -> bool:
+    """Whether there are pictures of persons to recognise; drawn faces have persons of their own."""
+    return scale.drawn or place.identity_dir is not None
+
+
 def identity(run: Run, scale: Scale, place: Place, seed: int) -> dict[str, Any]:
     """The paper's attacker on persons, and the same after separation where rows are mixed."""
-    if place.identity_dir is None and not scale.drawn:
-        return {"skipped": "no --identity-dir"}
+    if not has_people(scale, place):
+        return NO_PEOPLE
     source = run.source
     if place.identity_dir is not None:
         source = people(place.identity_dir, place.cache_dir, scale.image_size)
@@ -305,6 +313,8 @@ def measure(
                     if not cells.has(row=name, part=p, seed=seed)
                     # Mixed images do not depend on where the network is cut.
                     and not (p == "faces" and system.model.cut > 1)
+                    # Another call may have the folder.
+                    and (p != "identity" or has_people(scale, place))
                 ]
                 if not missing:
                     continue

@@ -40,7 +40,8 @@ SMOKE = Grid((2, 8), (0.0, 1.0), ("float32", "int4"))
 class Config:
     """Separation against mixtures that were noised and rounded, on a trained network's activations.
 
-    Command: ``python experiments/phase.py --data-dir CELEBA --workdir RUN``; with ``--scale smoke``
+    Command: ``python experiments/phase.py --data-dir CELEBA --workdir RUN``, for the committed
+    cells with ``--images 64 --seeds 1``; with ``--scale smoke``
     faces are drawn, and no files are needed. A cell that the JSON file holds is not run again.
 
     Run time: about a minute at ``smoke``; at ``cpu`` 8 to 25 seconds a cell on two cores, the
@@ -96,6 +97,7 @@ class Config:
 def main(config: Config) -> None:
     """Runs the cells that are missing, then draws the picture."""
     run = network(config)
+    which = report.run_hash(run)
     seeds = range(config.seeds or SCALES[config.scale].seeds)
     cells = report.Cells(
         config.output or output("phase", config.scale),
@@ -110,12 +112,13 @@ def main(config: Config) -> None:
             for noise in config.grid.noises:
                 for wire in config.grid.wires:
                     what = {"group_size": group_size, "noise": noise, "wire": wire, "seed": seed}
-                    if cells.has(**what):
+                    if cells.has(which, **what):
                         continue
                     began = time.perf_counter()
                     defense = sent_as(group_size, noise, wire)
                     found = {**attacked(run, defense, config, seed), **scored(defense, seed)}
-                    cells.add({**what, **found, "seconds": round(time.perf_counter() - began, 1)})
+                    seconds = round(time.perf_counter() - began, 1)
+                    cells.add({**what, **found, "run_hash": which, "seconds": seconds})
     cells.save()
     path = config.workdirs / f"phase_{config.scale}.png"
     path.parent.mkdir(parents=True, exist_ok=True)

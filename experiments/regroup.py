@@ -92,14 +92,17 @@ def main(config: Config) -> None:
     source = report.faces(config.data_dir, config.cache_dir, config.image_size)
     model = models.build(models.ModelConfig(cut=0), image_size=config.image_size)
     settings: dict[str, tuple[Any, Any]] = {"image": (model, model.init(jax.random.key(0)))}
+    which: dict[str, str] = {}
     if config.workdir is not None:
         run = runs.load(config.workdir)
         settings["trained stem"] = run.model, run.variables
+        which["trained stem"] = report.run_hash(run)
     cells = report.Cells(config.output, config, chooses=("most",), summarize=summarize)
     for group_size, num_groups in sorted(CELLS, key=lambda cell: cell[0] * cell[1]):
         for name, (model, variables) in settings.items():
             what = {"setting": name, "group_size": group_size, "groups": num_groups}
-            if group_size * num_groups > config.most or cells.has(**what):
+            too_many = group_size * num_groups > config.most
+            if too_many or cells.has(which.get(name), **what):
                 continue
             target = Target(
                 model=model,
@@ -107,7 +110,8 @@ def main(config: Config) -> None:
                 variables=variables,
                 source=source,
             )
-            cells.add({**what, **regrouped(target, num_groups, config)})
+            found = regrouped(target, num_groups, config)
+            cells.add({**what, **found, "run_hash": which.get(name)})
     cells.save()
 
 

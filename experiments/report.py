@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from facemix_jax import attacks, data, results
+from facemix_jax import attacks, data, results, runs, sweep
 from facemix_jax._files import write_atomically
 from facemix_jax._types import Array, Variables
 from facemix_jax._validate import UsageError
@@ -63,6 +63,11 @@ def options(config: Any) -> dict[str, Any]:
     }
 
 
+def run_hash(run: runs.Run) -> str:
+    """Which network a cell measured, wherever its work directory lies."""
+    return f"{sweep.config_hash(run.config)}-{run.step}"
+
+
 def figures(found: Sequence[attacks.Figure]) -> list[dict[str, Any]]:
     """Figures ready for JSON, rounded."""
 
@@ -80,10 +85,17 @@ def write(output: Path, report: dict[str, Any]) -> None:
     write_atomically(output, json.dumps(report, indent=1) + "\n")
 
 
-def measured(value: float | str | None) -> tuple[results.Value, ...]:
+def derived(value: float) -> results.Value:
+    """What follows without anything being run: a guess, or what is sent as it is."""
+    return results.Value(value=value, mark="derived")
+
+
+def measured(value: float | str | results.Value | None) -> tuple[results.Value, ...]:
     """A table's cell: a measurement with one seed, a count, or words; empty where nothing is."""
     if value is None:
         return ()
+    if isinstance(value, results.Value):
+        return (value,)
     if isinstance(value, str):
         return (results.Value(value=value, mark="measured"),)
     if isinstance(value, int):
@@ -169,20 +181,46 @@ class Cells:
                     "Use that value, or another --output."
                 )
 
-    def has(self, **what: Any) -> bool:
-        """Whether there is a cell of this description."""
-        return any(what.items() <= cell.items() for cell in self.cells)
+    def has(self, of_run: str | None = None, /, **what: Any) -> bool:
+        """Whether there is a cell of this description.
 
-    def add(self, cell: dict[str, Any]) -> None:
-        """Prints the cell and writes all of them."""
+        Args:
+            of_run: the network's ``run_hash``, where its work directory is an option.
+            **what: the description.
+
+        Raises:
+            UsageError: there is one, of another network.
+        """
+        for cell in self.cells:
+            if what.items() <= cell.items():
+                if of_run and cell.get("run_hash", of_run) != of_run:
+                    raise UsageError(
+                        f"{self._output} holds {what} of another network, {cell['run_hash']}, but "
+                        f"this one is {of_run}. Use that work directory, or another --output."
+                    )
+                return True
+        return False
+
+    def add(self, cell: dict[str, Any], *, instead_of: Mapping[str, Any] | None = None) -> None:
+        """Prints the cell and writes all of them.
+
+        Args:
+            cell: what was measured.
+            instead_of: description of cells that it takes the place of.
+        """
         print(json.dumps(cell), flush=True)
-        self.save({**cell, "commit": provenance()["commit"]})
+        self.save({**cell, "commit": provenance()["commit"]}, instead_of=instead_of)
 
-    def save(self, *more: dict[str, Any]) -> None:
+    def save(self, *more: dict[str, Any], instead_of: Mapping[str, Any] | None = None) -> None:
         """Writes all cells, those of other processes as well, and what they come to."""
         self._output.parent.mkdir(parents=True, exist_ok=True)
         with _alone(self._output.parent):
-            self.cells = [*self._stored().get("cells", []), *more]
+            kept = [
+                cell
+                for cell in self._stored().get("cells", [])
+                if instead_of is None or not instead_of.items() <= cell.items()
+            ]
+            self.cells = [*kept, *more]
             self._write()
 
     def _stored(self) -> dict[str, Any]:

@@ -88,7 +88,7 @@ STEPS: dict[str, Step] = {
     "regroup": Step(largest="cpu", workdirs=None),
     "phase": Step(workdirs=("--workdirs", "runs/phase")),
     "frontier": Step(largest="cpu", workdirs=("--workdirs", "runs/frontier"), people=True),
-    "variants": Step(largest="cpu", after="table2"),
+    "variants": Step(largest="cpu", people=True, after="table2"),
     "gaussian_codes": Step(largest="cpu", workdirs=("--workdirs", "runs/gaussian_codes")),
     "challenge_baseline": Step(data=None, largest="cpu", workdirs=None),
 }
@@ -144,6 +144,8 @@ def commands(config: Config) -> dict[str, list[str]]:
                 f"--workdirs={config.out / 'runs' / 'accuracy'}",
                 f"--output={config.out / 'results' / 'accuracy_cpu.json'}",
             ]
+            if config.cache_dir is not None:
+                arguments.append(f"--cache-dir={config.cache_dir}")
             found["accuracy_cpu"] = [sys.executable, str(HERE / "accuracy_cpu.py"), *arguments]
         found[name] = command(name, config)
     return found

@@ -68,6 +68,7 @@ def main(config: Config) -> None:
     """Runs the cells that are missing; writes JSON after each."""
     source = report.celeba(config.data_dir, config.cache_dir, config.image_size)
     settings: dict[str, tuple[Any, Any]] = {}
+    which: dict[str, str] = {}
     for name, cut in (("image", 0), ("random stem", 1)):
         model = models.build(
             models.ModelConfig(cut=cut, width=config.width), image_size=config.image_size
@@ -76,12 +77,13 @@ def main(config: Config) -> None:
     if config.workdir is not None:
         run = runs.load(config.workdir)
         settings["trained stem"] = run.model, run.variables
+        which["trained stem"] = report.run_hash(run)
 
     cells = report.Cells(config.output, config, chooses=("noises",), summarize=summarize)
     for name, (model, variables) in settings.items():
         for noise in config.noises:
             what = {"setting": name, "noise": noise}
-            if cells.has(**what):
+            if cells.has(which.get(name), **what):
                 continue
             began = time.perf_counter()
             target = attacks.Target(
@@ -91,7 +93,8 @@ def main(config: Config) -> None:
                 source=source,
             )
             scores = attacked(target, config, NOISY if noise else PLAIN)
-            cells.add({**what, **scores, "seconds": round(time.perf_counter() - began, 1)})
+            seconds = round(time.perf_counter() - began, 1)
+            cells.add({**what, **scores, "run_hash": which.get(name), "seconds": seconds})
     cells.save()
 
 

@@ -1,9 +1,11 @@
 """Tables and charts of measured cells, with what the paper prints and what follows from both."""
 
 import functools
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import report
 from scale import Scale
 from systems import CLOUD, EDGE, PAPER_EDGE, STRONGER, SYSTEMS
 
@@ -18,8 +20,8 @@ TRUTH = (
 )
 
 
-def values(cells: Cells, row: str, part: str, name: str) -> dict[int, float]:
-    """Seed to number of one row."""
+def values(cells: Cells, row: str, part: str, name: str) -> dict[int, Any]:
+    """Seed to what one field of one row holds, mostly a number."""
     return {
         cell["seed"]: cell[name]
         for cell in cells
@@ -175,8 +177,11 @@ def _privacy(
 
 
 def activations(cells: Cells, row: str) -> tuple[tuple[Value, ...], ...]:
-    """``ACTIVATION_COLUMNS`` of one row."""
-    return tuple(measured(cells, row, "separation", name) for name in ("value", "floor", "owner"))
+    """``ACTIVATION_COLUMNS`` of one row; where nothing is hidden, no attack was run."""
+    names = "value", "floor", "owner"
+    if "none needed" in values(cells, row, "separation", "attack").values():
+        return ((report.derived(1.0),),) * len(names)
+    return tuple(measured(cells, row, "separation", name) for name in names)
 
 
 def accuracy_against_attack(cells: Cells) -> Chart:
@@ -274,34 +279,33 @@ def table3(cells: Cells, scale: Scale) -> tuple[list[ResultTable], list[Chart]]:
     return [table], []
 
 
-def figure4(
-    cells: Cells, scale: Scale, group_sizes: Sequence[int], cuts: Sequence[int]
-) -> tuple[list[ResultTable], list[Chart]]:
+def figure4(cells: Cells, scale: Scale) -> tuple[list[ResultTable], list[Chart]]:
     """Both halves of Figure 4, and the cells as a table."""
-
-    def name(group_size: int, cut: int) -> str:
-        return f"FaceMix, M = {group_size}, N_pre = {cut}"
 
     def curve(
         label: str, points: Sequence[tuple[float, str]], part: str, figure: str
     ) -> list[Curve]:
         found = [(x, measured(cells, row, part, figure)) for x, row in points]
-        there = [(x, value[0]) for x, value in found if value]
-        if not there:
+        known = [(x, value[0]) for x, value in found if value]
+        if not known:
             return []
         return [
             Curve(
                 label=label,
                 mark="measured",
-                x=tuple(x for x, _ in there),
-                y=tuple(float(v.value) for _, v in there),
-                half_widths=tuple(v.half_width for _, v in there),
+                x=tuple(x for x, _ in known),
+                y=tuple(float(v.value) for _, v in known),
+                half_widths=tuple(v.half_width for _, v in known),
             )
         ]
 
-    by_size = [(float(m), name(m, 1)) for m in group_sizes]
+    found = (re.fullmatch(r"FaceMix, M = (\d+), N_pre = (\d+)", cell["row"]) for cell in cells)
+    there = sorted({(int(match[1]), int(match[2]), match[0]) for match in found if match})
+    by_size = [(float(m), row) for m, cut, row in there if cut == 1]
     macs = {row.name: row.figures["macs"].derived for row in _edge_rows()}
-    by_cut = [(float(macs[f"FaceMix, N_pre = {c}"] or 0) / 1e9, name(8, c)) for c in cuts]
+    by_cut = [
+        (float(macs[f"FaceMix, N_pre = {cut}"] or 0) / 1e9, row) for m, cut, row in there if m == 8
+    ]
     charts = [
         Chart(
             title="Figure 4a: accuracy and privacy over the group size",

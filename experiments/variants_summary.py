@@ -51,7 +51,9 @@ def recognition(cells: Sequence[Mapping[str, Any]], size: str) -> ResultTable:
             first = cell["figures"][0]
             row[cell["part"]] = first["value"]
             row[f"{cell['part']}, strongest"] = max(f["value"] for f in cell["figures"])
-            row |= {f"{cell['part']}, {side}": first[side] for side in ("floor", "chance")}
+            row[f"{cell['part']}, floor"] = first["floor"]
+            if first["chance"] is not None:
+                row[f"{cell['part']}, chance"] = report.derived(first["chance"])
         flat += [row] if asked else []
     return ResultTable(
         title=f"Recognised and drawn from the rows of one cloud: {size}",

@@ -189,6 +189,21 @@ def test_a_challenge_is_not_written_over_another_or_beside_its_truth(sides, tmp_
         dataclasses.replace(sides)
     with pytest.raises(UsageError, match="which is published"):
         challenge.Make(public=tmp_path / "a", private=tmp_path / "a" / "hidden.npz")
+    (tmp_path / "link").symlink_to(tmp_path / "a")
+    for public in (tmp_path / "link", tmp_path / "b" / ".." / "a"):
+        with pytest.raises(UsageError, match="which is published"):
+            challenge.Make(public=public, private=tmp_path / "a" / "hidden.npz")
+
+
+def test_an_encrypted_submission_is_refused(sides, tmp_path):
+    _, mixtures = scoring.read_public(sides.public)
+    path = tmp_path / "mine.npz"
+    np.savez(path, **{scoring.SUBMITTED: mixtures})
+    raw = bytearray(path.read_bytes())
+    raw[raw.index(b"PK\x01\x02") + 8] |= 1  # general purpose flag, bit 0, of the directory's entry
+    path.write_bytes(raw)
+    with pytest.raises(UsageError, match="encrypted"):
+        scoring.read_submission(path, mixtures.shape)
 
 
 # The phase diagram.

@@ -110,7 +110,7 @@ def test_a_privacy_column_never_stands_alone():
 
 
 def test_figure4_leaves_out_what_is_not_measured():
-    _, (by_size, by_cut) = summaries.figure4(CELLS, SCALE, (2, 8), (1, 2))
+    _, (by_size, by_cut) = summaries.figure4(CELLS, SCALE)
     assert {curve.label: curve.x for curve in by_size.curves} == {
         "test accuracy": (8.0,),
         "attributes, paper's attacker": (8.0,),
@@ -231,7 +231,7 @@ SUMMARIES = {
 PAPERS = {
     "table2_cpu": lambda cells: summaries.table2(cells, SCALE),
     "table3_cpu": lambda cells: summaries.table3(cells, table3.longer("cpu")),
-    "figure4_cpu": lambda cells: summaries.figure4(cells, SCALE, (2, 4, 8, 16, 32), (1, 2, 3)),
+    "figure4_cpu": lambda cells: summaries.figure4(cells, SCALE),
 }
 """They show the paper's figures before there are cells."""
 
@@ -266,7 +266,7 @@ def test_regrouping_is_shown_by_its_strongest_way():
 def test_drawn_faces_are_never_called_by_a_data_sets_name():
     smoke = scales.SCALES["smoke"]
     found = (summaries.table2([], smoke), summaries.table3([], smoke))
-    for (table,), _ in (*found, summaries.figure4([], smoke, (2,), (1,))):
+    for (table,), _ in (*found, summaries.figure4([], smoke)):
         assert re.search("drawn faces in place of (CelebA|LFWA)", table.title)
     (table,), _ = summaries.table2([], SCALE)
     assert "Table 2: CelebA. Measured at 80x68" in table.title

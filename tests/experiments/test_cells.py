@@ -1,0 +1,135 @@
+"""Results files: which cells count as measured, and which a later call measures again."""
+
+import dataclasses
+from pathlib import Path
+
+import figure4
+import frontier_summary
+import gaussian_codes
+import measuring
+import other_systems
+import pytest
+import report
+import reproduce
+import scale as scales
+import summaries
+import systems
+
+from facemix_jax._validate import UsageError
+from facemix_jax.runs import Run, RunConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    scale: str = "cpu"
+
+
+def cells_in(folder: Path) -> report.Cells:
+    return report.Cells(folder / "x.json", Config())
+
+
+def test_a_cell_of_another_network_is_refused(tmp_path):
+    cells_in(tmp_path).add({"attack": "pix2pix", "run_hash": "one"})
+    cells = cells_in(tmp_path)
+    assert cells.has("one", attack="pix2pix")
+    assert not cells.has("two", attack="identity")
+    with pytest.raises(
+        UsageError, match=r"x\.json holds .*pix2pix.* network, one, but this .* two"
+    ):
+        cells.has("two", attack="pix2pix")
+
+
+def test_a_run_is_the_same_wherever_its_images_lie():
+    def run(step: int = 8, **data) -> Run:
+        config = RunConfig()
+        config = dataclasses.replace(config, data=dataclasses.replace(config.data, **data))
+        return Run(config, None, None, None, {}, step)
+
+    same = {report.run_hash(run()), report.run_hash(run(cache_dir="elsewhere"))}
+    assert len(same) == 1
+    assert not same & {report.run_hash(run(step=9)), report.run_hash(run(image_size=(64, 48)))}
+
+
+def test_a_cell_takes_the_place_of_those_it_describes(tmp_path):
+    cells = cells_in(tmp_path)
+    for row in ("a", "b", "a"):
+        cells.add({"row": row, "value": 1})
+    cells.add({"row": "a", "value": 2}, instead_of={"row": "a"})
+    assert [(c["row"], c["value"]) for c in cells_in(tmp_path).cells] == [("b", 1), ("a", 2)]
+
+
+PLACE = measuring.Place(
+    dataset="celeba", data_dir="C", cache_dir=None, identity_dir=None, workdirs=Path("runs")
+)
+
+
+def test_persons_are_measured_by_the_call_that_has_them(tmp_path, monkeypatch):
+    parts = ("attributes", "identity")
+    monkeypatch.setattr(measuring, "trained", lambda *arguments: None)
+    for part in parts:
+        monkeypatch.setitem(measuring.PARTS, part, lambda *arguments: {"value": 0.5})
+    rows = {systems.CLOUD: systems.SYSTEMS[systems.CLOUD]}
+    for place, expected in (
+        (PLACE, ["attributes"]),
+        (dataclasses.replace(PLACE, identity_dir="P"), ["attributes", "identity"]),
+    ):
+        cells = cells_in(tmp_path)
+        measuring.measure(cells, rows, parts, scales.SCALES["cpu"], place, (0,))
+        assert [cell["part"] for cell in cells.cells] == expected
+
+
+def test_reproducing_hands_the_persons_to_every_script_that_wants_them(tmp_path):
+    config = reproduce.Config(out=tmp_path, celeba="C", lfwa="L", people="P")
+    for name, words in reproduce.commands(config).items():
+        source = Path(words[1]).read_text()
+        assert ("--identity-dir=P" in words) == ("identity_dir:" in source), name
+
+
+def test_where_nothing_is_hidden_no_attack_was_measured():
+    plain = {"value": 1.0, "floor": 1.0, "owner": 1.0, "attack": "none needed"}
+    noised = {"value": 0.9, "floor": 0.5, "owner": 0.9, "attack": "restoration"}
+    for found, mark in ((plain, "derived"), (noised, "measured")):
+        cell = {"row": systems.CLOUD, "part": "separation", "seed": 0, **found}
+        shown = summaries.activations([cell], systems.CLOUD)
+        assert [value.mark for (value,) in shown] == [mark] * 3
+        values = other_systems.separation({"separation": found})
+        assert [report.measured(value)[0].mark for value in values] == [mark] * 3
+
+
+def test_figure4_shows_all_cells_that_the_file_holds():
+    cells = [
+        {"row": f"FaceMix, M = {m}, N_pre = {cut}", "part": "utility", "seed": 0}
+        | {"test_accuracy": 0.8}
+        for m, cut in ((16, 1), (2, 1), (8, 3), (8, 1))
+    ]
+    (table,), (by_size, by_cut) = summaries.figure4(cells, scales.SCALES["cpu"])
+    assert by_size.curves[0].x == (2, 8, 16)
+    assert len(by_cut.curves[0].x) == 2
+    assert len(table.rows) == 4
+    with pytest.raises(UsageError, match="cut '4' is unknown"):
+        figure4.main(figure4.Config(scale="smoke", cuts=(4,)))
+
+
+def test_an_attack_below_no_attack_is_not_the_strongest():
+    what = {"training": "t", "map": "whole", "group_size": 8, "noise": 0.5, "seed": 0}
+    for reached, best in ((0.5, 0.6), (0.7, 0.7)):
+        figure = {"value": reached, "floor": 0.6, "owner": 0.9}
+        cells = [{**what, "attack": "gradient_ica", "figures": [figure]}]
+        table = gaussian_codes.table(cells, gaussian_codes.Config())
+        shown = dict(zip([c.name for c in table.columns], table.rows[0].cells, strict=True))
+        assert shown["strongest"][0].value == best
+        assert shown["key advantage"][0].value == pytest.approx(0.9 - best)
+
+
+def test_a_learned_attacker_stands_beside_the_best_of_its_question():
+    figure = {"name": "persons", "chance": 0.01, "floor": 0.02, "owner": 0.4}
+    cells = [
+        {"variant": "v", "attack": attack, "seed": 0, "figures": [{**figure, "value": value}]}
+        for attack, value in (("set_identity", 0.23), ("membership", 0.35))
+    ]
+    table = frontier_summary.learned(cells, ["v"])
+    names = [column.name for column in table.columns]
+    assert table.columns[names.index("attacker")].strongest == "strongest"
+    for row in table.rows:
+        assert row.cells[names.index("strongest")][0].value == 0.35
+    assert len(table.rows) == 2
