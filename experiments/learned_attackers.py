@@ -38,7 +38,8 @@ class Config:
     --identity-dir PEOPLE``. A cell that is in the JSON file is not run again; ``--attacks``
     chooses some.
 
-    Run time, for ResNet-18 of width 16 at 109x89 on two CPU cores: 1 to 6 minutes a cell.
+    Run time, for ResNet-18 of width 16 at 109x89 on two CPU cores: 1 to 29 minutes a cell, the
+    control of mixed images the longest.
 
     Expected: on unprotected activations, attributes near the network's own balanced accuracy,
     persons at 20 times chance or more, and faces near 0; on FaceMix, attributes of single rows

@@ -44,8 +44,8 @@ class Config:
     cells with ``--images 64 --seeds 1``; with ``--scale smoke``
     faces are drawn, and no files are needed. A cell that the JSON file holds is not run again.
 
-    Run time: about a minute at ``smoke``; at ``cpu`` 8 to 25 seconds a cell on two cores, the
-    first of each kind a minute or more.
+    Run time: about a minute at ``smoke``; at ``cpu`` 2 to 25 seconds a cell on two cores, at
+    M = 32 up to four minutes, the first of each kind a minute or more.
 
     Expected: without noise, above .98 at every group size, and down to four bits, which cost the
     owner as much as the attacker. Noise costs both alike in pairs; from one standard deviation on

@@ -23,8 +23,9 @@ class Config:
     Command: ``python experiments/table2.py --data-dir CELEBA --identity-dir PEOPLE``, or
     ``--scale smoke``, which needs no files. Finished cells are not run again.
 
-    Run time: two minutes for ``smoke``; ``cpu`` (80x68, width 8) two to three minutes a
-    row and seed, 2 hours for all, on two CPU cores; ``gpu`` was begun once, ``paper`` never.
+    Run time: two minutes for ``smoke``; ``cpu`` (80x68, width 8) 4 hours for all four seeds on two
+    CPU cores, of which the anonymizer takes 14 to 44 minutes a seed; ``gpu`` was begun once,
+    ``paper`` never.
 
     Expected at ``cpu``: see ``results/table2_cpu.json``. Noise and blurring strong enough to hide
     as much from the paper's attackers as FaceMix cost far more accuracy than FaceMix; separation

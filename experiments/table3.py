@@ -25,7 +25,7 @@ class Config:
     Command: ``python experiments/table3.py --data-dir LFWA``, or ``--scale smoke``, which needs
     no files. Finished cells are not run again.
 
-    Run time: a minute and a half for ``smoke``; ``cpu`` (80x68, width 8) two to nine minutes a row
+    Run time: a minute and a half for ``smoke``; ``cpu`` (80x68, width 8) one to 24 minutes a row
     and seed on two CPU cores; ``gpu`` was begun once, ``paper`` never.
 
     Expected at ``cpu``: see ``results/table3_cpu.json``. Pix2Pix draws little more than the mean

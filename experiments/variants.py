@@ -90,7 +90,7 @@ class Config:
     Command: ``python experiments/variants.py --data-dir CELEBA --identity-dir PEOPLE``, or
     ``--scale smoke``, which needs no files. Finished cells are not run again.
 
-    Run time: at ``cpu`` one to 135 seconds for each attack and 7 to 22 for each accuracy, on two
+    Run time: at ``cpu`` up to 135 seconds for each attack and 2 to 22 for each accuracy, on two
     busy CPU cores; trainings were not timed.
 
     Expected: separation undoes every matrix that can be inverted, and decoys and rounding with it.
