@@ -14,6 +14,7 @@ from facemix_jax._files import write_atomically
 from facemix_jax._types import HostArray
 from facemix_jax._validate import FacemixError, in_range
 from facemix_jax.attacks import AttackConfig, Figure, Target
+from facemix_jax.attacks.base import own_split
 from facemix_jax.output import NOTES
 
 _PICTURED = 8
@@ -35,7 +36,8 @@ class Attack:
     """Only these; the strongest runs beside them. Without it, all that apply."""
     config: tyro.conf.OmitArgPrefixes[AttackConfig] = AttackConfig()
     split: str = "test"
-    """Split whose images are attacked; images of the train split are the attacker's own."""
+    """Split whose images are attacked; images of the train split, or of the test split where that
+    one is attacked, are the attacker's own."""
     data_dir: str | None = None
     """Where the images are now; by default where they were in training."""
     seed: int = 0
@@ -60,6 +62,7 @@ class Attack:
             variables=trained.variables,
             source=trained.source,
             split=self.split,
+            auxiliary_split=own_split(self.split),
         )
         found = suite.run_suite(
             target,

@@ -9,7 +9,7 @@ import numpy as np
 from facemix_jax import inference
 from facemix_jax._types import Array, HostArray, RngKey, Variables
 from facemix_jax.attacks import AttackConfig, Figure, Target, record, recorded_rows
-from facemix_jax.attacks.base import by_group, truth_by_group
+from facemix_jax.attacks.base import by_group, own_split, truth_by_group
 from facemix_jax.attacks.restoration import RESTORATION
 from facemix_jax.attacks.separation import GRADIENT_ICA
 from facemix_jax.data import Source, eval_batches, normalize
@@ -140,7 +140,7 @@ def evaluate_leakage(
         variables=variables,
         source=source,
         split=split,
-        auxiliary_split=split,
+        auxiliary_split=own_split(split),
     )
     record_key, attack_key = jax.random.split(rng_key)
     recording = record(target, recorded_rows(target, num_groups), rng_key=record_key)

@@ -12,7 +12,7 @@ from facemix_jax import checkpoint, output, runs, trials
 from facemix_jax._files import write_atomically
 from facemix_jax._validate import FacemixError, UsageError
 from facemix_jax.attacks import Figure, Target
-from facemix_jax.attacks.base import truth_by_group
+from facemix_jax.attacks.base import own_split, truth_by_group
 from facemix_jax.attacks.blind import CORRELATION, recovery
 from facemix_jax.data import normalize
 from facemix_jax.provenance import provenance
@@ -105,6 +105,7 @@ def _attack(
         variables=run.variables,
         source=run.source,
         split=split,
+        auxiliary_split=own_split(split),
     )
     found = suite.run_suite(
         target,

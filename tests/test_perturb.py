@@ -116,6 +116,27 @@ def test_ridge_finds_what_lies_near_few_directions(tiny_source, variance):
         assert found < 0.5
 
 
+@pytest.mark.parametrize(("split", "own"), [("test", "train"), ("train", "test")])
+def test_ridge_learns_from_none_of_the_attacked_images(tiny_source, split, own):
+    class Watched(type(tiny_source)):
+        def images(self, indices):
+            asked.update(np.ravel(indices).tolist())
+            return super().images(indices)
+
+    asked, source = set(), Watched()
+    model = resnet18(cut=0, image_size=(40, 36), width=4, num_attributes=3)
+    evaluation.evaluate_leakage(
+        model,
+        defenses.blur(size=8),
+        model.init(jax.random.key(0)),
+        source,
+        rng_key=jax.random.key(0),
+        split=split,
+        num_groups=4,
+    )
+    assert asked == {*source.splits[split][:4].tolist(), *source.splits[own].tolist()}
+
+
 def test_leakage_of_a_perturbation_is_restored_and_no_key_helps(tiny_source):
     model = resnet18(cut=0, image_size=(40, 36), width=4, num_attributes=3)
     leakage = evaluation.evaluate_leakage(

@@ -177,14 +177,21 @@ _TWICE = (
 
 
 def _span(target: Target, recording: Recording, rng_key: RngKey, config: AttackConfig) -> Result:
-    """Members of each group against the images of the other groups and auxiliary images."""
+    """Members of each group against the images of the other groups and auxiliary images.
+
+    Where maps are cut into tiles, a tile of a picture against the groups of that tile.
+    """
     mixtures = by_group(recording.view.mixtures, recording)
     owner_rows = truth_by_group(recording.owner_activations, recording)
     rows = target.source.splits[target.auxiliary_split][: len(recording.images)]
     others = activations(target, np.asarray(target.source.images(rows)))
-    candidates = np.concatenate([activations(target, recording.images), others])
-    group_of = np.arange(len(candidates)) // mixtures.shape[1]
-    inside = group_of == np.arange(len(mixtures))[:, None]
+    members = np.asarray(recording.activations)
+    candidates = np.concatenate([members, others])
+    tiles = np.arange(target.model.spec.tiles)
+    tile_of = np.concatenate([np.repeat(tiles, len(x) // len(tiles)) for x in (members, others)])
+    groups = np.arange(len(mixtures))[:, None]
+    inside = np.arange(len(candidates)) // mixtures.shape[1] == groups
+    asked = tile_of == groups // (len(mixtures) // len(tiles))
     attacker = np.stack([-span_residuals(c, candidates) for c in mixtures])
     floor, owner = (
         correlations(candidates, rows.reshape(-1, *rows.shape[2:]))
@@ -193,7 +200,7 @@ def _span(target: Target, recording: Recording, rng_key: RngKey, config: AttackC
         .T
         for rows in (mixtures, owner_rows)
     )
-    scores = [(s[inside], s[~inside]) for s in (attacker, floor, owner)]
+    scores = [(s[inside], s[asked & ~inside]) for s in (attacker, floor, owner)]
     areas = [auc(*s) for s in scores]
     rates = [true_positive_rate(*s, 0.01) for s in scores]
     area = Figure(
@@ -329,15 +336,22 @@ def _intersection(
     return Result((figure,))
 
 
-SPAN = Attack("span", _SPAN, _span)
+def _needs_orthogonal_groups(target: Target) -> str | None:
+    if target.defense.orthogonal:
+        return needs_groups(target)
+    return "Known pictures are taken out of orthogonal mixtures, but this matrix is another one."
+
+
+SPAN = Attack("span", _SPAN, _span, by_tile=True)
 KNOWN_PLAINTEXT = Attack(
     "known_plaintext",
     _KNOWN.format("some", "M"),
     _known_plaintext,
-    needs_groups,
+    _needs_orthogonal_groups,
+    one_matrix=True,
 )
-REUSED_KEY = Attack("reused_key", _REUSED, _reused_key, needs_groups)
-INTERSECTION = Attack("intersection", _TWICE, _intersection, needs_groups)
+REUSED_KEY = Attack("reused_key", _REUSED, _reused_key, needs_groups, one_matrix=True)
+INTERSECTION = Attack("intersection", _TWICE, _intersection, needs_groups, one_matrix=True)
 
 
 def _best_matches(found: ArrayLike, truth: ArrayLike) -> HostArray:

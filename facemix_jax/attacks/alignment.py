@@ -20,7 +20,7 @@ import numpy as np
 from facemix_jax._types import Array, HostArray, RngKey
 from facemix_jax.attacks import blind
 from facemix_jax.attacks.base import AttackConfig, Recording, Target
-from facemix_jax.attacks.groups import auxiliary_by_tile, noise_of
+from facemix_jax.attacks.groups import auxiliary_by_tile, needs_groups_of_images, noise_of
 from facemix_jax.attacks.separation import separate
 from facemix_jax.attacks.unmixing import Separation, matmul, nearest_orthogonal, principal_axes
 from facemix_jax.models.split import put_tiles_back
@@ -190,7 +190,7 @@ def _prepare(
 
 def _no_tiles(target: Target) -> str | None:
     if target.model.spec.tiles > 1:
-        return None
+        return needs_groups_of_images(target)
     return "The maps are not cut into tiles, so that nothing is to be aligned."
 
 

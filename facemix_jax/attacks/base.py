@@ -66,6 +66,16 @@ class Target:
         """Checks the splits."""
         for split in (self.split, self.auxiliary_split):
             _validate.one_of(self.source.splits, split=split)
+        if self.split == self.auxiliary_split:
+            raise _validate.UsageError(
+                f"The {self.split} split is attacked and holds the attacker's own images, too, but "
+                f"an attacker that has the attacked images has won. Choose two splits."
+            )
+
+
+def own_split(split: str) -> str:
+    """The split whose images are the attacker's own where ``split`` is attacked."""
+    return "test" if split == "train" else "train"
 
 
 class Recording(NamedTuple):
@@ -175,6 +185,8 @@ class Attack(NamedTuple):
         any_rows: whether it takes other rows than one for each example: decoys beside them, a
             part of them, or some that never leave the edge (``defenses.Rows``).
         fewer_rows: whether it takes any but more rows than images.
+        one_matrix: whether it takes a group's maps to be mixed by one matrix; it has nothing to
+            find where every tile has its own.
     """
 
     name: str
@@ -184,6 +196,7 @@ class Attack(NamedTuple):
     by_tile: bool = False
     any_rows: bool = False
     fewer_rows: bool = False
+    one_matrix: bool = False
 
 
 def record(

@@ -84,4 +84,6 @@ def mean_matched(found: ArrayLike, truth: ArrayLike) -> float:
     return float(np.mean([matched(first, second) for first, second in pairs]))
 
 
-COLLUSION = Attack("collusion", THREAT_MODEL.format("some", "M"), _collusion, needs_groups)
+COLLUSION = Attack(
+    "collusion", THREAT_MODEL.format("some", "M"), _collusion, needs_groups, by_tile=True
+)

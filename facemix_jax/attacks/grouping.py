@@ -331,5 +331,5 @@ def _unsuitable(target: Target) -> str | None:
     return robust.ROBUST.unsuitable(target)
 
 
-SHUFFLED_CHAIN = Attack("shuffled_chain", THREAT_MODEL, _run, _unsuitable)
+SHUFFLED_CHAIN = Attack("shuffled_chain", THREAT_MODEL, _run, _unsuitable, one_matrix=True)
 """Regroups shuffled mixtures, then separates the groups that were found."""

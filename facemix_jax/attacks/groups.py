@@ -154,3 +154,12 @@ def needs_groups(target: Target) -> str | None:
     if target.defense.group_size > 1:
         return None
     return f"The defence {target.defense.name!r} mixes nothing: a group has one row."
+
+
+def needs_groups_of_images(target: Target) -> str | None:
+    """Why an attack that asks who or what is in a group cannot be scored, or None."""
+    if not target.defense.dealt:
+        return None
+    return (
+        "Images are dealt to groups anew in every tile: there is no group of images to ask about."
+    )

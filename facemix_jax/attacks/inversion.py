@@ -287,4 +287,4 @@ def _inversion(
     return Result(figures, inverted.attacker)
 
 
-INVERSION = Attack("inversion", THREAT_MODEL, _inversion)
+INVERSION = Attack("inversion", THREAT_MODEL, _inversion, one_matrix=True)

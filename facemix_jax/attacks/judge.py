@@ -226,4 +226,10 @@ def _unsuitable(target: Target) -> str | None:
     return f"{' and '.join(missing)} not installed. {_REMEDY}" if missing else None
 
 
-JUDGE = Attack("judge", f"{THREAT_MODEL}; judged by a public face recogniser", _judge, _unsuitable)
+JUDGE = Attack(
+    "judge",
+    f"{THREAT_MODEL}; judged by a public face recogniser",
+    _judge,
+    _unsuitable,
+    one_matrix=True,
+)

@@ -22,7 +22,12 @@ from facemix_jax.attacks.base import (
     record,
     truth_by_group,
 )
-from facemix_jax.attacks.groups import activations, auxiliary_by_tile, noise_of
+from facemix_jax.attacks.groups import (
+    activations,
+    auxiliary_by_tile,
+    needs_groups_of_images,
+    noise_of,
+)
 from facemix_jax.attacks.recognition import people_of
 
 THREAT_MODEL = (
@@ -114,7 +119,7 @@ def _unsuitable(target: Target) -> str | None:
         return f"{target.source.name} shows too few people with several images."
     if target.defense.group_size < 2:
         return "Nothing is mixed: a group has one row."
-    return None
+    return needs_groups_of_images(target)
 
 
 MEMBERSHIP = Attack("membership", THREAT_MODEL, _run, _unsuitable, by_tile=True, fewer_rows=True)

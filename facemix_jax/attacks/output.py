@@ -81,4 +81,4 @@ def _read(target: Target, post: Variables, features: HostArray) -> HostArray:
     return np.asarray(jax.jit(target.model.post.apply)(post, features.astype(np.float32)))
 
 
-OUTPUT = Attack("output", THREAT_MODEL, _output)
+OUTPUT = Attack("output", THREAT_MODEL, _output, one_matrix=True)

@@ -122,7 +122,13 @@ def picard(
     return nearest_orthogonal(last.rotation), last.steps, last.turned
 
 
-PICARD = blind.attack("picard", THREAT_MODEL, lambda *_: functools.partial(separate, solver=picard))
+PICARD = blind.attack(
+    "picard",
+    THREAT_MODEL,
+    lambda target, *_: functools.partial(
+        separate, orthogonal=target.defense.orthogonal, solver=picard
+    ),
+)
 """Picard-O on gradients, grouping granted."""
 
 

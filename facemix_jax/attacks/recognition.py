@@ -27,7 +27,13 @@ from facemix_jax.attacks.base import (
     record,
     truth_by_group,
 )
-from facemix_jax.attacks.groups import correlations, in_order, match, unmix
+from facemix_jax.attacks.groups import (
+    correlations,
+    in_order,
+    match,
+    needs_groups_of_images,
+    unmix,
+)
 from facemix_jax.attacks.recognition_training import (
     attribute_loss,
     identity_loss,
@@ -109,7 +115,7 @@ def _run_attributes(
     if not set_valued:
         name = "balanced attribute accuracy of single rows"
         ceiling = None
-        if target.defense.group_size > 1:
+        if target.defense.group_size > 1 and not target.defense.dealt:
             ceiling = scores.attribute_ceiling(
                 true[:, decided].reshape(-1, target.defense.group_size, decided.sum())
             )
@@ -224,7 +230,7 @@ def _run_identity(
     frequency = np.bincount(people.train_classes, minlength=num_people)
     floor = scores.named_share(np.broadcast_to(frequency, (len(true), num_people)), true)
     ceiling = None
-    if not set_valued and target.defense.group_size > 1:
+    if not set_valued and target.defense.group_size > 1 and not target.defense.dealt:
         ceiling = scores.identity_ceiling(classes[order].reshape(-1, target.defense.group_size))
     name, known = "identity success rate of single rows", IDENTITY_THREAT
     if set_valued:
@@ -255,5 +261,13 @@ def _attack(
 
 ATTRIBUTES = _attack("attributes", ATTRIBUTES_THREAT, _run_attributes, False)
 IDENTITY = _attack("identity", IDENTITY_THREAT, _run_identity, False, _no_people)
-SET_ATTRIBUTES = _attack("set_attributes", SET_ATTRIBUTES_THREAT, _run_attributes, True)
-SET_IDENTITY = _attack("set_identity", SET_IDENTITY_THREAT, _run_identity, True, _no_people)
+SET_ATTRIBUTES = _attack(
+    "set_attributes", SET_ATTRIBUTES_THREAT, _run_attributes, True, needs_groups_of_images
+)
+SET_IDENTITY = _attack(
+    "set_identity",
+    SET_IDENTITY_THREAT,
+    _run_identity,
+    True,
+    lambda target: needs_groups_of_images(target) or _no_people(target),
+)

@@ -158,9 +158,17 @@ def run_suite(
             continue
         seen, recorded = views[attack.by_tile]
         reason = attack.unsuitable(seen)
+        if attack.one_matrix and target.model.spec.tiles > 1:
+            reason = "It looks for one matrix of a group's whole maps, but each tile has its own."
         if reason is not None:
             skipped[name] = reason
             continue
         say(name)
-        results[name] = attack.run(seen, recorded, jax.random.fold_in(rng_key, index), config)
+        try:
+            results[name] = attack.run(seen, recorded, jax.random.fold_in(rng_key, index), config)
+        except _validate.UsageError as error:
+            # Of this recording, such as one in which all images have the same attributes.
+            if name == STRONGEST:
+                raise
+            skipped[name] = str(error)
     return Suite(recording, results, skipped)

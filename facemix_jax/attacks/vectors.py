@@ -77,13 +77,17 @@ def separate_vectors(
     return on_all_cores(lambda *some: _separate(*some, *options), *arrays)
 
 
-def separate_groups(mixtures: Array, *, rng_key: RngKey) -> Separation:
+def separate_groups(mixtures: Array, *, rng_key: RngKey, orthogonal: bool = True) -> Separation:
     """``separate_vectors`` where all channels share one matrix: ``[G, M, H, W, C]``."""
-    found = separate_vectors(mixtures[:, None], rng_key=rng_key)
+    found = separate_vectors(mixtures[:, None], rng_key=rng_key, orthogonal=orthogonal)
     return found._replace(unmixing=found.unmixing[:, 0], sources=found.sources[:, 0])
 
 
-IVA = blind.attack("iva", THREAT_MODEL, lambda *_: separate_groups)
+IVA = blind.attack(
+    "iva",
+    THREAT_MODEL,
+    lambda target, *_: functools.partial(separate_groups, orthogonal=target.defense.orthogonal),
+)
 """Vector analysis of gradients over channels, grouping granted."""
 
 

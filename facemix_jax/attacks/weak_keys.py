@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from facemix_jax import _validate, mixing
+from facemix_jax import _validate, defenses
 from facemix_jax._types import Array, HostArray, RngKey
 from facemix_jax.attacks.base import (
     Attack,
@@ -177,9 +177,11 @@ def _weak_randomness(
 def _needs_matrices(target: Target) -> str | None:
     defense = target.defense
     secret = jax.eval_shape(lambda: defense.init(jax.random.key(0), defense.group_size, True))
-    if defense.group_size > 1 and isinstance(secret, mixing.MixKey):
+    if defense.group_size > 1 and defenses.mix_key_of(secret) is not None:
         return None
     return f"The defence {defense.name!r} draws no matrix for each group: no seed to search."
 
 
-WEAK_RANDOMNESS = Attack("weak_randomness", THREAT_MODEL, _weak_randomness, _needs_matrices)
+WEAK_RANDOMNESS = Attack(
+    "weak_randomness", THREAT_MODEL, _weak_randomness, _needs_matrices, one_matrix=True
+)

@@ -58,6 +58,8 @@ class Defense(NamedTuple):
         rows: of each group; None for one for each example, all of them sent to one cloud.
         orthogonal: whether the rows that a cloud sees of a group are mixed by a whole orthogonal
             matrix. Public: attackers use it.
+        dealt: whether images are dealt to groups anew in every tile of a map, so that no group of
+            images is the same everywhere. Public.
     """
 
     name: str
@@ -69,6 +71,7 @@ class Defense(NamedTuple):
     keyed: bool = True
     rows: Rows | None = None
     orthogonal: bool = True
+    dealt: bool = False
 
 
 def rows_of(defense: Defense) -> Rows:

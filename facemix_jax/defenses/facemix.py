@@ -59,6 +59,7 @@ def facemix(
         mixing.unmix,
         cost,
         orthogonal=family not in mixing.NOT_ORTHOGONAL,
+        dealt=deal_blocks > 0,
     )
 
 

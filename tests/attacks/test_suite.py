@@ -1,13 +1,15 @@
 """The whole suite: order, company of the strongest, and every attack on every defence."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
-from attack_support import make_target
+from attack_support import make_target, make_tiled_target
 
 from facemix_jax import attacks
 from facemix_jax._validate import UsageError
-from facemix_jax.attacks import suite
+from facemix_jax.attacks import base, suite
 
 RNG_KEY = jax.random.key(4)
 EFFORT = attacks.AttackConfig(num_groups=4, steps=2, batch_size=16)
@@ -52,6 +54,46 @@ def test_the_registry_ends_with_the_strongest():
     assert list(suite.ATTACKS)[-1] == suite.STRONGEST
     assert all(name == attack.name for name, attack in suite.ATTACKS.items())
     assert all(attack.threat_model for attack in suite.ATTACKS.values())
+
+
+def test_what_a_recording_does_not_allow_is_skipped_but_never_the_strongest(fakes, monkeypatch):
+    def refuse(target, recording, rng_key, config):
+        raise UsageError("All images are alike.")
+
+    weak, strongest = suite.ATTACKS["weak"], suite.ATTACKS[suite.STRONGEST]
+    monkeypatch.setitem(suite.ATTACKS, "weak", weak._replace(run=refuse))
+    found = suite.run_suite(make_target(), ["weak"], rng_key=RNG_KEY, config=EFFORT)
+    assert found.skipped == {"weak": "All images are alike."}
+    assert suite.STRONGEST in found.results
+    monkeypatch.setitem(suite.ATTACKS, suite.STRONGEST, strongest._replace(run=refuse))
+    with pytest.raises(UsageError, match="alike"):
+        suite.run_suite(make_target(), ["weak"], rng_key=RNG_KEY, config=EFFORT)
+
+
+ONE_MATRIX = ("known_plaintext", "reused_key", "intersection", "shuffled_chain", "output")
+OF_IMAGES = ("membership", "alignment", "set_attributes", "set_identity")
+
+
+def test_tiles_are_not_attacked_by_what_looks_for_one_matrix(monkeypatch):
+    ran = {name: attack._replace(run=fake(name).run) for name, attack in suite.ATTACKS.items()}
+    monkeypatch.setattr(suite, "ATTACKS", ran)
+    for target, refused in (
+        (make_target(), ()),
+        (make_tiled_target(), ONE_MATRIX),
+        (make_tiled_target(scatter=True), (*ONE_MATRIX, *OF_IMAGES)),
+    ):
+        names = {*ONE_MATRIX, *OF_IMAGES, "span", "collusion"}
+        if target.model.spec.tiles == 1:
+            names -= {"alignment"}
+        found = suite.run_suite(target, names, rng_key=RNG_KEY, config=EFFORT)
+        assert set(found.skipped) == set(refused)
+
+
+def test_an_attacker_does_not_own_the_attacked_images():
+    with pytest.raises(UsageError, match="test split is attacked and holds"):
+        dataclasses.replace(make_target(), auxiliary_split="test")
+    assert base.own_split("train") == "test"
+    assert base.own_split("test") == base.own_split("valid") == "train"
 
 
 @pytest.mark.slow

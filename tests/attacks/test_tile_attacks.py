@@ -145,6 +145,25 @@ def test_attacks_run_on_tiles(attack):
     assert result.recovered.shape == (32, 8, 7, 8)
 
 
+@pytest.mark.parametrize("scatter", [False, True])
+def test_a_tile_of_a_picture_is_recognised_in_its_group(scatter):
+    target = make_tiled_target(scatter=scatter)
+    area, rate = (
+        suite.ATTACKS["span"].run(target, recording_of(target), jax.random.key(2), EFFORT).figures
+    )
+    assert area.value == area.owner == 1
+    assert rate.value == 1 > rate.floor
+    # Rows of other pictures, as if the recording were theirs: nothing is recognised.
+    recording = recording_of(target)
+    other = target.model.pre(
+        target.variables["pre"], attacks.base.normalize(target.source.images(np.arange(8)))
+    )
+    wrong = suite.ATTACKS["span"].run(
+        target, recording._replace(activations=other), jax.random.key(2), EFFORT
+    )
+    assert wrong.figures[0].value < 0.9
+
+
 def test_alignment_needs_tiles():
     assert "not cut into tiles" in alignment.ALIGNMENT.unsuitable(
         attacks.Target(

@@ -1,16 +1,19 @@
+import dataclasses
 import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from attack_support import make_target
 from pictures import mixed, patchwork
 
-from facemix_jax import attacks, metrics, mixing
+from facemix_jax import attacks, defenses, metrics, mixing
 from facemix_jax._validate import UsageError
-from facemix_jax.attacks import adversarial, robust, vectors
+from facemix_jax.attacks import adversarial, robust, suite, vectors
 from facemix_jax.attacks.nonnegative import separate_nonnegative
 from facemix_jax.attacks.picard import picard
+from facemix_jax.defenses import DefenseConfig
 
 RNG_KEY = jax.random.key(7)
 SEPARATIONS = {
@@ -39,6 +42,20 @@ def test_images_after_a_relu_are_recovered_in_scale_and_sign(name):
         np.testing.assert_allclose(ratio, 1, atol=0.1)
     again = jax.vmap(mixing.mix_group)(found.unmixing, mixtures)
     np.testing.assert_allclose(found.sources, again, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["iva", "picard"])
+def test_a_matrix_that_is_not_orthogonal_is_met_by_an_attack_that_is_told(name):
+    told = defenses.build(DefenseConfig(group_size=4, family="gaussian"))
+    target = dataclasses.replace(make_target(), defense=told)
+    recording = attacks.record(target, attacks.recorded_rows(target, 4), rng_key=jax.random.key(1))
+    reached = []
+    for orthogonal in (False, True):
+        seen = dataclasses.replace(target, defense=told._replace(orthogonal=orthogonal))
+        found = suite.ATTACKS[name].run(seen, recording, RNG_KEY, attacks.AttackConfig())
+        reached.append(found.figures[0].value)
+    assert reached[0] > 0.99
+    assert reached[1] < 0.95
 
 
 @pytest.mark.parametrize("name", SEPARATIONS)

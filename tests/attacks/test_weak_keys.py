@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -64,6 +66,18 @@ def test_the_attack_opens_requests_of_small_seeds(monkeypatch):
 def test_windows_outside_of_32_bits_are_an_error(requests):
     with pytest.raises(UsageError, match="num_seeds"):
         weak_keys.search_seeds(DEFENSE, requests, first_seed=2**32 - 10, num_seeds=20)
+
+
+def test_noise_does_not_keep_a_small_seed_from_being_searched():
+    noisy = defenses.build(defenses.DefenseConfig(group_size=4, noise=0.1))
+    target = dataclasses.replace(make_target(), defense=noisy)
+    assert weak_keys.WEAK_RANDOMNESS.unsuitable(target) is None
+    images = data.normalize(PatchworkSource().images(np.arange(4)))
+    sent = noisy.protect(noisy.init(jax.random.key(77), 4, True), images)
+    for first, found in ((64, True), (128, False)):
+        search = weak_keys.search_seeds(noisy, sent[None], first_seed=first, num_seeds=64)
+        assert search.found.tolist() == [found]
+        assert (search.seed.tolist() == [77]) == found
 
 
 def test_where_no_matrix_is_drawn_there_is_no_seed_to_find():
