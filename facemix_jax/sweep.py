@@ -164,6 +164,11 @@ def expand(
         for values in itertools.product(*(grid[name] for name in names))
         for seed in seeds
     ]
+    return distinct(trials)
+
+
+def distinct(trials: Iterable[Trial]) -> list[Trial]:
+    """Each directory's trial once: settings can come to the same run."""
     return list({each.workdir: each for each in trials}.values())
 
 

@@ -76,7 +76,7 @@ def search(
         execute: trains and evaluates trials; those done are left alone.
 
     Returns:
-        All trials.
+        All trials, each once, however often its setting was asked for.
 
     Raises:
         UsageError: Optuna is not installed, or another space was searched in this folder.
@@ -111,7 +111,7 @@ def search(
             )
             new.set_user_attr("setting", asked[-1][1])
         batches = [_of_seeds(base, setting, num_seeds, folder) for _, setting in asked]
-        execute([each for batch in batches for each in batch])
+        execute(sweep.distinct(each for batch in batches for each in batch))
         for (number, _), batch in zip(asked, batches, strict=True):
             found = [result for each in batch if (result := sweep.read_result(each)) is not None]
             if len(found) == len(batch):
@@ -119,7 +119,7 @@ def search(
             else:
                 study.tell(number, state=optuna.trial.TrialState.FAIL)
             trials += batch
-    return trials
+    return sweep.distinct(trials)
 
 
 def _of_seeds(base: RunConfig, setting: Setting, num_seeds: int, folder: Path) -> list[Trial]:

@@ -71,10 +71,11 @@ def run(
     Raises:
         StoppedError: SIGINT or SIGTERM; the same call goes on.
     """
+    distinct = sorted(set(workdirs))  # a second lock on one would wait for the first for ever
     with contextlib.ExitStack() as stack:
-        for workdir in sorted(workdirs):
+        for workdir in distinct:
             stack.enter_context(_alone(workdir))
-        waiting = [workdir for workdir in workdirs if not (workdir / RESULT).exists()]
+        waiting = [workdir for workdir in distinct if not (workdir / RESULT).exists()]
         if waiting:
             _run(waiting, split, method, show_progress)
 
@@ -83,7 +84,8 @@ def run(
 def _alone(workdir: Path) -> Iterator[None]:
     """Waits for what an earlier, killed sweep left running there."""
     with (workdir / ".lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 

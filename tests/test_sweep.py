@@ -2,17 +2,19 @@
 
 import csv
 import dataclasses
+import errno
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
 import pytest
 
-from facemix_jax import cli, metrics, runs, sweep, sweep_runners, sweep_search
+from facemix_jax import cli, metrics, runs, sweep, sweep_runners, sweep_search, trials
 from facemix_jax._validate import FacemixError, UsageError
 from facemix_jax.data import DataConfig
 from facemix_jax.runs import RunConfig
@@ -151,10 +153,11 @@ def test_a_grid_skips_what_is_done_and_summarises_over_seeds(tmp_path, monkeypat
     assert (tmp_path / "summary.png").read_bytes().startswith(b"\x89PNG")
 
 
-def searched(folder, accuracy, *, trials, fail_after=None):
-    space = sweep_search.parse_space(
-        ["train.learning_rate=log:1e-4:1e-1", "defense.group_size=4,8", "train.num_epochs=1:3"]
-    )
+SPACE = ("train.learning_rate=log:1e-4:1e-1", "defense.group_size=4,8", "train.num_epochs=1:3")
+
+
+def searched(folder, accuracy, *, trials, fail_after=None, space=SPACE):
+    space = sweep_search.parse_space(space)
     done = []
 
     def execute(batch):
@@ -187,6 +190,41 @@ def test_a_search_finds_the_best_and_goes_on_where_it_was_killed(tmp_path):
     again, done = searched(tmp_path, accuracy, trials=12)
     assert done == []
     assert len(again) == 12
+
+
+@pytest.mark.filterwarnings("ignore:.*Journal.*:Warning")
+def test_a_setting_that_a_search_asks_for_twice_is_one_run(tmp_path):
+    pytest.importorskip("optuna")
+    trials, done = searched(tmp_path, lambda c: 0.5, trials=4, space=["defense.group_size=4"])
+    assert [len(settings) for settings in done] == [1, 1], "two asked for at a time"
+    (row,) = sweep.summarize(trials)
+    assert row["seeds"] == 1
+    two = searched(tmp_path / "two", lambda c: 0.5, trials=8, space=["defense.group_size=4,8"])[0]
+    assert len(two) == 2, "the control"
+
+
+def test_a_work_directory_named_twice_is_locked_and_trained_once(tmp_path, monkeypatch):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    seen = []
+    monkeypatch.setattr(trials, "_run", lambda waiting, *rest: seen.extend(waiting))
+    twice = [tmp_path / "b", tmp_path / "a", tmp_path / "b"]
+    running = threading.Thread(target=trials.run, args=(twice,), daemon=True)
+    running.start()
+    running.join(30)
+    assert not running.is_alive(), "it waits for its own lock"
+    assert seen == [tmp_path / "a", tmp_path / "b"]
+
+
+def test_trials_run_on_a_file_system_without_locks(tmp_path, monkeypatch):
+    def refuse(file, operation):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    seen = []
+    monkeypatch.setattr(trials.fcntl, "flock", refuse)
+    monkeypatch.setattr(trials, "_run", lambda waiting, *rest: seen.extend(waiting))
+    trials.run([tmp_path])
+    assert seen == [tmp_path]
 
 
 @pytest.mark.parametrize("text", ["train.learning_rate=2:1", "train.learning_rate=log:0:1"])
