@@ -15,7 +15,7 @@ from facemix_jax.commands import Output, absolute
 from facemix_jax.output import NOTES
 from facemix_jax.runs import RunConfig
 from facemix_jax.sweep import Trial
-from facemix_jax.trials import FAILURE, RESULT
+from facemix_jax.trials import FAILURE
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,7 +51,8 @@ class Sweep(Output):
     """name=value for submitit's executor (timeout_min=600 slurm_partition=gpu) or a Ray task
     (num_gpus=1)."""
     split: str = "test"
-    """Split that is scored; search on valid where there is one."""
+    """Split that is scored; search on valid where there is one. Runs that are done are scored anew
+    for another one, but not trained."""
     metric: str = "accuracy"
     """What a search maximises: accuracy, balanced_accuracy, clean_accuracy or
     clean_balanced_accuracy."""
@@ -84,6 +85,7 @@ class Sweep(Output):
                 num_seeds=self.num_seeds,
                 parallel=self.parallel,
                 metric=self.metric,
+                split=self.split,
                 execute=self._execute,
             )
         else:
@@ -91,12 +93,12 @@ class Sweep(Output):
             varied = [name for name in grid if name != "train.seed"]
             trials = sweep.expand(base, grid, self.num_seeds, folder)
             self._execute(trials)
-        rows = sweep.write_summary(folder, trials)
+        rows = sweep.write_summary(folder, trials, self.split)
         if self.search:
             rows.sort(key=lambda row: -row.get(self.metric, 0.0))
         write_atomically(folder / "summary.png", sweep.picture(rows, varied))
         for each in trials:
-            if (each.workdir / FAILURE).exists():
+            if sweep.failed(each, self.split):
                 NOTES.print(f"failed: {each.workdir / FAILURE}")
         output.emit(self.json, {"rows": rows}, sweep.rows_table(rows, varied))
 
@@ -111,7 +113,7 @@ class Sweep(Output):
             runs.check_claim(each.workdir, each.config)
         _check_networks(trials)
         sweep.claim(trials)
-        waiting = [each for each in trials if not (each.workdir / RESULT).exists()]
+        waiting = [each for each in trials if sweep.read_result(each, self.split) is None]
         NOTES.print(f"{len(trials)} runs, {len(trials) - len(waiting)} of them done")
         groups = sweep.groups(waiting, self.at_once)
         sweep_runners.run(

@@ -23,7 +23,7 @@ from facemix_jax import metrics, output, runs
 from facemix_jax._files import write_atomically
 from facemix_jax._validate import UsageError, one_of
 from facemix_jax.runs import RunConfig
-from facemix_jax.trials import FAILURE, RESULT
+from facemix_jax.trials import FAILURE, scored
 
 PARTS = ("data", "model", "defense", "train")
 _ALIKE = ("seed", "learning_rate", "weight_decay")
@@ -188,7 +188,11 @@ def groups(trials: Iterable[Trial], at_once: int) -> list[list[Trial]]:
 
 
 def claim(trials: Iterable[Trial]) -> None:
-    """Makes the trials' directories, each with its ``config.json``."""
+    """Makes the trials' directories, each with its ``config.json``.
+
+    Raises:
+        FacemixError: as ``runs.claim``.
+    """
     for each in trials:
         runs.claim(each.workdir, each.config)
 
@@ -225,20 +229,23 @@ def metrics_of(result: Mapping[str, Any]) -> dict[str, float]:
     return found | {name: float(figure[key]) for name, key in LEAKAGE.items()}
 
 
-def read_result(each: Trial) -> dict[str, float] | None:
-    """The figures of a trial that is done; None otherwise."""
-    try:
-        return metrics_of(json.loads((each.workdir / RESULT).read_text()))
-    except FileNotFoundError:
-        return None
+def read_result(each: Trial, split: str) -> dict[str, float] | None:
+    """The figures of a trial whose split is scored; None otherwise."""
+    found = scored(each.workdir, split)
+    return None if found is None else metrics_of(found)
 
 
-def summarize(trials: Iterable[Trial]) -> list[dict[str, Any]]:
+def failed(each: Trial, split: str) -> bool:
+    """Whether a trial ended without a result for the split."""
+    return (each.workdir / FAILURE).exists() and read_result(each, split) is None
+
+
+def summarize(trials: Iterable[Trial], split: str) -> list[dict[str, Any]]:
     """One row for each setting, over its seeds.
 
     Returns:
-        Rows with the setting's fields, ``seeds`` done, ``failed``, and each metric's mean and
-        ``.interval`` (half the width, 95%; None for one seed).
+        Rows with the setting's fields, ``split``, ``seeds`` done, ``failed``, and each metric's
+        mean and ``.interval`` (half the width, 95%; None for one seed).
     """
     rows: dict[str, tuple[Setting, list[Trial]]] = {}
     for each in trials:
@@ -246,18 +253,18 @@ def summarize(trials: Iterable[Trial]) -> list[dict[str, Any]]:
         rows.setdefault(json.dumps(setting, sort_keys=True), (setting, []))[1].append(each)
     table = []
     for setting, members in rows.values():
-        results = [found for each in members if (found := read_result(each)) is not None]
-        row: dict[str, Any] = {**setting, "seeds": len(results)}
-        row["failed"] = sum((each.workdir / FAILURE).exists() for each in members)
+        results = [found for each in members if (found := read_result(each, split)) is not None]
+        row: dict[str, Any] = {**setting, "split": split, "seeds": len(results)}
+        row["failed"] = sum(failed(each, split) for each in members)
         for name in results[0] if results else ():
             row[name], row[f"{name}.interval"] = metrics.mean_interval([r[name] for r in results])
         table.append(row)
     return table
 
 
-def write_summary(folder: Path, trials: Sequence[Trial]) -> list[dict[str, Any]]:
+def write_summary(folder: Path, trials: Sequence[Trial], split: str) -> list[dict[str, Any]]:
     """Writes ``summary.csv``, ``.json`` and ``.md``, and returns the rows."""
-    rows = summarize(trials)
+    rows = summarize(trials, split)
     columns = list(dict.fromkeys(name for row in rows for name in row))
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")
@@ -297,7 +304,8 @@ def rows_table(rows: Sequence[Mapping[str, Any]], varied: Sequence[str]) -> Tabl
         )
         for row in rows
     ]
-    return output.table("mean and 95% interval", ("seeds", *SHOWN.values()), lines)
+    title = f"{rows[0]['split']} split: mean and 95% interval"
+    return output.table(title, ("seeds", *SHOWN.values()), lines)
 
 
 def picture(rows: Sequence[Mapping[str, Any]], varied: Sequence[str]) -> bytes:

@@ -58,6 +58,7 @@ def search(
     num_seeds: int,
     parallel: int,
     metric: str,
+    split: str,
     execute: Callable[[Sequence[Trial]], None],
 ) -> list[Trial]:
     """Finds the setting with the highest metric, mean over seeds; a second call goes on.
@@ -73,6 +74,7 @@ def search(
         num_seeds: runs of each.
         parallel: settings asked for at a time.
         metric: one of ``sweep.METRICS``.
+        split: on which the metric is taken.
         execute: trains and evaluates trials; those done are left alone.
 
     Returns:
@@ -113,7 +115,8 @@ def search(
         batches = [_of_seeds(base, setting, num_seeds, folder) for _, setting in asked]
         execute(sweep.distinct(each for batch in batches for each in batch))
         for (number, _), batch in zip(asked, batches, strict=True):
-            found = [result for each in batch if (result := sweep.read_result(each)) is not None]
+            results = (sweep.read_result(each, split) for each in batch)
+            found = [result for result in results if result is not None]
             if len(found) == len(batch):
                 study.tell(number, metrics.mean_interval([result[metric] for result in found])[0])
             else:

@@ -49,6 +49,15 @@ def utilities(part: Run, split: str) -> dict[str, Any]:
     }
 
 
+def scored(workdir: Path, split: str) -> dict[str, Any] | None:
+    """What a work directory's ``result.json`` says of a split; None where it says nothing."""
+    try:
+        found = json.loads((workdir / RESULT).read_text())
+    except FileNotFoundError:
+        return None
+    return found if found["split"] == split else None
+
+
 def run(
     workdirs: Sequence[Path],
     *,
@@ -59,7 +68,7 @@ def run(
     """Trains the runs of work directories together and evaluates each.
 
     Each directory ends with ``result.json``, or ``failure.json`` with the reason; what has a
-    result is left alone.
+    result for this split is left alone.
 
     Args:
         workdirs: of runs that differ in seed, learning rate and weight decay only; each holds a
@@ -75,7 +84,7 @@ def run(
     with contextlib.ExitStack() as stack:
         for workdir in distinct:
             stack.enter_context(_alone(workdir))
-        waiting = [workdir for workdir in distinct if not (workdir / RESULT).exists()]
+        waiting = [workdir for workdir in distinct if scored(workdir, split) is None]
         if waiting:
             _run(waiting, split, method, show_progress)
 

@@ -26,17 +26,17 @@ SMALL += ["--width", "4", "--num-epochs", "1", "--batch-size", "16", "--log-ever
 FIGURE = {"value": 0.99, "floor": 0.6, "owner": 1.0}
 
 
-def result_of(accuracy):
+def result_of(accuracy, split="test"):
     scores = {"accuracy": accuracy, "balanced_accuracy": accuracy / 2, "majority_accuracy": 0.8}
-    return {"split": "test", "clean": scores, "protected": scores, "leakage": [FIGURE]}
+    return {"split": split, "clean": scores, "protected": scores, "leakage": [FIGURE]}
 
 
-def write_results(groups, accuracy, seen=None):
+def write_results(groups, accuracy, seen=None, split="test"):
     """Stands in for training: the accuracy is a function of the configuration."""
     for workdir in (w for group in groups for w in group):
         if seen is not None:
             seen.append(workdir)
-        found = result_of(accuracy(runs.read_config(workdir)))
+        found = result_of(accuracy(runs.read_config(workdir)), split)
         (workdir / "result.json").write_text(json.dumps(found))
 
 
@@ -153,6 +153,45 @@ def test_a_grid_skips_what_is_done_and_summarises_over_seeds(tmp_path, monkeypat
     assert (tmp_path / "summary.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_another_split_is_scored_and_named(tmp_path, monkeypatch, capsys):
+    seen = []
+
+    def stand_in(groups, *, split, **options):
+        write_results(groups, lambda c: 0.5 if split == "test" else 0.7, seen, split)
+
+    monkeypatch.setattr(sweep_runners, "run", stand_in)
+    command = ["sweep", "--workdir", str(tmp_path), "--grid", "train.learning_rate=1e-3,2e-3"]
+    for split, accuracy, runs_scored in [("test", 0.5, 2), ("valid", 0.7, 4), ("valid", 0.7, 4)]:
+        assert cli.main([*command, "--split", split, "--json", "-"]) == 0
+        rows = json.loads(capsys.readouterr().out)["rows"]
+        assert [(row["split"], row["accuracy"]) for row in rows] == [(split, accuracy)] * 2
+        assert len(seen) == runs_scored, "what is scored on this split is left alone"
+        assert f"| {split} |" in (tmp_path / "summary.md").read_text()
+    assert cli.main([*command, "--split", "valid"]) == 0
+    assert "valid" in capsys.readouterr().out
+
+
+def test_a_sweep_goes_on_where_its_images_and_devices_are_now(tmp_path):
+    """The trials know nothing but what their directories hold."""
+    before, now = (
+        dataclasses.replace(
+            BASE,
+            data=DataConfig(dataset="celeba", data_dir=place, cache_dir=place),
+            mesh=MeshConfig(model_devices=devices),
+        )
+        for place, devices in (("/before", 1), ("/now", 2))
+    )
+    for base in (before, now):
+        (trial,) = sweep.expand(base, {}, 1, tmp_path)
+        sweep.claim([trial])
+        assert runs.read_config(trial.workdir) == base
+    with runs.alone(trial.workdir), pytest.raises(FacemixError, match="training in"):
+        sweep.claim(sweep.expand(before, {}, 1, tmp_path))
+    assert runs.read_config(trial.workdir) == now, "a run in progress keeps its own"
+    with runs.alone(trial.workdir):
+        sweep.claim([trial])
+
+
 SPACE = ("train.learning_rate=log:1e-4:1e-1", "defense.group_size=4,8", "train.num_epochs=1:3")
 
 
@@ -167,7 +206,8 @@ def searched(folder, accuracy, *, trials, fail_after=None, space=SPACE):
         write_results([[t.workdir for t in batch]], accuracy)
         done.append([t.setting for t in batch])
 
-    options = {"num_seeds": 1, "parallel": 2, "metric": "accuracy", "execute": execute}
+    options = {"num_seeds": 1, "parallel": 2, "metric": "accuracy", "split": "test"}
+    options["execute"] = execute
     return sweep_search.search(BASE, space, folder=folder, num_trials=trials, **options), done
 
 
@@ -197,7 +237,7 @@ def test_a_setting_that_a_search_asks_for_twice_is_one_run(tmp_path):
     pytest.importorskip("optuna")
     trials, done = searched(tmp_path, lambda c: 0.5, trials=4, space=["defense.group_size=4"])
     assert [len(settings) for settings in done] == [1, 1], "two asked for at a time"
-    (row,) = sweep.summarize(trials)
+    (row,) = sweep.summarize(trials, "test")
     assert row["seeds"] == 1
     two = searched(tmp_path / "two", lambda c: 0.5, trials=8, space=["defense.group_size=4,8"])[0]
     assert len(two) == 2, "the control"
