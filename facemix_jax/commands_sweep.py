@@ -86,12 +86,15 @@ class Sweep(Output):
                 parallel=self.parallel,
                 metric=self.metric,
                 split=self.split,
+                check=_check,
                 execute=self._execute,
+                say=NOTES.print,
             )
         else:
             grid = sweep.parse_grid(self.grid)
             varied = [name for name in grid if name != "train.seed"]
             trials = sweep.expand(base, grid, self.num_seeds, folder)
+            _check(trials)
             self._execute(trials)
         rows = sweep.write_summary(folder, trials, self.split)
         if self.search:
@@ -108,10 +111,7 @@ class Sweep(Output):
         return self.workdir.expanduser().absolute()
 
     def _execute(self, trials: Sequence[Trial]) -> None:
-        """Checks all trials, then trains and scores those that are not done."""
-        for each in trials:
-            runs.check_claim(each.workdir, each.config)
-        _check_networks(trials)
+        """Trains and scores the trials that are not done."""
         sweep.claim(trials)
         waiting = [each for each in trials if sweep.read_result(each, self.split) is None]
         NOTES.print(f"{len(trials)} runs, {len(trials) - len(waiting)} of them done")
@@ -128,8 +128,10 @@ class Sweep(Output):
         )
 
 
-def _check_networks(trials: Sequence[Trial]) -> None:
-    """Builds each network once, so that a cut that does not exist stops a sweep at once."""
+def _check(trials: Sequence[Trial]) -> None:
+    """Compares configurations, and builds each network: a cut may not exist."""
+    for each in trials:
+        runs.check_claim(each.workdir, each.config)
     for model, image_size in {(each.config.model, each.config.data.image_size) for each in trials}:
         models.build(model, image_size=image_size)
 

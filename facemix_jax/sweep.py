@@ -139,6 +139,8 @@ def config_hash(config: RunConfig) -> str:
 
 def trial(base: RunConfig, setting: Setting, folder: Path) -> Trial:
     """The trial of a setting, in its directory below ``folder``."""
+    # Sizes are lists where a setting was read from JSON.
+    setting = {n: tuple(v) if isinstance(v, list) else v for n, v in setting.items()}
     config = configure(base, setting)
     return Trial(setting, config, folder / config_hash(config))
 

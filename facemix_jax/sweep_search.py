@@ -19,6 +19,9 @@ class Range(NamedTuple):
     log: bool
 
 
+_SETTING = "setting"
+"""Where an Optuna trial keeps its values, once all are drawn."""
+
 Space = dict[str, Range | list[Any]]
 """Field to a range or to the values that it may have."""
 
@@ -59,12 +62,14 @@ def search(
     parallel: int,
     metric: str,
     split: str,
+    check: Callable[[Sequence[Trial]], None],
     execute: Callable[[Sequence[Trial]], None],
+    say: Callable[[str], None],
 ) -> list[Trial]:
     """Finds the setting with the highest metric, mean over seeds; a second call goes on.
 
     The study is kept in ``folder/optuna.log``; trials that were running when it was killed are
-    run again first.
+    run again first. A setting whose values do not fit each other fails, and the others go on.
 
     Args:
         base: what does not vary.
@@ -75,13 +80,15 @@ def search(
         parallel: settings asked for at a time.
         metric: one of ``sweep.METRICS``.
         split: on which the metric is taken.
+        check: raises ``UsageError`` for trials that cannot run.
         execute: trains and evaluates trials; those done are left alone.
+        say: is told of settings that cannot run.
 
     Returns:
-        All trials, each once, however often its setting was asked for.
+        All trials that can run, each once, however often its setting was asked for.
 
     Raises:
-        UsageError: Optuna is not installed, or another space was searched in this folder.
+        UsageError: Optuna is not installed, or none of the settings can run.
     """
     try:
         import optuna
@@ -97,37 +104,55 @@ def search(
     )
     # Another seed in every call: the same one would ask for the first settings again.
     study.sampler = optuna.samplers.TPESampler(seed=len(study.trials))
-    running = optuna.trial.TrialState.RUNNING
-    left = [t for t in study.get_trials(deepcopy=False) if t.state == running]
+    reasons: list[str] = []
+
+    def runnable(setting: Setting) -> list[Trial]:
+        """The trials of a setting; none where its values do not fit each other."""
+        fixed = {name: [value] for name, value in setting.items()}
+        try:
+            batch = sweep.expand(base, fixed, num_seeds, folder)
+            check(batch)
+        except UsageError as error:
+            reasons.append(str(error))
+            say(f"left out: {error}")
+            return []
+        return batch
+
+    running, failed = optuna.trial.TrialState.RUNNING, optuna.trial.TrialState.FAIL
+    asked: list[tuple[int, Setting]] = []
     trials: list[Trial] = []
     for old in study.get_trials(deepcopy=False):
-        if old.state != running:
-            trials += _of_seeds(base, dict(old.user_attrs["setting"]), num_seeds, folder)
-    while left or len(study.trials) < num_trials:
-        asked: list[tuple[int, Setting]] = [(t.number, dict(t.params)) for t in left]
-        left = []
+        if _SETTING not in old.user_attrs:  # killed before it was drawn: does not count
+            num_trials += 1
+            if old.state == running:
+                study.tell(old.number, state=failed)
+        elif old.state == running:
+            asked.append((old.number, old.user_attrs[_SETTING]))
+        else:
+            trials += runnable(old.user_attrs[_SETTING])
+    while asked or len(study.trials) < num_trials:
         while not asked or (len(asked) < parallel and len(study.trials) < num_trials):
             new = study.ask()
-            asked.append(
-                (new.number, {name: _suggest(new, name, of) for name, of in space.items()})
-            )
-            new.set_user_attr("setting", asked[-1][1])
-        batches = [_of_seeds(base, setting, num_seeds, folder) for _, setting in asked]
-        execute(sweep.distinct(each for batch in batches for each in batch))
-        for (number, _), batch in zip(asked, batches, strict=True):
+            setting = {name: _suggest(new, name, of) for name, of in space.items()}
+            new.set_user_attr(_SETTING, setting)
+            asked.append((new.number, setting))
+        batches = [(number, runnable(setting)) for number, setting in asked]
+        asked = []
+        execute(sweep.distinct(each for _, batch in batches for each in batch))
+        for number, batch in batches:
             results = (sweep.read_result(each, split) for each in batch)
-            found = [result for result in results if result is not None]
-            if len(found) == len(batch):
-                study.tell(number, metrics.mean_interval([result[metric] for result in found])[0])
+            found = [result[metric] for result in results if result is not None]
+            if batch and len(found) == len(batch):
+                study.tell(number, metrics.mean_interval(found)[0])
             else:
-                study.tell(number, state=optuna.trial.TrialState.FAIL)
+                study.tell(number, state=failed)
             trials += batch
+    if not trials:
+        raise UsageError(
+            f"None of the {len(reasons)} settings that the search drew can run; the last: "
+            f"{reasons[-1]} Give another --search, and another --workdir."
+        )
     return sweep.distinct(trials)
-
-
-def _of_seeds(base: RunConfig, setting: Setting, num_seeds: int, folder: Path) -> list[Trial]:
-    fixed = {name: [value] for name, value in setting.items()}
-    return sweep.expand(base, fixed, num_seeds, folder)
 
 
 def _suggest(trial: Any, name: str, of: Range | list[Any]) -> Any:
