@@ -16,10 +16,11 @@ import jax
 
 from facemix_jax import _runtime, data, defenses, evaluation, fitting, output, runs
 from facemix_jax._files import write_atomically
-from facemix_jax._validate import FacemixError
+from facemix_jax._validate import FacemixError, UsageError, one_of
+from facemix_jax.data import Source
 from facemix_jax.fitting import DivergedError, Options, StoppedError
 from facemix_jax.provenance import provenance
-from facemix_jax.runs import Run
+from facemix_jax.runs import Run, RunConfig
 from facemix_jax.training import TrainState
 
 RESULT, FAILURE, CHOICE = "result.json", "failure.json", "together.json"
@@ -47,6 +48,18 @@ def utilities(part: Run, split: str) -> dict[str, Any]:
         "attack": leakage.attack,
         "leakage": [output.figure_dict(figure) for figure in leakage.figures],
     }
+
+
+def check_split(config: RunConfig, source: Source, split: str) -> None:
+    """Raises ``UsageError``, before any training, where ``utilities`` could not score a split."""
+    one_of(source.splits, split=split)
+    images = len(source.splits[split])
+    group_size = config.defense.group_size if config.defense.defense == "facemix" else 1
+    if images < group_size:
+        raise UsageError(
+            f"Split {split!r} of {source.name} has {images} images, but scoring needs at least one "
+            f"group: {group_size}. Use more images, smaller groups or another split."
+        )
 
 
 def scored(workdir: Path, split: str) -> dict[str, Any] | None:
@@ -103,6 +116,7 @@ def _run(waiting: Sequence[Path], split: str, method: str, show_progress: bool) 
     try:
         configs = [runs.read_config(workdir) for workdir in waiting]
         source = data.load_source(configs[0].data)
+        check_split(configs[0], source, split)
         try:
             states = fitting.fit_together(
                 configs,
@@ -124,7 +138,11 @@ def _run(waiting: Sequence[Path], split: str, method: str, show_progress: bool) 
         return
     for config, workdir, state in zip(configs, waiting, states, strict=True):
         if state is not None:
-            found = utilities(runs.from_state(config, source, state), split)
+            try:
+                found = utilities(runs.from_state(config, source, state), split)
+            except FacemixError as error:
+                _fail(workdir, str(error))
+                continue
             found["provenance"] = provenance()
             write_atomically(workdir / RESULT, json.dumps(found, indent=1) + "\n")
             (workdir / FAILURE).unlink(missing_ok=True)

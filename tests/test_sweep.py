@@ -1,43 +1,22 @@
-"""Sweeps: typed grids, one directory per configuration, resuming, groups, intervals, search."""
+"""Sweeps: typed grids, one directory per configuration, resuming, groups, intervals."""
 
 import csv
 import dataclasses
-import errno
 import json
 import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 
 import numpy as np
 import pytest
+from sweep_support import BASE, SMALL, write_results
 
-from facemix_jax import cli, metrics, runs, sweep, sweep_runners, sweep_search, trials
+from facemix_jax import cli, metrics, runs, sweep, sweep_runners
 from facemix_jax._validate import FacemixError, UsageError
 from facemix_jax.data import DataConfig
-from facemix_jax.runs import RunConfig
 from facemix_jax.sharding import MeshConfig
-
-BASE = RunConfig()
-SMALL = ["--image-size", "40", "36", "--train-examples", "64", "--test-examples", "32"]
-SMALL += ["--width", "4", "--num-epochs", "1", "--batch-size", "16", "--log-every", "1"]
-FIGURE = {"value": 0.99, "floor": 0.6, "owner": 1.0}
-
-
-def result_of(accuracy, split="test"):
-    scores = {"accuracy": accuracy, "balanced_accuracy": accuracy / 2, "majority_accuracy": 0.8}
-    return {"split": split, "clean": scores, "protected": scores, "leakage": [FIGURE]}
-
-
-def write_results(groups, accuracy, seen=None, split="test"):
-    """Stands in for training: the accuracy is a function of the configuration."""
-    for workdir in (w for group in groups for w in group):
-        if seen is not None:
-            seen.append(workdir)
-        found = result_of(accuracy(runs.read_config(workdir)), split)
-        (workdir / "result.json").write_text(json.dumps(found))
 
 
 def test_values_have_the_types_of_their_fields():
@@ -190,152 +169,6 @@ def test_a_sweep_goes_on_where_its_images_and_devices_are_now(tmp_path):
     assert runs.read_config(trial.workdir) == now, "a run in progress keeps its own"
     with runs.alone(trial.workdir):
         sweep.claim([trial])
-
-
-SPACE = ("train.learning_rate=log:1e-4:1e-1", "defense.group_size=4,8", "train.num_epochs=1:3")
-
-
-def searched(folder, accuracy, *, trials, fail_after=None, space=SPACE, said=None):
-    space = sweep_search.parse_space(space)
-    done, said = [], [] if said is None else said
-
-    def execute(batch):
-        if fail_after is not None and len(done) == fail_after:
-            raise KeyboardInterrupt
-        sweep.claim(batch)
-        write_results([[t.workdir for t in batch]], accuracy)
-        done.append([t.setting for t in batch])
-
-    options = {"num_seeds": 1, "parallel": 2, "metric": "accuracy", "split": "test"}
-    options |= {"execute": execute, "check": lambda batch: None, "say": said.append}
-    return sweep_search.search(BASE, space, folder=folder, num_trials=trials, **options), done
-
-
-@pytest.mark.filterwarnings("ignore:.*Journal.*:Warning")
-def test_a_search_finds_the_best_and_goes_on_where_it_was_killed(tmp_path):
-    pytest.importorskip("optuna")
-
-    def accuracy(config):
-        return 0.9 - 0.2 * abs(np.log10(config.train.learning_rate) + 2)
-
-    with pytest.raises(KeyboardInterrupt):
-        searched(tmp_path, accuracy, trials=12, fail_after=2)
-    trials, done = searched(tmp_path, accuracy, trials=12)
-    assert len(done) == 4, "four done before, two asked for and run first, six new"
-    assert len({t.workdir for t in trials}) >= 10
-    for trial in trials:
-        assert 1e-4 <= trial.config.train.learning_rate <= 1e-1
-        assert trial.config.train.num_epochs in (1, 2, 3)
-        assert trial.config.defense.group_size in (4, 8)
-    again, done = searched(tmp_path, accuracy, trials=12)
-    assert done == []
-    assert len(again) == 12
-
-
-@pytest.mark.filterwarnings("ignore:.*Journal.*:Warning")
-def test_a_setting_that_a_search_asks_for_twice_is_one_run(tmp_path):
-    pytest.importorskip("optuna")
-    trials, done = searched(tmp_path, lambda c: 0.5, trials=4, space=["defense.group_size=4"])
-    assert [len(settings) for settings in done] == [1, 1], "two asked for at a time"
-    (row,) = sweep.summarize(trials, "test")
-    assert row["seeds"] == 1
-    two = searched(tmp_path / "two", lambda c: 0.5, trials=8, space=["defense.group_size=4,8"])[0]
-    assert len(two) == 2, "the control"
-
-
-@pytest.mark.filterwarnings("ignore:.*Journal.*:Warning")
-def test_a_search_goes_on_past_settings_that_do_not_fit(tmp_path):
-    """Groups of 8 fit in batches of 8 and 16, but not in those between."""
-    pytest.importorskip("optuna")
-    space, said = ["train.batch_size=8,12,16"], []
-    options = {"trials": 12, "space": space, "said": said}
-    trials, _ = searched(tmp_path, lambda c: c.train.batch_size / 100, **options)
-    assert {t.config.train.batch_size for t in trials} == {8, 16}
-    assert said
-    assert all("train.batch_size = 12" in text for text in said)
-    again, done = searched(tmp_path, lambda c: 0.5, **options)
-    assert [t.workdir for t in again] == [t.workdir for t in trials]
-    assert done == [], "what was refused counts as tried"
-    with pytest.raises(UsageError, match=r"None of the 3 settings .* group_size 8 does not divide"):
-        searched(tmp_path / "none", lambda c: 0.5, trials=3, space=["train.batch_size=9:15"])
-
-
-@pytest.mark.filterwarnings("ignore:.*Journal.*:Warning")
-def test_a_search_leaves_out_cuts_that_do_not_exist(tmp_path, monkeypatch, capsys):
-    pytest.importorskip("optuna")
-    monkeypatch.setattr(
-        sweep_runners, "run", lambda groups, **options: write_results(groups, lambda c: 0.5)
-    )
-    command = ["sweep", "--workdir", str(tmp_path), "--trials", "6", "--json", "-"]
-    assert cli.main([*command, "--search", "model.cut=1,12"]) == 0
-    captured = capsys.readouterr()
-    assert [row["model.cut"] for row in json.loads(captured.out)["rows"]] == [1]
-    assert "left out: cut is 12" in " ".join(captured.err.split())
-
-
-@pytest.mark.filterwarnings("ignore:.*Journal.*:Warning")
-@pytest.mark.filterwarnings("ignore:Choices for a categorical.*:UserWarning")
-def test_a_search_over_sizes_goes_on_after_a_kill(tmp_path):
-    """JSON has no tuples."""
-    pytest.importorskip("optuna")
-    space = ["data.image_size=109x89"]
-    with pytest.raises(KeyboardInterrupt):
-        searched(tmp_path, lambda c: 0.5, trials=4, space=space, fail_after=1)
-    trials, done = searched(tmp_path, lambda c: 0.5, trials=4, space=space)
-    assert len(done) == 1, "the two that were left"
-    (trial,) = trials
-    assert trial.setting["data.image_size"] == trial.config.data.image_size == (109, 89)
-    (row,) = sweep.summarize(trials, "test")
-    assert row["seeds"] == 1
-
-
-@pytest.mark.filterwarnings("ignore:.*Journal.*:Warning")
-def test_a_kill_while_a_setting_is_drawn_costs_nothing(tmp_path, monkeypatch):
-    pytest.importorskip("optuna")
-    space, drawn = ["train.learning_rate=log:1e-4:1e-1"], sweep_search._suggest
-
-    def killed(*args):
-        drawn(*args)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(sweep_search, "_suggest", killed)
-    with pytest.raises(KeyboardInterrupt):
-        searched(tmp_path, lambda c: 0.5, trials=2, space=space)
-    monkeypatch.setattr(sweep_search, "_suggest", drawn)
-    for _ in range(2):
-        trials, _ = searched(tmp_path, lambda c: 0.5, trials=2, space=space)
-        assert len(trials) == 2
-        assert all("train.learning_rate" in trial.setting for trial in trials)
-
-
-def test_a_work_directory_named_twice_is_locked_and_trained_once(tmp_path, monkeypatch):
-    (tmp_path / "a").mkdir()
-    (tmp_path / "b").mkdir()
-    seen = []
-    monkeypatch.setattr(trials, "_run", lambda waiting, *rest: seen.extend(waiting))
-    twice = [tmp_path / "b", tmp_path / "a", tmp_path / "b"]
-    running = threading.Thread(target=trials.run, args=(twice,), daemon=True)
-    running.start()
-    running.join(30)
-    assert not running.is_alive(), "it waits for its own lock"
-    assert seen == [tmp_path / "a", tmp_path / "b"]
-
-
-def test_trials_run_on_a_file_system_without_locks(tmp_path, monkeypatch):
-    def refuse(file, operation):
-        raise OSError(errno.ENOLCK, "No locks available")
-
-    seen = []
-    monkeypatch.setattr(trials.fcntl, "flock", refuse)
-    monkeypatch.setattr(trials, "_run", lambda waiting, *rest: seen.extend(waiting))
-    trials.run([tmp_path])
-    assert seen == [tmp_path]
-
-
-@pytest.mark.parametrize("text", ["train.learning_rate=2:1", "train.learning_rate=log:0:1"])
-def test_an_empty_range_is_refused(text):
-    with pytest.raises(UsageError, match="no range"):
-        sweep_search.parse_space([text])
 
 
 def test_a_program_that_dies_is_named(tmp_path):
