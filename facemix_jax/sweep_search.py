@@ -1,11 +1,12 @@
 """Search over fields of the configuration with Optuna, which is optional (extra ``sweep``)."""
 
+import json
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from facemix_jax import metrics, sweep
+from facemix_jax import metrics, runs, sweep
 from facemix_jax._validate import UsageError
 from facemix_jax.runs import RunConfig
 from facemix_jax.sweep import Setting, Trial
@@ -19,8 +20,8 @@ class Range(NamedTuple):
     log: bool
 
 
-_SETTING = "setting"
-"""Where an Optuna trial keeps its values, once all are drawn."""
+_SETTING, _BEGUN = "setting", "begun"
+"""Where an Optuna trial keeps its values, once all are drawn, and a study what is searched."""
 
 Space = dict[str, Range | list[Any]]
 """Field to a range or to the values that it may have."""
@@ -88,7 +89,8 @@ def search(
         All trials that can run, each once, however often its setting was asked for.
 
     Raises:
-        UsageError: Optuna is not installed, or none of the settings can run.
+        UsageError: Optuna is not installed, another search was begun in this folder, or none of
+            the settings can run.
     """
     try:
         import optuna
@@ -101,6 +103,22 @@ def search(
     storage = JournalStorage(JournalFileBackend(str(folder / "optuna.log")))
     study = optuna.create_study(
         storage=storage, study_name="sweep", direction="maximize", load_if_exists=True
+    )
+    _check_same(
+        study,
+        folder,
+        {
+            "num_seeds": num_seeds,
+            "metric": metric,
+            "split": split,
+            **{f"the search of {name}": of for name, of in space.items()},
+            **{
+                f"{part}.{name}": value
+                for part, values in runs.portable(base).items()
+                for name, value in values.items()
+                if f"{part}.{name}" not in space
+            },
+        },
     )
     # Another seed in every call: the same one would ask for the first settings again.
     study.sampler = optuna.samplers.TPESampler(seed=len(study.trials))
@@ -153,6 +171,25 @@ def search(
             f"{reasons[-1]} Give another --search, and another --workdir."
         )
     return sweep.distinct(trials)
+
+
+def _check_same(study: Any, folder: Path, what: dict[str, Any]) -> None:
+    """Keeps what is searched with a study that is new; any other must have been begun with it."""
+    now = json.loads(json.dumps(what))  # as the study has it: tuples are lists there
+    there = study.user_attrs.get(_BEGUN)
+    if there is None:
+        study.set_user_attr(_BEGUN, now)
+        return
+    differences = [
+        f"{name} is {there.get(name)} there and {now.get(name)} here"
+        for name in {**there, **now}
+        if there.get(name) != now.get(name)
+    ]
+    if differences:
+        raise UsageError(
+            f"{folder} holds another search: {'; '.join(differences)}. Give the same options to go "
+            f"on with it, or another --workdir."
+        )
 
 
 def _suggest(trial: Any, name: str, of: Range | list[Any]) -> Any:

@@ -1,5 +1,6 @@
 """Search: ranges, what is found, and going on after kills and settings that do not fit."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -8,14 +9,15 @@ from sweep_support import BASE, write_results
 
 from facemix_jax import cli, sweep, sweep_runners, sweep_search
 from facemix_jax._validate import UsageError
+from facemix_jax.data import DataConfig
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*Journal.*:Warning")
 SPACE = ("train.learning_rate=log:1e-4:1e-1", "defense.group_size=4,8", "train.num_epochs=1:3")
 
 
-def searched(folder, accuracy, *, trials, fail_after=None, space=SPACE, said=None):
+def searched(folder, accuracy, *, trials, fail_after=None, space=SPACE, base=BASE, **more):
     space = sweep_search.parse_space(space)
-    done, said = [], [] if said is None else said
+    done = []
 
     def execute(batch):
         if fail_after is not None and len(done) == fail_after:
@@ -25,8 +27,9 @@ def searched(folder, accuracy, *, trials, fail_after=None, space=SPACE, said=Non
         done.append([t.setting for t in batch])
 
     options = {"num_seeds": 1, "parallel": 2, "metric": "accuracy", "split": "test"}
-    options |= {"execute": execute, "check": lambda batch: None, "say": said.append}
-    return sweep_search.search(BASE, space, folder=folder, num_trials=trials, **options), done
+    options |= {"execute": execute, "check": lambda batch: None, "say": print}
+    options |= {"folder": folder, "num_trials": trials, **more}
+    return sweep_search.search(base, space, **options), done
 
 
 def test_a_search_finds_the_best_and_goes_on_where_it_was_killed(tmp_path):
@@ -63,7 +66,7 @@ def test_a_search_goes_on_past_settings_that_do_not_fit(tmp_path):
     """Groups of 8 fit in batches of 8 and 16, but not in those between."""
     pytest.importorskip("optuna")
     space, said = ["train.batch_size=8,12,16"], []
-    options = {"trials": 12, "space": space, "said": said}
+    options = {"trials": 12, "space": space, "say": said.append}
     trials, _ = searched(tmp_path, lambda c: c.train.batch_size / 100, **options)
     assert {t.config.train.batch_size for t in trials} == {8, 16}
     assert said
@@ -118,6 +121,32 @@ def test_a_kill_while_a_setting_is_drawn_costs_nothing(tmp_path, monkeypatch):
         trials, _ = searched(tmp_path, lambda c: 0.5, trials=2, space=space)
         assert len(trials) == 2
         assert all("train.learning_rate" in trial.setting for trial in trials)
+
+
+@pytest.mark.parametrize(
+    ("other", "words"),
+    [
+        ({"space": ["train.learning_rate=log:1e-4:1"]}, r"learning_rate is \[.*0.1.* there and"),
+        ({"space": ["train.weight_decay=0:0.1"]}, "search of train.weight_decay is None there"),
+        ({"num_seeds": 2}, "num_seeds is 1 there and 2 here"),
+        ({"metric": "balanced_accuracy"}, "metric is accuracy there"),
+        ({"split": "valid"}, "split is test there and valid here"),
+        (
+            {"base": dataclasses.replace(BASE, data=DataConfig(image_size=(64, 48)))},
+            r"data.image_size is \[109, 89\] there and \[64, 48\] here",
+        ),
+    ],
+)
+def test_another_search_in_the_same_folder_is_refused(tmp_path, other, words):
+    pytest.importorskip("optuna")
+    options = {"trials": 2, "space": ["train.learning_rate=log:1e-4:1e-1"]}
+    first, _ = searched(tmp_path, lambda c: 0.5, **options)
+    with pytest.raises(UsageError, match=words):
+        searched(tmp_path, lambda c: 0.5, **{**options, **other})
+    moved = dataclasses.replace(BASE, data=DataConfig(cache_dir="/elsewhere"))
+    again, done = searched(tmp_path, lambda c: 0.5, **options, base=moved)
+    assert [t.workdir for t in again] == [t.workdir for t in first], "the control"
+    assert done == []
 
 
 @pytest.mark.parametrize("text", ["train.learning_rate=2:1", "train.learning_rate=log:0:1"])
