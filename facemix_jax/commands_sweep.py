@@ -10,7 +10,7 @@ import tyro
 
 from facemix_jax import models, output, population, runs, sweep, sweep_runners, sweep_search
 from facemix_jax._files import write_atomically
-from facemix_jax._validate import UsageError, one_of, positive
+from facemix_jax._validate import FacemixError, UsageError, one_of, positive
 from facemix_jax.commands import Output, absolute
 from facemix_jax.output import NOTES
 from facemix_jax.runs import RunConfig
@@ -100,10 +100,15 @@ class Sweep(Output):
         if self.search:
             rows.sort(key=lambda row: -row.get(self.metric, 0.0))
         write_atomically(folder / "summary.png", sweep.picture(rows, varied))
-        for each in trials:
-            if sweep.failed(each, self.split):
-                NOTES.print(f"failed: {each.workdir / FAILURE}")
         output.emit(self.json, {"rows": rows}, sweep.rows_table(rows, varied))
+        failed = [each.workdir / FAILURE for each in trials if sweep.failed(each, self.split)]
+        for path in failed:
+            NOTES.print(f"failed: {path}")
+        if failed:
+            raise FacemixError(
+                f"{len(failed)} of {len(trials)} runs failed; the summary is of the others. "
+                f"{failed[0]} says why. The same command tries them again."
+            )
 
     @property
     def _folder(self) -> Path:

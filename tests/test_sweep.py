@@ -150,6 +150,24 @@ def test_another_split_is_scored_and_named(tmp_path, monkeypatch, capsys):
     assert "valid" in capsys.readouterr().out
 
 
+def test_a_sweep_with_failed_runs_exits_1_after_its_summary(tmp_path, monkeypatch, capsys):
+    def stand_in(groups, **options):
+        for workdir in (w for group in groups for w in group):
+            if runs.read_config(workdir).train.seed in bad:
+                (workdir / "failure.json").write_text(json.dumps({"error": "diverged"}))
+            else:
+                write_results([[workdir]], lambda c: 0.5)
+
+    monkeypatch.setattr(sweep_runners, "run", stand_in)
+    command = ["sweep", "--workdir", str(tmp_path), "--num-seeds", "3", "--grid", "model.cut=1"]
+    for bad, code in [({1}, 1), ((), 0)]:
+        assert cli.main(command) == code
+        (row,) = json.loads((tmp_path / "summary.json").read_text())["rows"]
+        assert (row["seeds"], row["failed"]) == (3 - len(bad), len(bad))
+    assert list(tmp_path.glob("*/failure.json")), "of a run that has a result by now"
+    assert "1 of 3 runs failed" in " ".join(capsys.readouterr().err.split())
+
+
 def test_a_sweep_goes_on_where_its_images_and_devices_are_now(tmp_path):
     """The trials know nothing but what their directories hold."""
     before, now = (
