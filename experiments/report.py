@@ -136,6 +136,8 @@ class Cells:
         output: the file.
         name: of the script, with its scale.
         config: the script's options.
+        key: of cells of which a newer one takes the older one's place; None where all stay.
+        device: on which other processes measured; None for this one's.
         chooses: options that only choose among cells; the others must be those that the file was
             begun with.
         summarize: makes tables and charts of all cells, after each.
@@ -153,11 +155,14 @@ class Cells:
         config: Any,
         *,
         name: str | None = None,
+        key: Callable[[dict[str, Any]], Any] | None = None,
+        device: str | None = None,
         chooses: Sequence[str] = (),
         summarize: Callable[[list[dict[str, Any]]], Summary] = lambda cells: ((), ()),
     ) -> None:
         self._output, self._options, self._summarize = output, options(config), summarize
         self._name = name or output.stem
+        self._key, self._device = key, device
         stored = self._stored()
         self.cells: list[dict[str, Any]] = stored.get("cells", [])
         # As JSON has them: tuples are lists there.
@@ -183,6 +188,8 @@ class Cells:
         self._output.parent.mkdir(parents=True, exist_ok=True)
         with _alone(self._output.parent):
             self.cells = [*self._stored().get("cells", []), *more]
+            if self._key is not None:
+                self.cells = list({self._key(cell): cell for cell in self.cells}.values())
             self._write()
 
     def _stored(self) -> dict[str, Any]:
@@ -190,13 +197,14 @@ class Cells:
 
     def _write(self) -> None:
         tables, charts = self._summarize(self.cells)
+        measured = {} if self._device is None else {"device": self._device}
         results.save(
             self._output,
             results.Results(
                 name=self._name,
                 tables=tuple(tables),
                 charts=tuple(charts),
-                provenance=provenance(),
+                provenance={**provenance(), **measured},
                 config=self._options,
                 cells=self.cells,
             ),

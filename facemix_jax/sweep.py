@@ -206,15 +206,19 @@ METRICS = {
     "clean_balanced_accuracy": ("clean", "balanced_accuracy"),
 }
 """What a summary holds of ``result.json``; plain runs have no protected scores."""
-LEAKAGE = {"leak_attacker": "value", "leak_no_attack": "floor", "leak_owner": "owner"}
-"""Of the quick attack that ``evaluate`` runs, which is not the strongest, beside its floor and
-ceiling: gradient ICA, or ridge regression where there is no key."""
+LEAKAGE = {"leak_quick_attack": "value", "leak_no_attack": "floor", "leak_owner": "owner"}
+"""Of the quick attack that ``evaluate`` runs, beside its floor and ceiling."""
+QUICK = (
+    "The quick attack is gradient ICA, or ridge regression where there is no key. It is not the "
+    "strongest: facemix report --workdirs runs that."
+)
+"""Stands below tables with its figures: the strongest attacks train networks of their own."""
 
 SHOWN = {
     "accuracy": "accuracy",
     "majority_accuracy": "majority",
     "balanced_accuracy": "balanced",
-    "leak_attacker": "attacker",
+    "leak_quick_attack": "quick attack",
     "leak_no_attack": "no attack",
     "leak_owner": "owner",
 }
@@ -246,8 +250,9 @@ def summarize(trials: Iterable[Trial], split: str) -> list[dict[str, Any]]:
     """One row for each setting, over its seeds.
 
     Returns:
-        Rows with the setting's fields, ``split``, ``seeds`` done, ``failed``, and each metric's
-        mean and ``.interval`` (half the width, 95%; None for one seed).
+        Rows with the setting's fields, ``split``, ``device`` that scored it, ``seeds`` done,
+        ``failed``, and each metric's mean and ``.interval`` (half the width, 95%; None for one
+        seed).
     """
     rows: dict[str, tuple[Setting, list[Trial]]] = {}
     for each in trials:
@@ -255,8 +260,12 @@ def summarize(trials: Iterable[Trial], split: str) -> list[dict[str, Any]]:
         rows.setdefault(json.dumps(setting, sort_keys=True), (setting, []))[1].append(each)
     table = []
     for setting, members in rows.values():
-        results = [found for each in members if (found := read_result(each, split)) is not None]
-        row: dict[str, Any] = {**setting, "split": split, "seeds": len(results)}
+        found = [done for each in members if (done := scored(each.workdir, split)) is not None]
+        results = [metrics_of(result) for result in found]
+        row: dict[str, Any] = {**setting, "split": split}
+        # The runs': this process leaves the accelerator to them.
+        row["device"] = ", ".join(sorted({result["provenance"]["device"] for result in found}))
+        row["seeds"] = len(results)
         row["failed"] = sum(failed(each, split) for each in members)
         for name in results[0] if results else ():
             row[name], row[f"{name}.interval"] = metrics.mean_interval([r[name] for r in results])
@@ -278,7 +287,7 @@ def write_summary(folder: Path, trials: Sequence[Trial], split: str) -> list[dic
     listing = {str(each.workdir.name): each.setting for each in trials}
     report = {"rows": rows, "trials": listing}
     write_atomically(folder / "summary.csv", text.getvalue())
-    write_atomically(folder / "summary.md", markdown)
+    write_atomically(folder / "summary.md", f"{markdown}\n{QUICK}\n")
     write_atomically(folder / "summary.json", json.dumps(report, indent=1) + "\n")
     return rows
 
@@ -293,7 +302,9 @@ def seeds_table(seeds: Sequence[int], results: Sequence[Mapping[str, Any]]) -> T
         for seed, each in zip(seeds, found, strict=True)
     ]
     rows.append(("mean", *(_with_interval([each[name] for each in found]) for name in found[0])))
-    return output.table(f"{results[0]['split']} split", tuple(found[0]), rows)
+    made = output.table(f"{results[0]['split']} split", tuple(found[0]), rows)
+    made.caption = QUICK
+    return made
 
 
 def rows_table(rows: Sequence[Mapping[str, Any]], varied: Sequence[str]) -> Table:
@@ -307,7 +318,9 @@ def rows_table(rows: Sequence[Mapping[str, Any]], varied: Sequence[str]) -> Tabl
         for row in rows
     ]
     title = f"{rows[0]['split']} split: mean and 95% interval"
-    return output.table(title, ("seeds", *SHOWN.values()), lines)
+    made = output.table(title, ("seeds", *SHOWN.values()), lines)
+    made.caption = QUICK
+    return made
 
 
 def picture(rows: Sequence[Mapping[str, Any]], varied: Sequence[str]) -> bytes:

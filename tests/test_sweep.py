@@ -128,7 +128,10 @@ def test_a_grid_skips_what_is_done_and_summarises_over_seeds(tmp_path, monkeypat
         lines = list(csv.DictReader(file))
     assert [float(line["train.learning_rate"]) for line in lines] == [1e-3, 2e-3, 3e-3]
     assert float(lines[2]["leak_owner"]) == 1
-    assert (tmp_path / "summary.md").read_text().count("\n") == 5
+    table, note = (tmp_path / "summary.md").read_text().split("\n\n")
+    assert table.count("\n") == 4
+    assert "not the strongest: facemix report --workdirs" in note
+    assert [line["device"] for line in lines] == ["stand-in"] * 3, "the runs', not this process's"
     assert (tmp_path / "summary.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -147,7 +150,9 @@ def test_another_split_is_scored_and_named(tmp_path, monkeypatch, capsys):
         assert len(seen) == runs_scored, "what is scored on this split is left alone"
         assert f"| {split} |" in (tmp_path / "summary.md").read_text()
     assert cli.main([*command, "--split", "valid"]) == 0
-    assert "valid" in capsys.readouterr().out
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "valid" in printed
+    assert "not the strongest" in printed
 
 
 def test_a_sweep_with_failed_runs_exits_1_after_its_summary(tmp_path, monkeypatch, capsys):
