@@ -106,7 +106,7 @@ def test_a_search_over_sizes_goes_on_after_a_kill(tmp_path):
 
 
 def test_a_kill_while_a_setting_is_drawn_costs_nothing(tmp_path, monkeypatch):
-    pytest.importorskip("optuna")
+    optuna = pytest.importorskip("optuna")
     space, drawn = ["train.learning_rate=log:1e-4:1e-1"], sweep_search._suggest
 
     def killed(*args):
@@ -121,6 +121,10 @@ def test_a_kill_while_a_setting_is_drawn_costs_nothing(tmp_path, monkeypatch):
         trials, _ = searched(tmp_path, lambda c: 0.5, trials=2, space=space)
         assert len(trials) == 2
         assert all("train.learning_rate" in trial.setting for trial in trials)
+    journal = optuna.storages.journal.JournalFileBackend(str(tmp_path / "optuna.log"))
+    storage = optuna.storages.JournalStorage(journal)
+    states = [t.state.name for t in optuna.load_study(study_name="sweep", storage=storage).trials]
+    assert states == ["FAIL", "COMPLETE", "COMPLETE"]
 
 
 @pytest.mark.parametrize(
