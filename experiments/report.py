@@ -148,6 +148,7 @@ class Cells:
         output: the file.
         name: of the script, with its scale.
         config: the script's options.
+        device: on which other processes measured; None for this one's.
         chooses: options that only choose among cells; the others must be those that the file was
             begun with.
         summarize: makes tables and charts of all cells, after each.
@@ -165,11 +166,13 @@ class Cells:
         config: Any,
         *,
         name: str | None = None,
+        device: str | None = None,
         chooses: Sequence[str] = (),
         summarize: Callable[[list[dict[str, Any]]], Summary] = lambda cells: ((), ()),
     ) -> None:
         self._output, self._options, self._summarize = output, options(config), summarize
         self._name = name or output.stem
+        self._device = device
         stored = self._stored()
         self.cells: list[dict[str, Any]] = stored.get("cells", [])
         # As JSON has them: tuples are lists there.
@@ -228,13 +231,14 @@ class Cells:
 
     def _write(self) -> None:
         tables, charts = self._summarize(self.cells)
+        measured = {} if self._device is None else {"device": self._device}
         results.save(
             self._output,
             results.Results(
                 name=self._name,
                 tables=tuple(tables),
                 charts=tuple(charts),
-                provenance=provenance(),
+                provenance={**provenance(), **measured},
                 config=self._options,
                 cells=self.cells,
             ),

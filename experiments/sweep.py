@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import scale as scales
 import summaries
 import tyro
 
-from facemix_jax import _runtime, results
+from facemix_jax import _runtime, results, sweep
 from facemix_jax.commands_sweep import Sweep
 from facemix_jax.models import ModelConfig
 from facemix_jax.results import Column, ResultTable, Row, Value
@@ -27,8 +28,8 @@ class Config:
 
     Run time: a minute and a half for ``smoke``; ``cpu`` about a minute a run on two CPU cores.
 
-    Expected: accuracy falls with M and rises with the cut; gradient ICA finds nearly all of the
-    activations in every row.
+    Expected: accuracy falls with M and rises with the cut; gradient ICA, the quick attack, finds
+    nearly all of the activations in every row.
 
     Attributes:
         scale: smoke, cpu, gpu or paper; see ``scale.py``.
@@ -61,35 +62,52 @@ def main(config: Config) -> None:
         model=measuring.sized(ModelConfig(), scale),
         train=scale.train,
     )
-    Sweep(
+    swept = Sweep(
         workdir=folder, config=base, grid=grid, num_seeds=config.seeds or scale.seeds, json=None
-    ).run()
-    rows = json.loads((folder / "summary.json").read_text())["rows"]
+    )
+    try:
+        swept.run()
+    finally:  # where runs failed the others have rows, too
+        summary = folder / "summary.json"
+        if summary.exists():
+            keep(config, json.loads(summary.read_text())["rows"])
+
+
+def keep(config: Config, rows: list[dict[str, Any]]) -> None:
+    """Writes a sweep's rows; those of other grids stay, those of the same settings go."""
+    scale = scales.SCALES[config.scale]
     cells = report.Cells(
         config.output or scales.output("sweep", config.scale),
         config,
         name=f"sweep, scale {config.scale}",
+        device=", ".join(sorted({row["device"] for row in rows})),
         chooses=("grid", "seeds"),
-        summarize=lambda cells: ((table(cells, [g.partition("=")[0] for g in grid], scale),), ()),
+        summarize=lambda cells: ((table(cells, scale),), ()),
     )
     for row in rows:
         if not cells.has(**row):
-            cells.add(row)
+            what = {"setting": setting(row)}
+            cells.add({**row, **what}, instead_of=what)
     cells.save()
 
 
-def table(cells: Any, varied: list[str], scale: scales.Scale) -> ResultTable:
+def setting(cell: Mapping[str, Any]) -> dict[str, Any]:
+    """What the sweep set, without what it measured."""
+    return {name: cell[name] for name in cell if name.partition(".")[0] in sweep.PARTS}
+
+
+def table(cells: Sequence[Mapping[str, Any]], scale: scales.Scale) -> ResultTable:
     """Accuracy and what leaks, by setting."""
     names = {
         "accuracy": Column(name="accuracy", format="percent"),
         "balanced_accuracy": Column(name="balanced", format="percent"),
-        "leak_attacker": Column(name="gradient ICA", format="fixed3"),
+        "leak_quick_attack": Column(name="quick attack", format="fixed3"),
         "leak_no_attack": Column(name="no attack", format="fixed3"),
         "leak_owner": Column(name="owner", format="fixed3"),
     }
     rows = [
         Row(
-            label=", ".join(f"{field.partition('.')[2]} {cell[field]}" for field in varied),
+            label=", ".join(f"{f.partition('.')[2]} {v}" for f, v in cell["setting"].items()),
             cells=tuple(
                 (
                     Value(
@@ -110,7 +128,7 @@ def table(cells: Any, varied: list[str], scale: scales.Scale) -> ResultTable:
         title=f"Sweep: {summaries.images(scale, 'CelebA')}, measured at {summaries.size(scale)}",
         columns=tuple(names.values()),
         rows=tuple(rows),
-        note="Mean matched |correlation| of activations. " + results.TRUTH,
+        note=f"Mean matched |correlation| of activations. {sweep.QUICK} {results.TRUTH}",
     )
 
 

@@ -110,6 +110,7 @@ class Train(Output):
             )
         hosts.start(self.hosts)
         source = data.load_source(config.data)
+        trials.check_split(config, source, "test")
         meter = Meter()
         states = fitting.fit_together(
             configs,

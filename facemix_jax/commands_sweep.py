@@ -10,12 +10,12 @@ import tyro
 
 from facemix_jax import models, output, population, runs, sweep, sweep_runners, sweep_search
 from facemix_jax._files import write_atomically
-from facemix_jax._validate import UsageError, one_of, positive
+from facemix_jax._validate import FacemixError, UsageError, one_of, positive
 from facemix_jax.commands import Output, absolute
 from facemix_jax.output import NOTES
 from facemix_jax.runs import RunConfig
 from facemix_jax.sweep import Trial
-from facemix_jax.trials import FAILURE, RESULT
+from facemix_jax.trials import FAILURE
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,7 +51,8 @@ class Sweep(Output):
     """name=value for submitit's executor (timeout_min=600 slurm_partition=gpu) or a Ray task
     (num_gpus=1)."""
     split: str = "test"
-    """Split that is scored; search on valid where there is one."""
+    """Split that is scored; search on valid where there is one. Runs that are done are scored anew
+    for another one, but not trained."""
     metric: str = "accuracy"
     """What a search maximises: accuracy, balanced_accuracy, clean_accuracy or
     clean_balanced_accuracy."""
@@ -84,21 +85,30 @@ class Sweep(Output):
                 num_seeds=self.num_seeds,
                 parallel=self.parallel,
                 metric=self.metric,
+                split=self.split,
+                check=_check,
                 execute=self._execute,
+                say=NOTES.print,
             )
         else:
             grid = sweep.parse_grid(self.grid)
             varied = [name for name in grid if name != "train.seed"]
             trials = sweep.expand(base, grid, self.num_seeds, folder)
+            _check(trials)
             self._execute(trials)
-        rows = sweep.write_summary(folder, trials)
+        rows = sweep.write_summary(folder, trials, self.split)
         if self.search:
             rows.sort(key=lambda row: -row.get(self.metric, 0.0))
         write_atomically(folder / "summary.png", sweep.picture(rows, varied))
-        for each in trials:
-            if (each.workdir / FAILURE).exists():
-                NOTES.print(f"failed: {each.workdir / FAILURE}")
         output.emit(self.json, {"rows": rows}, sweep.rows_table(rows, varied))
+        failed = [each.workdir / FAILURE for each in trials if sweep.failed(each, self.split)]
+        for path in failed:
+            NOTES.print(f"failed: {path}")
+        if failed:
+            raise FacemixError(
+                f"{len(failed)} of {len(trials)} runs failed; the summary is of the others. "
+                f"{failed[0]} says why. The same command tries them again."
+            )
 
     @property
     def _folder(self) -> Path:
@@ -106,12 +116,9 @@ class Sweep(Output):
         return self.workdir.expanduser().absolute()
 
     def _execute(self, trials: Sequence[Trial]) -> None:
-        """Checks all trials, then trains and scores those that are not done."""
-        for each in trials:
-            runs.check_claim(each.workdir, each.config)
-        _check_networks(trials)
+        """Trains and scores the trials that are not done."""
         sweep.claim(trials)
-        waiting = [each for each in trials if not (each.workdir / RESULT).exists()]
+        waiting = [each for each in trials if sweep.read_result(each, self.split) is None]
         NOTES.print(f"{len(trials)} runs, {len(trials) - len(waiting)} of them done")
         groups = sweep.groups(waiting, self.at_once)
         sweep_runners.run(
@@ -126,8 +133,10 @@ class Sweep(Output):
         )
 
 
-def _check_networks(trials: Sequence[Trial]) -> None:
-    """Builds each network once, so that a cut that does not exist stops a sweep at once."""
+def _check(trials: Sequence[Trial]) -> None:
+    """Compares configurations, and builds each network: a cut may not exist."""
+    for each in trials:
+        runs.check_claim(each.workdir, each.config)
     for model, image_size in {(each.config.model, each.config.data.image_size) for each in trials}:
         models.build(model, image_size=image_size)
 

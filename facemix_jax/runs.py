@@ -189,16 +189,21 @@ def check_claim(workdir: Path, config: RunConfig) -> None:
 def claim(workdir: Path, config: RunConfig) -> None:
     """Creates the work directory for a run, or checks that it is this run's.
 
+    Where the images are, and the devices, are kept as they are now.
+
     Raises:
         UsageError: the directory holds another run.
-        FacemixError: it cannot be created.
+        FacemixError: it cannot be written, or these have changed while a process trains there.
     """
     check_claim(workdir, config)
-    if (workdir / "config.json").exists():
+    known = (workdir / "config.json").exists()
+    if known and read_config(workdir) == config:
         return
+    text = json.dumps(dataclasses.asdict(config), indent=2)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        write_atomically(workdir / "config.json", json.dumps(dataclasses.asdict(config), indent=2))
+        with alone(workdir) if known else contextlib.nullcontext():
+            write_atomically(workdir / "config.json", text)
     except OSError as error:
         raise FacemixError(
             f"The work directory {workdir} cannot be written: {error}. Free space, or choose "

@@ -23,7 +23,7 @@ from facemix_jax import metrics, output, runs
 from facemix_jax._files import write_atomically
 from facemix_jax._validate import UsageError, one_of
 from facemix_jax.runs import RunConfig
-from facemix_jax.trials import FAILURE, RESULT
+from facemix_jax.trials import FAILURE, scored
 
 PARTS = ("data", "model", "defense", "train")
 _ALIKE = ("seed", "learning_rate", "weight_decay")
@@ -139,6 +139,8 @@ def config_hash(config: RunConfig) -> str:
 
 def trial(base: RunConfig, setting: Setting, folder: Path) -> Trial:
     """The trial of a setting, in its directory below ``folder``."""
+    # Sizes are lists where a setting was read from JSON.
+    setting = {n: tuple(v) if isinstance(v, list) else v for n, v in setting.items()}
     config = configure(base, setting)
     return Trial(setting, config, folder / config_hash(config))
 
@@ -164,6 +166,11 @@ def expand(
         for values in itertools.product(*(grid[name] for name in names))
         for seed in seeds
     ]
+    return distinct(trials)
+
+
+def distinct(trials: Iterable[Trial]) -> list[Trial]:
+    """Each directory's trial once: settings can come to the same run."""
     return list({each.workdir: each for each in trials}.values())
 
 
@@ -183,7 +190,11 @@ def groups(trials: Iterable[Trial], at_once: int) -> list[list[Trial]]:
 
 
 def claim(trials: Iterable[Trial]) -> None:
-    """Makes the trials' directories, each with its ``config.json``."""
+    """Makes the trials' directories, each with its ``config.json``.
+
+    Raises:
+        FacemixError: as ``runs.claim``.
+    """
     for each in trials:
         runs.claim(each.workdir, each.config)
 
@@ -195,15 +206,19 @@ METRICS = {
     "clean_balanced_accuracy": ("clean", "balanced_accuracy"),
 }
 """What a summary holds of ``result.json``; plain runs have no protected scores."""
-LEAKAGE = {"leak_attacker": "value", "leak_no_attack": "floor", "leak_owner": "owner"}
-"""Of the quick attack that ``evaluate`` runs, which is not the strongest, beside its floor and
-ceiling: gradient ICA, or ridge regression where there is no key."""
+LEAKAGE = {"leak_quick_attack": "value", "leak_no_attack": "floor", "leak_owner": "owner"}
+"""Of the quick attack that ``evaluate`` runs, beside its floor and ceiling."""
+QUICK = (
+    "The quick attack is gradient ICA, or ridge regression where there is no key. It is not the "
+    "strongest: facemix report --workdirs runs that."
+)
+"""Stands below tables with its figures: the strongest attacks train networks of their own."""
 
 SHOWN = {
     "accuracy": "accuracy",
     "majority_accuracy": "majority",
     "balanced_accuracy": "balanced",
-    "leak_attacker": "attacker",
+    "leak_quick_attack": "quick attack",
     "leak_no_attack": "no attack",
     "leak_owner": "owner",
 }
@@ -220,20 +235,24 @@ def metrics_of(result: Mapping[str, Any]) -> dict[str, float]:
     return found | {name: float(figure[key]) for name, key in LEAKAGE.items()}
 
 
-def read_result(each: Trial) -> dict[str, float] | None:
-    """The figures of a trial that is done; None otherwise."""
-    try:
-        return metrics_of(json.loads((each.workdir / RESULT).read_text()))
-    except FileNotFoundError:
-        return None
+def read_result(each: Trial, split: str) -> dict[str, float] | None:
+    """The figures of a trial whose split is scored; None otherwise."""
+    found = scored(each.workdir, split)
+    return None if found is None else metrics_of(found)
 
 
-def summarize(trials: Iterable[Trial]) -> list[dict[str, Any]]:
+def failed(each: Trial, split: str) -> bool:
+    """Whether a trial ended without a result for the split."""
+    return (each.workdir / FAILURE).exists() and read_result(each, split) is None
+
+
+def summarize(trials: Iterable[Trial], split: str) -> list[dict[str, Any]]:
     """One row for each setting, over its seeds.
 
     Returns:
-        Rows with the setting's fields, ``seeds`` done, ``failed``, and each metric's mean and
-        ``.interval`` (half the width, 95%; None for one seed).
+        Rows with the setting's fields, ``split``, ``device`` that scored it, ``seeds`` done,
+        ``failed``, and each metric's mean and ``.interval`` (half the width, 95%; None for one
+        seed).
     """
     rows: dict[str, tuple[Setting, list[Trial]]] = {}
     for each in trials:
@@ -241,18 +260,22 @@ def summarize(trials: Iterable[Trial]) -> list[dict[str, Any]]:
         rows.setdefault(json.dumps(setting, sort_keys=True), (setting, []))[1].append(each)
     table = []
     for setting, members in rows.values():
-        results = [found for each in members if (found := read_result(each)) is not None]
-        row: dict[str, Any] = {**setting, "seeds": len(results)}
-        row["failed"] = sum((each.workdir / FAILURE).exists() for each in members)
+        found = [done for each in members if (done := scored(each.workdir, split)) is not None]
+        results = [metrics_of(result) for result in found]
+        row: dict[str, Any] = {**setting, "split": split}
+        # The runs': this process leaves the accelerator to them.
+        row["device"] = ", ".join(sorted({result["provenance"]["device"] for result in found}))
+        row["seeds"] = len(results)
+        row["failed"] = sum(failed(each, split) for each in members)
         for name in results[0] if results else ():
             row[name], row[f"{name}.interval"] = metrics.mean_interval([r[name] for r in results])
         table.append(row)
     return table
 
 
-def write_summary(folder: Path, trials: Sequence[Trial]) -> list[dict[str, Any]]:
+def write_summary(folder: Path, trials: Sequence[Trial], split: str) -> list[dict[str, Any]]:
     """Writes ``summary.csv``, ``.json`` and ``.md``, and returns the rows."""
-    rows = summarize(trials)
+    rows = summarize(trials, split)
     columns = list(dict.fromkeys(name for row in rows for name in row))
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")
@@ -264,7 +287,7 @@ def write_summary(folder: Path, trials: Sequence[Trial]) -> list[dict[str, Any]]
     listing = {str(each.workdir.name): each.setting for each in trials}
     report = {"rows": rows, "trials": listing}
     write_atomically(folder / "summary.csv", text.getvalue())
-    write_atomically(folder / "summary.md", markdown)
+    write_atomically(folder / "summary.md", f"{markdown}\n{QUICK}\n")
     write_atomically(folder / "summary.json", json.dumps(report, indent=1) + "\n")
     return rows
 
@@ -279,7 +302,9 @@ def seeds_table(seeds: Sequence[int], results: Sequence[Mapping[str, Any]]) -> T
         for seed, each in zip(seeds, found, strict=True)
     ]
     rows.append(("mean", *(_with_interval([each[name] for each in found]) for name in found[0])))
-    return output.table(f"{results[0]['split']} split", tuple(found[0]), rows)
+    made = output.table(f"{results[0]['split']} split", tuple(found[0]), rows)
+    made.caption = QUICK
+    return made
 
 
 def rows_table(rows: Sequence[Mapping[str, Any]], varied: Sequence[str]) -> Table:
@@ -292,7 +317,10 @@ def rows_table(rows: Sequence[Mapping[str, Any]], varied: Sequence[str]) -> Tabl
         )
         for row in rows
     ]
-    return output.table("mean and 95% interval", ("seeds", *SHOWN.values()), lines)
+    title = f"{rows[0]['split']} split: mean and 95% interval"
+    made = output.table(title, ("seeds", *SHOWN.values()), lines)
+    made.caption = QUICK
+    return made
 
 
 def picture(rows: Sequence[Mapping[str, Any]], varied: Sequence[str]) -> bytes:

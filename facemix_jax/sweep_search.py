@@ -1,11 +1,12 @@
 """Search over fields of the configuration with Optuna, which is optional (extra ``sweep``)."""
 
+import json
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from facemix_jax import metrics, sweep
+from facemix_jax import metrics, runs, sweep
 from facemix_jax._validate import UsageError
 from facemix_jax.runs import RunConfig
 from facemix_jax.sweep import Setting, Trial
@@ -18,6 +19,9 @@ class Range(NamedTuple):
     high: float
     log: bool
 
+
+_SETTING, _BEGUN = "setting", "begun"
+"""Where an Optuna trial keeps its values, once all are drawn, and a study what is searched."""
 
 Space = dict[str, Range | list[Any]]
 """Field to a range or to the values that it may have."""
@@ -58,12 +62,15 @@ def search(
     num_seeds: int,
     parallel: int,
     metric: str,
+    split: str,
+    check: Callable[[Sequence[Trial]], None],
     execute: Callable[[Sequence[Trial]], None],
+    say: Callable[[str], None],
 ) -> list[Trial]:
     """Finds the setting with the highest metric, mean over seeds; a second call goes on.
 
     The study is kept in ``folder/optuna.log``; trials that were running when it was killed are
-    run again first.
+    run again first. A setting whose values do not fit each other fails, and the others go on.
 
     Args:
         base: what does not vary.
@@ -73,13 +80,17 @@ def search(
         num_seeds: runs of each.
         parallel: settings asked for at a time.
         metric: one of ``sweep.METRICS``.
+        split: on which the metric is taken.
+        check: raises ``UsageError`` for trials that cannot run.
         execute: trains and evaluates trials; those done are left alone.
+        say: is told of settings that cannot run.
 
     Returns:
-        All trials.
+        All trials that can run, each once, however often its setting was asked for.
 
     Raises:
-        UsageError: Optuna is not installed, or another space was searched in this folder.
+        UsageError: Optuna is not installed, another search was begun in this folder, or none of
+            the settings can run.
     """
     try:
         import optuna
@@ -93,38 +104,92 @@ def search(
     study = optuna.create_study(
         storage=storage, study_name="sweep", direction="maximize", load_if_exists=True
     )
+    _check_same(
+        study,
+        folder,
+        {
+            "num_seeds": num_seeds,
+            "metric": metric,
+            "split": split,
+            **{f"the search of {name}": of for name, of in space.items()},
+            **{
+                f"{part}.{name}": value
+                for part, values in runs.portable(base).items()
+                for name, value in values.items()
+                if f"{part}.{name}" not in space
+            },
+        },
+    )
     # Another seed in every call: the same one would ask for the first settings again.
     study.sampler = optuna.samplers.TPESampler(seed=len(study.trials))
-    running = optuna.trial.TrialState.RUNNING
-    left = [t for t in study.get_trials(deepcopy=False) if t.state == running]
+    reasons: list[str] = []
+
+    def runnable(setting: Setting) -> list[Trial]:
+        """The trials of a setting; none where its values do not fit each other."""
+        fixed = {name: [value] for name, value in setting.items()}
+        try:
+            batch = sweep.expand(base, fixed, num_seeds, folder)
+            check(batch)
+        except UsageError as error:
+            reasons.append(str(error))
+            say(f"left out: {error}")
+            return []
+        return batch
+
+    running, failed = optuna.trial.TrialState.RUNNING, optuna.trial.TrialState.FAIL
+    asked: list[tuple[int, Setting]] = []
     trials: list[Trial] = []
     for old in study.get_trials(deepcopy=False):
-        if old.state != running:
-            trials += _of_seeds(base, dict(old.user_attrs["setting"]), num_seeds, folder)
-    while left or len(study.trials) < num_trials:
-        asked: list[tuple[int, Setting]] = [(t.number, dict(t.params)) for t in left]
-        left = []
+        if _SETTING not in old.user_attrs:  # killed before it was drawn: does not count
+            num_trials += 1
+            if old.state == running:
+                study.tell(old.number, state=failed)
+        elif old.state == running:
+            asked.append((old.number, old.user_attrs[_SETTING]))
+        else:
+            trials += runnable(old.user_attrs[_SETTING])
+    while asked or len(study.trials) < num_trials:
         while not asked or (len(asked) < parallel and len(study.trials) < num_trials):
             new = study.ask()
-            asked.append(
-                (new.number, {name: _suggest(new, name, of) for name, of in space.items()})
-            )
-            new.set_user_attr("setting", asked[-1][1])
-        batches = [_of_seeds(base, setting, num_seeds, folder) for _, setting in asked]
-        execute([each for batch in batches for each in batch])
-        for (number, _), batch in zip(asked, batches, strict=True):
-            found = [result for each in batch if (result := sweep.read_result(each)) is not None]
-            if len(found) == len(batch):
-                study.tell(number, metrics.mean_interval([result[metric] for result in found])[0])
+            setting = {name: _suggest(new, name, of) for name, of in space.items()}
+            new.set_user_attr(_SETTING, setting)
+            asked.append((new.number, setting))
+        batches = [(number, runnable(setting)) for number, setting in asked]
+        asked = []
+        execute(sweep.distinct(each for _, batch in batches for each in batch))
+        for number, batch in batches:
+            results = (sweep.read_result(each, split) for each in batch)
+            found = [result[metric] for result in results if result is not None]
+            if batch and len(found) == len(batch):
+                study.tell(number, metrics.mean_interval(found)[0])
             else:
-                study.tell(number, state=optuna.trial.TrialState.FAIL)
+                study.tell(number, state=failed)
             trials += batch
-    return trials
+    if not trials:
+        raise UsageError(
+            f"None of the {len(reasons)} settings that the search drew can run; the last: "
+            f"{reasons[-1]} Give another --search, and another --workdir."
+        )
+    return sweep.distinct(trials)
 
 
-def _of_seeds(base: RunConfig, setting: Setting, num_seeds: int, folder: Path) -> list[Trial]:
-    fixed = {name: [value] for name, value in setting.items()}
-    return sweep.expand(base, fixed, num_seeds, folder)
+def _check_same(study: Any, folder: Path, what: dict[str, Any]) -> None:
+    """Keeps what is searched with a study that is new; any other must have been begun with it."""
+    now = json.loads(json.dumps(what))  # as the study has it: tuples are lists there
+    there = study.user_attrs.get(_BEGUN)
+    if there is None:
+        study.set_user_attr(_BEGUN, now)
+        return
+    differences = [
+        f"{name} is {there.get(name)} there and {now.get(name)} here"
+        for name in {**there, **now}
+        if there.get(name) != now.get(name)
+    ]
+    if differences:
+        raise UsageError(
+            f"{folder} holds another search: {'; '.join(differences)}. Give the same options to go "
+            f"on with it, or another --workdir."
+        )
 
 
 def _suggest(trial: Any, name: str, of: Range | list[Any]) -> Any:

@@ -16,10 +16,11 @@ import jax
 
 from facemix_jax import _runtime, data, defenses, evaluation, fitting, output, runs
 from facemix_jax._files import write_atomically
-from facemix_jax._validate import FacemixError
+from facemix_jax._validate import FacemixError, UsageError, one_of
+from facemix_jax.data import Source
 from facemix_jax.fitting import DivergedError, Options, StoppedError
 from facemix_jax.provenance import provenance
-from facemix_jax.runs import Run
+from facemix_jax.runs import Run, RunConfig
 from facemix_jax.training import TrainState
 
 RESULT, FAILURE, CHOICE = "result.json", "failure.json", "together.json"
@@ -49,6 +50,27 @@ def utilities(part: Run, split: str) -> dict[str, Any]:
     }
 
 
+def check_split(config: RunConfig, source: Source, split: str) -> None:
+    """Raises ``UsageError``, before any training, where ``utilities`` could not score a split."""
+    one_of(source.splits, split=split)
+    images = len(source.splits[split])
+    group_size = config.defense.group_size if config.defense.defense == "facemix" else 1
+    if images < group_size:
+        raise UsageError(
+            f"Split {split!r} of {source.name} has {images} images, but scoring needs at least one "
+            f"group: {group_size}. Use more images, smaller groups or another split."
+        )
+
+
+def scored(workdir: Path, split: str) -> dict[str, Any] | None:
+    """What a work directory's ``result.json`` says of a split; None where it says nothing."""
+    try:
+        found = json.loads((workdir / RESULT).read_text())
+    except FileNotFoundError:
+        return None
+    return found if found["split"] == split else None
+
+
 def run(
     workdirs: Sequence[Path],
     *,
@@ -59,7 +81,7 @@ def run(
     """Trains the runs of work directories together and evaluates each.
 
     Each directory ends with ``result.json``, or ``failure.json`` with the reason; what has a
-    result is left alone.
+    result for this split is left alone.
 
     Args:
         workdirs: of runs that differ in seed, learning rate and weight decay only; each holds a
@@ -71,10 +93,11 @@ def run(
     Raises:
         StoppedError: SIGINT or SIGTERM; the same call goes on.
     """
+    distinct = sorted(set(workdirs))  # a second lock on one would wait for the first for ever
     with contextlib.ExitStack() as stack:
-        for workdir in sorted(workdirs):
+        for workdir in distinct:
             stack.enter_context(_alone(workdir))
-        waiting = [workdir for workdir in workdirs if not (workdir / RESULT).exists()]
+        waiting = [workdir for workdir in distinct if scored(workdir, split) is None]
         if waiting:
             _run(waiting, split, method, show_progress)
 
@@ -83,7 +106,8 @@ def run(
 def _alone(workdir: Path) -> Iterator[None]:
     """Waits for what an earlier, killed sweep left running there."""
     with (workdir / ".lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
@@ -92,6 +116,7 @@ def _run(waiting: Sequence[Path], split: str, method: str, show_progress: bool) 
     try:
         configs = [runs.read_config(workdir) for workdir in waiting]
         source = data.load_source(configs[0].data)
+        check_split(configs[0], source, split)
         try:
             states = fitting.fit_together(
                 configs,
@@ -113,7 +138,11 @@ def _run(waiting: Sequence[Path], split: str, method: str, show_progress: bool) 
         return
     for config, workdir, state in zip(configs, waiting, states, strict=True):
         if state is not None:
-            found = utilities(runs.from_state(config, source, state), split)
+            try:
+                found = utilities(runs.from_state(config, source, state), split)
+            except FacemixError as error:
+                _fail(workdir, str(error))
+                continue
             found["provenance"] = provenance()
             write_atomically(workdir / RESULT, json.dumps(found, indent=1) + "\n")
             (workdir / FAILURE).unlink(missing_ok=True)

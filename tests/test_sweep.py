@@ -1,4 +1,4 @@
-"""Sweeps: typed grids, one directory per configuration, resuming, groups, intervals, search."""
+"""Sweeps: typed grids, one directory per configuration, resuming, groups, intervals."""
 
 import csv
 import dataclasses
@@ -11,31 +11,12 @@ import time
 
 import numpy as np
 import pytest
+from sweep_support import BASE, SMALL, write_results
 
-from facemix_jax import cli, metrics, runs, sweep, sweep_runners, sweep_search
+from facemix_jax import cli, metrics, runs, sweep, sweep_runners
 from facemix_jax._validate import FacemixError, UsageError
 from facemix_jax.data import DataConfig
-from facemix_jax.runs import RunConfig
 from facemix_jax.sharding import MeshConfig
-
-BASE = RunConfig()
-SMALL = ["--image-size", "40", "36", "--train-examples", "64", "--test-examples", "32"]
-SMALL += ["--width", "4", "--num-epochs", "1", "--batch-size", "16", "--log-every", "1"]
-FIGURE = {"value": 0.99, "floor": 0.6, "owner": 1.0}
-
-
-def result_of(accuracy):
-    scores = {"accuracy": accuracy, "balanced_accuracy": accuracy / 2, "majority_accuracy": 0.8}
-    return {"split": "test", "clean": scores, "protected": scores, "leakage": [FIGURE]}
-
-
-def write_results(groups, accuracy, seen=None):
-    """Stands in for training: the accuracy is a function of the configuration."""
-    for workdir in (w for group in groups for w in group):
-        if seen is not None:
-            seen.append(workdir)
-        found = result_of(accuracy(runs.read_config(workdir)))
-        (workdir / "result.json").write_text(json.dumps(found))
 
 
 def test_values_have_the_types_of_their_fields():
@@ -147,52 +128,70 @@ def test_a_grid_skips_what_is_done_and_summarises_over_seeds(tmp_path, monkeypat
         lines = list(csv.DictReader(file))
     assert [float(line["train.learning_rate"]) for line in lines] == [1e-3, 2e-3, 3e-3]
     assert float(lines[2]["leak_owner"]) == 1
-    assert (tmp_path / "summary.md").read_text().count("\n") == 5
+    table, note = (tmp_path / "summary.md").read_text().split("\n\n")
+    assert table.count("\n") == 4
+    assert "not the strongest: facemix report --workdirs" in note
+    assert [line["device"] for line in lines] == ["stand-in"] * 3, "the runs', not this process's"
     assert (tmp_path / "summary.png").read_bytes().startswith(b"\x89PNG")
 
 
-def searched(folder, accuracy, *, trials, fail_after=None):
-    space = sweep_search.parse_space(
-        ["train.learning_rate=log:1e-4:1e-1", "defense.group_size=4,8", "train.num_epochs=1:3"]
+def test_another_split_is_scored_and_named(tmp_path, monkeypatch, capsys):
+    seen = []
+
+    def stand_in(groups, *, split, **options):
+        write_results(groups, lambda c: 0.5 if split == "test" else 0.7, seen, split)
+
+    monkeypatch.setattr(sweep_runners, "run", stand_in)
+    command = ["sweep", "--workdir", str(tmp_path), "--grid", "train.learning_rate=1e-3,2e-3"]
+    for split, accuracy, runs_scored in [("test", 0.5, 2), ("valid", 0.7, 4), ("valid", 0.7, 4)]:
+        assert cli.main([*command, "--split", split, "--json", "-"]) == 0
+        rows = json.loads(capsys.readouterr().out)["rows"]
+        assert [(row["split"], row["accuracy"]) for row in rows] == [(split, accuracy)] * 2
+        assert len(seen) == runs_scored, "what is scored on this split is left alone"
+        assert f"| {split} |" in (tmp_path / "summary.md").read_text()
+    assert cli.main([*command, "--split", "valid"]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "valid" in printed
+    assert "not the strongest" in printed
+
+
+def test_a_sweep_with_failed_runs_exits_1_after_its_summary(tmp_path, monkeypatch, capsys):
+    def stand_in(groups, **options):
+        for workdir in (w for group in groups for w in group):
+            if runs.read_config(workdir).train.seed in bad:
+                (workdir / "failure.json").write_text(json.dumps({"error": "diverged"}))
+            else:
+                write_results([[workdir]], lambda c: 0.5)
+
+    monkeypatch.setattr(sweep_runners, "run", stand_in)
+    command = ["sweep", "--workdir", str(tmp_path), "--num-seeds", "3", "--grid", "model.cut=1"]
+    for bad, code in [({1}, 1), ((), 0)]:
+        assert cli.main(command) == code
+        (row,) = json.loads((tmp_path / "summary.json").read_text())["rows"]
+        assert (row["seeds"], row["failed"]) == (3 - len(bad), len(bad))
+    assert list(tmp_path.glob("*/failure.json")), "of a run that has a result by now"
+    assert "1 of 3 runs failed" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_sweep_goes_on_where_its_images_and_devices_are_now(tmp_path):
+    """The trials know nothing but what their directories hold."""
+    before, now = (
+        dataclasses.replace(
+            BASE,
+            data=DataConfig(dataset="celeba", data_dir=place, cache_dir=place),
+            mesh=MeshConfig(model_devices=devices),
+        )
+        for place, devices in (("/before", 1), ("/now", 2))
     )
-    done = []
-
-    def execute(batch):
-        if fail_after is not None and len(done) == fail_after:
-            raise KeyboardInterrupt
-        sweep.claim(batch)
-        write_results([[t.workdir for t in batch]], accuracy)
-        done.append([t.setting for t in batch])
-
-    options = {"num_seeds": 1, "parallel": 2, "metric": "accuracy", "execute": execute}
-    return sweep_search.search(BASE, space, folder=folder, num_trials=trials, **options), done
-
-
-@pytest.mark.filterwarnings("ignore:.*Journal.*:Warning")
-def test_a_search_finds_the_best_and_goes_on_where_it_was_killed(tmp_path):
-    pytest.importorskip("optuna")
-
-    def accuracy(config):
-        return 0.9 - 0.2 * abs(np.log10(config.train.learning_rate) + 2)
-
-    with pytest.raises(KeyboardInterrupt):
-        searched(tmp_path, accuracy, trials=12, fail_after=2)
-    trials, done = searched(tmp_path, accuracy, trials=12)
-    assert len(done) == 4, "four done before, two asked for and run first, six new"
-    assert len({t.workdir for t in trials}) >= 10
-    for trial in trials:
-        assert 1e-4 <= trial.config.train.learning_rate <= 1e-1
-        assert trial.config.train.num_epochs in (1, 2, 3)
-        assert trial.config.defense.group_size in (4, 8)
-    again, done = searched(tmp_path, accuracy, trials=12)
-    assert done == []
-    assert len(again) == 12
-
-
-@pytest.mark.parametrize("text", ["train.learning_rate=2:1", "train.learning_rate=log:0:1"])
-def test_an_empty_range_is_refused(text):
-    with pytest.raises(UsageError, match="no range"):
-        sweep_search.parse_space([text])
+    for base in (before, now):
+        (trial,) = sweep.expand(base, {}, 1, tmp_path)
+        sweep.claim([trial])
+        assert runs.read_config(trial.workdir) == base
+    with runs.alone(trial.workdir), pytest.raises(FacemixError, match="training in"):
+        sweep.claim(sweep.expand(before, {}, 1, tmp_path))
+    assert runs.read_config(trial.workdir) == now, "a run in progress keeps its own"
+    with runs.alone(trial.workdir):
+        sweep.claim([trial])
 
 
 def test_a_program_that_dies_is_named(tmp_path):

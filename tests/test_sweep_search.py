@@ -1,0 +1,159 @@
+"""Search: ranges, what is found, and going on after kills and settings that do not fit."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from sweep_support import BASE, write_results
+
+from facemix_jax import cli, sweep, sweep_runners, sweep_search
+from facemix_jax._validate import UsageError
+from facemix_jax.data import DataConfig
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*Journal.*:Warning")
+SPACE = ("train.learning_rate=log:1e-4:1e-1", "defense.group_size=4,8", "train.num_epochs=1:3")
+
+
+def searched(folder, accuracy, *, trials, fail_after=None, space=SPACE, base=BASE, **more):
+    space = sweep_search.parse_space(space)
+    done = []
+
+    def execute(batch):
+        if fail_after is not None and len(done) == fail_after:
+            raise KeyboardInterrupt
+        sweep.claim(batch)
+        write_results([[t.workdir for t in batch]], accuracy)
+        done.append([t.setting for t in batch])
+
+    options = {"num_seeds": 1, "parallel": 2, "metric": "accuracy", "split": "test"}
+    options |= {"execute": execute, "check": lambda batch: None, "say": print}
+    options |= {"folder": folder, "num_trials": trials, **more}
+    return sweep_search.search(base, space, **options), done
+
+
+def test_a_search_finds_the_best_and_goes_on_where_it_was_killed(tmp_path):
+    pytest.importorskip("optuna")
+
+    def accuracy(config):
+        return 0.9 - 0.2 * abs(np.log10(config.train.learning_rate) + 2)
+
+    with pytest.raises(KeyboardInterrupt):
+        searched(tmp_path, accuracy, trials=12, fail_after=2)
+    trials, done = searched(tmp_path, accuracy, trials=12)
+    assert len(done) == 4, "four done before, two asked for and run first, six new"
+    assert len({t.workdir for t in trials}) >= 10
+    for trial in trials:
+        assert 1e-4 <= trial.config.train.learning_rate <= 1e-1
+        assert trial.config.train.num_epochs in (1, 2, 3)
+        assert trial.config.defense.group_size in (4, 8)
+    again, done = searched(tmp_path, accuracy, trials=12)
+    assert done == []
+    assert len(again) == 12
+
+
+def test_a_setting_that_a_search_asks_for_twice_is_one_run(tmp_path):
+    pytest.importorskip("optuna")
+    trials, done = searched(tmp_path, lambda c: 0.5, trials=4, space=["defense.group_size=4"])
+    assert [len(settings) for settings in done] == [1, 1], "two asked for at a time"
+    (row,) = sweep.summarize(trials, "test")
+    assert row["seeds"] == 1
+    two = searched(tmp_path / "two", lambda c: 0.5, trials=8, space=["defense.group_size=4,8"])[0]
+    assert len(two) == 2, "the control"
+
+
+def test_a_search_goes_on_past_settings_that_do_not_fit(tmp_path):
+    """Groups of 8 fit in batches of 8 and 16, but not in those between."""
+    pytest.importorskip("optuna")
+    space, said = ["train.batch_size=8,12,16"], []
+    options = {"trials": 12, "space": space, "say": said.append}
+    trials, _ = searched(tmp_path, lambda c: c.train.batch_size / 100, **options)
+    assert {t.config.train.batch_size for t in trials} == {8, 16}
+    assert said
+    assert all("train.batch_size = 12" in text for text in said)
+    again, done = searched(tmp_path, lambda c: 0.5, **options)
+    assert [t.workdir for t in again] == [t.workdir for t in trials]
+    assert done == [], "what was refused counts as tried"
+    with pytest.raises(UsageError, match=r"None of the 3 settings .* group_size 8 does not divide"):
+        searched(tmp_path / "none", lambda c: 0.5, trials=3, space=["train.batch_size=9:15"])
+
+
+def test_a_search_leaves_out_cuts_that_do_not_exist(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("optuna")
+    monkeypatch.setattr(
+        sweep_runners, "run", lambda groups, **options: write_results(groups, lambda c: 0.5)
+    )
+    command = ["sweep", "--workdir", str(tmp_path), "--trials", "6", "--json", "-"]
+    assert cli.main([*command, "--search", "model.cut=1,12"]) == 0
+    captured = capsys.readouterr()
+    assert [row["model.cut"] for row in json.loads(captured.out)["rows"]] == [1]
+    assert "left out: cut is 12" in " ".join(captured.err.split())
+
+
+@pytest.mark.filterwarnings("ignore:Choices for a categorical.*:UserWarning")
+def test_a_search_over_sizes_goes_on_after_a_kill(tmp_path):
+    """JSON has no tuples."""
+    pytest.importorskip("optuna")
+    space = ["data.image_size=109x89"]
+    with pytest.raises(KeyboardInterrupt):
+        searched(tmp_path, lambda c: 0.5, trials=4, space=space, fail_after=1)
+    trials, done = searched(tmp_path, lambda c: 0.5, trials=4, space=space)
+    assert len(done) == 1, "the two that were left"
+    (trial,) = trials
+    assert trial.setting["data.image_size"] == trial.config.data.image_size == (109, 89)
+    (row,) = sweep.summarize(trials, "test")
+    assert row["seeds"] == 1
+
+
+def test_a_kill_while_a_setting_is_drawn_costs_nothing(tmp_path, monkeypatch):
+    optuna = pytest.importorskip("optuna")
+    space, drawn = ["train.learning_rate=log:1e-4:1e-1"], sweep_search._suggest
+
+    def killed(*args):
+        drawn(*args)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sweep_search, "_suggest", killed)
+    with pytest.raises(KeyboardInterrupt):
+        searched(tmp_path, lambda c: 0.5, trials=2, space=space)
+    monkeypatch.setattr(sweep_search, "_suggest", drawn)
+    for _ in range(2):
+        trials, _ = searched(tmp_path, lambda c: 0.5, trials=2, space=space)
+        assert len(trials) == 2
+        assert all("train.learning_rate" in trial.setting for trial in trials)
+    journal = optuna.storages.journal.JournalFileBackend(str(tmp_path / "optuna.log"))
+    storage = optuna.storages.JournalStorage(journal)
+    states = [t.state.name for t in optuna.load_study(study_name="sweep", storage=storage).trials]
+    assert states == ["FAIL", "COMPLETE", "COMPLETE"]
+
+
+@pytest.mark.parametrize(
+    ("other", "words"),
+    [
+        ({"space": ["train.learning_rate=log:1e-4:1"]}, r"learning_rate is \[.*0.1.* there and"),
+        ({"space": ["train.weight_decay=0:0.1"]}, "search of train.weight_decay is None there"),
+        ({"num_seeds": 2}, "num_seeds is 1 there and 2 here"),
+        ({"metric": "balanced_accuracy"}, "metric is accuracy there"),
+        ({"split": "valid"}, "split is test there and valid here"),
+        (
+            {"base": dataclasses.replace(BASE, data=DataConfig(image_size=(64, 48)))},
+            r"data.image_size is \[109, 89\] there and \[64, 48\] here",
+        ),
+    ],
+)
+def test_another_search_in_the_same_folder_is_refused(tmp_path, other, words):
+    pytest.importorskip("optuna")
+    options = {"trials": 2, "space": ["train.learning_rate=log:1e-4:1e-1"]}
+    first, _ = searched(tmp_path, lambda c: 0.5, **options)
+    with pytest.raises(UsageError, match=words):
+        searched(tmp_path, lambda c: 0.5, **{**options, **other})
+    moved = dataclasses.replace(BASE, data=DataConfig(cache_dir="/elsewhere"))
+    again, done = searched(tmp_path, lambda c: 0.5, **options, base=moved)
+    assert [t.workdir for t in again] == [t.workdir for t in first], "the control"
+    assert done == []
+
+
+@pytest.mark.parametrize("text", ["train.learning_rate=2:1", "train.learning_rate=log:0:1"])
+def test_an_empty_range_is_refused(text):
+    with pytest.raises(UsageError, match="no range"):
+        sweep_search.parse_space([text])
