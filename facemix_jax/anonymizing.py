@@ -275,7 +275,7 @@ def fit(
         The state after the last step.
 
     Raises:
-        UsageError: the network, defence or work directory is another one, images show fewer
+        UsageError: the network, defence, images or work directory are others, images show fewer
             than two people, or an isometry regulariser is asked for.
         FacemixError: another process trains in the work directory.
         DivergedError: the loss is not finite.
@@ -306,12 +306,11 @@ def fit(
     class_of = np.full(int(source.identities.max()) + 1, -1, np.int32)
     class_of[source.identities[rows]] = classes
     num_steps = steps_per_epoch * run.train.num_epochs
-    runs.claim(workdir, run)
-    _claim_options(workdir / "anonymizer.json", config)
     with (
-        runs.alone(workdir),
+        runs.alone(workdir, run, images=runs.images_of(source)),
         Checkpoints(workdir / "checkpoints", runs.identity(run, model)) as checkpoints,
     ):
+        _claim_options(workdir / "anonymizer.json", config, checkpoints.latest())
         state = init_state(
             model,
             config,
@@ -362,10 +361,10 @@ def fit(
     return state
 
 
-def _claim_options(path: Path, config: AnonymizerConfig) -> None:
+def _claim_options(path: Path, config: AnonymizerConfig, saved: int | None) -> None:
     wanted = dataclasses.asdict(config)
     text = json.dumps(wanted, indent=2)
-    if path.exists() and path.read_text() != text:
+    if saved is not None and path.exists() and path.read_text() != text:
         raise _validate.UsageError(
             f"{path} holds other options than {wanted}. Give the same ones, or another --workdir."
         )
