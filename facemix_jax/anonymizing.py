@@ -293,6 +293,7 @@ def fit(
             f"regulariser. Leave --isometry out."
         )
     runs.check_claim(workdir, run)
+    runs.check_parts(run, run.data.image_size if source is None else source.image_size)
     source = data.load_source(run.data) if source is None else source
     model = runs.build_model(run, source)
     rows = source.splits["train"]

@@ -107,6 +107,7 @@ def fit_together(
     one_of(population.METHODS, method=method)
     _check_alike(configs)
     config = configs[0]
+    runs.check_parts(config, config.data.image_size if source is None else source.image_size)
     source = data.load_source(config.data) if source is None else source
     plan = _plan(config, source)
     wanted = sharding.make_mesh(config.mesh, num_runs=len(configs))

@@ -21,10 +21,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from facemix_jax import data, defenses, models
 from facemix_jax._files import write_atomically
+from facemix_jax._types import Array, ImageSize
 from facemix_jax._validate import FacemixError, UsageError, divides
 from facemix_jax.checkpoint import newest, restore_variables
 from facemix_jax.data import DataConfig, Source
@@ -95,6 +97,21 @@ def build_model(config: RunConfig, source: Source) -> SplitModel:
         image_size=source.image_size,
         num_attributes=len(source.attribute_names),
     )
+
+
+def check_parts(config: RunConfig, image_size: ImageSize) -> None:
+    """Raises ``UsageError`` where network, cut and defence do not fit images of that size.
+
+    Only the defence is traced, in tens of milliseconds, so that this comes before images are read.
+    """
+    spec = models.build(config.model, image_size=image_size).spec
+    defense = defenses.build(config.defense, tiles=spec.tiles)
+    rows = config.train.batch_size * spec.tiles
+
+    def protect(z: Array) -> Array:
+        return defense.protect(defense.init(jax.random.key(0), rows, True), z)
+
+    jax.eval_shape(protect, jax.ShapeDtypeStruct((rows, *spec.activation_shape), jnp.float32))
 
 
 def identity(config: RunConfig, model: SplitModel) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 
-from facemix_jax import checkpoint, fitting, runs, training
+from facemix_jax import checkpoint, cli, data, fitting, runs, training
 from facemix_jax._files import write_atomically
 from facemix_jax._validate import FacemixError, UsageError
 from facemix_jax.checkpoint import CheckpointError, Checkpoints
@@ -275,6 +275,39 @@ def test_what_trained_nothing_takes_another_configuration(tmp_path):
     (tmp_path / "config.json").write_text("{}")  # another program's
     with pytest.raises(FacemixError, match="cannot be read"):
         runs.claim(tmp_path, first)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ("--cut 99", "cut is 99"),
+        ("--image-size 20 20", "image_size is 20x20"),
+        ("--family hadamard --group-size 6 --batch-size 12", "group_size is 6, but"),
+        ("--defense blur --blur-size 40 --cut 0 --image-size 33 33", "blur_size is 40, but"),
+        ("--scatter", "scatter deals images"),
+    ],
+)
+def test_parts_that_do_not_fit_are_refused_before_images_are_read(
+    tmp_path, monkeypatch, capsys, options, words
+):
+    def load_source(config):
+        raise AssertionError("images are read")
+
+    monkeypatch.setattr(data, "load_source", load_source)
+    workdir = tmp_path / "run"
+    assert cli.main(["train", "--workdir", str(workdir), *options.split()]) == 2
+    assert words in " ".join(capsys.readouterr().err.split())
+    assert not workdir.exists()
+
+
+def test_parts_that_do_not_fit_claim_nothing(tmp_path, tiny_source):
+    """Images given by the caller may have another size than the configuration says."""
+    blur = DefenseConfig(defense="blur", blur_size=37)
+    config = dataclasses.replace(config_of(), model=ModelConfig(cut=0, width=4), defense=blur)
+    with pytest.raises(UsageError, match="blur_size is 37"):
+        fit_in(tmp_path / "run", tiny_source, config)
+    assert not (tmp_path / "run").exists()
+    runs.check_parts(config, (40, 37))
 
 
 def test_a_checkpoint_of_another_model_is_refused(finished, tiny_source):
