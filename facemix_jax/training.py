@@ -33,8 +33,9 @@ class TrainConfig:
         num_epochs: passes over the training images; an incomplete last batch is dropped.
         batch_size: images in a step, a multiple of the group size.
         learning_rate: peak of Adam's; rises linearly, then follows a cosine to zero.
-        warmup_fraction: share of all steps during which it rises.
-        adam_b2: Adam's second-moment decay; 0.99 follows short runs better than 0.999.
+        warmup_fraction: share of all steps during which it rises; the last step is always left
+            to the cosine.
+        adam_b2: Adam's second-moment decay, below 1; 0.99 follows short runs better than 0.999.
         nesterov: Adam with Nesterov momentum (NAdam), which gains most in short runs.
         weight_decay: decoupled (AdamW), 1e-4 in the paper.
         isometry: weight of the regulariser that draws main's convolutions towards isometries
@@ -78,6 +79,17 @@ class TrainConfig:
             checkpoint_every=self.checkpoint_every,
         )
         _validate.in_range(0, 1, warmup_fraction=self.warmup_fraction, adam_b2=self.adam_b2)
+        if np.float32(self.adam_b2) == 1:  # updates would be divided by a mean that stays 0
+            raise _validate.UsageError(
+                f"adam_b2 is {self.adam_b2}, but must be below 1 in float32. Use 0.99 or 0.999."
+            )
+        _validate.finite(
+            learning_rate=self.learning_rate,
+            weight_decay=self.weight_decay,
+            isometry=self.isometry,
+            negentropy_weight=self.negentropy_weight,
+            discriminator_weight=self.discriminator_weight,
+        )
         _validate.in_range(
             0,
             float("inf"),
@@ -153,7 +165,7 @@ def _schedule(config: TrainConfig, num_steps: int, peak: Array | np.float32) -> 
     shape = optax.warmup_cosine_decay_schedule(
         init_value=0.0,
         peak_value=1.0,
-        warmup_steps=round(config.warmup_fraction * num_steps),
+        warmup_steps=min(round(config.warmup_fraction * num_steps), num_steps - 1),
         decay_steps=num_steps,
     )
     return lambda step: peak * shape(step)

@@ -150,9 +150,24 @@ def test_learning_rate_rises_and_falls_to_zero():
     assert values[4] == pytest.approx(0, abs=1e-9)
 
 
+@pytest.mark.parametrize(("fraction", "num_steps"), [(1.0, 4), (0.9, 4), (1.0, 1), (0.5, 1)])
+def test_the_last_step_is_left_to_the_cosine_whatever_the_warm_up(fraction, num_steps):
+    config = dataclasses.replace(CONFIG, warmup_fraction=fraction)
+    rate = training.learning_rate(config, num_steps)
+    values = [float(rate(step)) for step in range(num_steps + 1)]
+    assert values[num_steps - 1] == pytest.approx(3e-3)
+    assert values[num_steps] == pytest.approx(0, abs=1e-9)
+    assert values == sorted(values[:-1]) + values[-1:]
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
+        ({"adam_b2": 1.0}, ("adam_b2 is 1.0", "below 1", "0.999")),
+        ({"adam_b2": 1 - 1e-9}, ("adam_b2 is 0.999999999", "below 1")),
+        ({"learning_rate": float("inf")}, ("learning_rate is inf", "finite")),
+        ({"weight_decay": float("inf")}, ("weight_decay is inf", "finite")),
+        ({"isometry": float("nan")}, ("isometry is nan",)),
         ({"batch_size": 0}, ("batch_size", "0")),
         ({"learning_rate": -1.0}, ("learning_rate", "-1.0")),
         ({"warmup_fraction": 2.0}, ("warmup_fraction", "between 0 and 1")),
