@@ -22,6 +22,9 @@ from facemix_jax.data import normalize
 from facemix_jax.defenses import Defense
 from facemix_jax.models import SplitModel, isometry_penalty, with_prior
 
+_APART = 2**31
+"""``fold_in(key, i)`` is ``split(key, n)[i]``: no split is so wide that it gives this one."""
+
 STATISTICS = ("mixed", "clean", "separate")
 
 
@@ -216,7 +219,7 @@ def init_state(
         variables = {**variables, "main": {**main, "clean_stats": clean}}
     opt_state = _optimizer(config, num_steps, Scalars.of(config)).init(_params(variables))
     if config.discriminator_weight:
-        judge_key = jax.random.fold_in(init_key, 1)
+        judge_key = jax.random.fold_in(init_key, _APART)
         channels = model.spec.activation_shape[-1]
         discriminator = gaussian_codes.init_discriminator(judge_key, channels)
         opt_state = {
@@ -293,6 +296,13 @@ def make_step(model: SplitModel, defense: Defense, config: TrainConfig, num_step
     return _shared_step(model, defense, shared, num_steps)
 
 
+def _keys(step_key: RngKey) -> tuple[RngKey, RngKey, RngKey, RngKey]:
+    """Of flips, the defence, the penalty and the discriminator's own step."""
+    flip_key, mix_rng_key = jax.random.split(step_key)
+    penalty_key, improve_key = jax.random.split(jax.random.fold_in(step_key, _APART))
+    return flip_key, mix_rng_key, penalty_key, improve_key
+
+
 @functools.lru_cache(maxsize=16)
 def _shared_step(
     model: SplitModel, defense: Defense, config: TrainConfig, num_steps: int
@@ -310,8 +320,7 @@ def _shared_step(
         state: TrainState, images: Array, attributes: Array, scalars: Scalars
     ) -> tuple[TrainState, StepInfo]:
         step_key = jax.random.fold_in(state.rng_key, state.step)
-        flip_key, mix_rng_key = jax.random.split(step_key)
-        penalty_key, improve_key = jax.random.split(jax.random.fold_in(step_key, 1))
+        flip_key, mix_rng_key, penalty_key, improve_key = _keys(step_key)
         x = normalize(images)
         if config.flip:
             mirrored = jax.random.bernoulli(flip_key, shape=(x.shape[0], 1, 1, 1))

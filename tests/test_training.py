@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from facemix_jax import defenses, mixing, models, training
+from facemix_jax import defenses, gaussian_codes, mixing, models, training
 from facemix_jax._validate import UsageError
 from facemix_jax.models import resnet18
 from facemix_jax.training import TrainConfig
@@ -132,6 +132,40 @@ def test_the_isometry_regulariser_acts_on_main_alone(model, tiny_source):
         np.testing.assert_allclose(
             leaves(plain.variables[segment]), leaves(regularised.variables[segment]), atol=1e-6
         )
+
+
+def test_no_two_draws_of_a_step_share_a_key():
+    """Neither the keys nor what they become when they are split."""
+
+    def found(keys):
+        derived = [*keys, *(key for parent in keys for key in jax.random.split(parent, 8))]
+        return [tuple(jax.random.key_data(key).tolist()) for key in derived]
+
+    step_key = jax.random.key(7)
+    distinct = found([step_key, *training._keys(step_key)])
+    # The step's own first two children are the keys of flips and of the defence.
+    assert len(set(distinct)) == len(distinct) - 2
+    flips_and_defence = jax.random.split(step_key)
+    assert distinct[1:3] == found(flips_and_defence)[:2], "runs without penalties keep their bits"
+    folded = jax.random.split(jax.random.fold_in(step_key, 1))
+    shared = found([*flips_and_defence, *folded])
+    assert len(set(shared)) < len(shared), "the search finds keys that are used twice"
+
+
+def test_the_discriminator_starts_from_a_key_that_no_segment_has(model, monkeypatch):
+    keys = []
+    draw = gaussian_codes.init_discriminator
+    monkeypatch.setattr(
+        gaussian_codes,
+        "init_discriminator",
+        lambda rng_key, channels: keys.append(rng_key) or draw(rng_key, channels),
+    )
+    training.init_state(model, dataclasses.replace(CONFIG, discriminator_weight=1.0), 10)
+    init_key, _ = jax.random.split(jax.random.key(CONFIG.seed))
+    (judge_key,) = (jax.random.key_data(key) for key in keys)
+    others = jax.random.key_data(jax.random.split(init_key, 64))
+    assert not (others == judge_key).all(1).any()
+    assert (others == jax.random.key_data(jax.random.fold_in(init_key, 1))).all(1).any()
 
 
 def test_cross_entropy_of_uniform_logits_is_log_2():
