@@ -55,7 +55,8 @@ def fit(
         FacemixError: another process trains in the work directory.
         DivergedError: the loss is not finite; the last checkpoint is from before that.
         CheckpointError: a checkpoint cannot be written, or belongs to another model.
-        StoppedError: SIGINT or SIGTERM, to any of the processes; the state was saved.
+        StoppedError: SIGINT or SIGTERM, to any of the processes; the state was saved. A second
+            SIGINT is no longer caught, and nothing more is saved.
     """
     (state,) = fit_together(
         [config],
