@@ -1,6 +1,7 @@
 """One style of error: the value, the limit and the remedy, before any work starts."""
 
 import difflib
+import math
 from collections.abc import Iterable
 
 
@@ -23,6 +24,13 @@ def positive(**values: float) -> None:
             raise UsageError(
                 f"{name} is {value}, but must be greater than 0. Give a larger {name}."
             )
+
+
+def finite(**values: float) -> None:
+    """Raises ``UsageError`` for infinity and for what is no number."""
+    for name, value in values.items():
+        if not math.isfinite(value):
+            raise UsageError(f"{name} is {value}, but must be a finite number. Give one.")
 
 
 def in_range(low: float, high: float, **values: float) -> None:

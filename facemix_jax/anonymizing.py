@@ -25,13 +25,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from facemix_jax import _validate, data, fitting, hosts, runs, training
+from facemix_jax import _validate, data, fitting, hosts, runs, sharding, training
 from facemix_jax._files import write_atomically
 from facemix_jax._types import Array, HostArray, RngKey
 from facemix_jax.checkpoint import Checkpoints
 from facemix_jax.data import Source
 from facemix_jax.models import SplitModel, resnet18, with_prior
-from facemix_jax.models.anonymizer import to_unit
+from facemix_jax.models.anonymizer import angular_logits, to_unit
 from facemix_jax.records import Records
 from facemix_jax.runs import RunConfig
 
@@ -100,36 +100,6 @@ class AnonymizerInfo:
     accuracy: Array
     identified: Array
     distance: Array
-
-
-def angular_logits(
-    features: Array, people: Array, labels: Array | None, *, margin: float, scale: float
-) -> Array:
-    """Scaled cosines; that of the true person as if its angle were larger by the margin.
-
-    Args:
-        features: ``[B, D]``.
-        people: ``[P, D]``, one direction for each person.
-        labels: int ``[B]``, or None for no margin.
-        margin: in radians. Where angle and margin pass pi, the cosine is lowered by as much as
-            keeps the logit falling with the angle.
-        scale: of the cosines.
-
-    Returns:
-        float32 ``[B, P]``.
-    """
-    unit_features, unit_people = (
-        x / jnp.maximum(jnp.linalg.norm(x, axis=1, keepdims=True), 1e-6) for x in (features, people)
-    )
-    cosine = jnp.clip(unit_features @ unit_people.T, -1 + 1e-6, 1 - 1e-6)
-    if labels is None:
-        return scale * cosine
-    sine = jnp.sqrt(1 - cosine**2)
-    turned = cosine * np.cos(margin) - sine * np.sin(margin)
-    lowered = cosine - 1 + np.cos(margin)
-    shifted = jnp.where(cosine > np.cos(np.pi - margin), turned, lowered)
-    true = jax.nn.one_hot(labels, people.shape[0], dtype=bool)
-    return scale * jnp.where(true, shifted, cosine)
 
 
 def identifier_model(model: SplitModel, config: AnonymizerConfig) -> SplitModel:
@@ -275,8 +245,8 @@ def fit(
         The state after the last step.
 
     Raises:
-        UsageError: the network, defence or work directory is another one, images show fewer
-            than two people, or an isometry regulariser is asked for.
+        UsageError: the network, defence, images or work directory are others, images show fewer
+            than two people, or an option is given that this training does not have.
         FacemixError: another process trains in the work directory.
         DivergedError: the loss is not finite.
         StoppedError: SIGINT or SIGTERM; the state was saved.
@@ -287,12 +257,9 @@ def fit(
             f"{run.defense.defense!r}, but the anonymizer is the network 'anonymizer' at cut 1 "
             f"with the defence 'none'. Leave these options out."
         )
-    if run.train.isometry:
-        raise _validate.UsageError(
-            f"isometry is {run.train.isometry}, but the anonymizer is trained without that "
-            f"regulariser. Leave --isometry out."
-        )
+    _check_options(run)
     runs.check_claim(workdir, run)
+    runs.check_parts(run, run.data.image_size if source is None else source.image_size)
     source = data.load_source(run.data) if source is None else source
     model = runs.build_model(run, source)
     rows = source.splits["train"]
@@ -306,12 +273,11 @@ def fit(
     class_of = np.full(int(source.identities.max()) + 1, -1, np.int32)
     class_of[source.identities[rows]] = classes
     num_steps = steps_per_epoch * run.train.num_epochs
-    runs.claim(workdir, run)
-    _claim_options(workdir / "anonymizer.json", config)
     with (
-        runs.alone(workdir),
+        runs.alone(workdir, run, images=runs.images_of(source)),
         Checkpoints(workdir / "checkpoints", runs.identity(run, model)) as checkpoints,
     ):
+        _claim_options(workdir / "anonymizer.json", config, checkpoints.latest())
         state = init_state(
             model,
             config,
@@ -328,7 +294,10 @@ def fit(
             return state
         step = make_step(model, config, run.train, num_steps)
         batches = data.train_batches(
-            source, batch_size=run.train.batch_size, seed=run.train.seed, start_step=start
+            data.on_device(source) if run.data.device_resident else source,
+            batch_size=run.train.batch_size,
+            seed=run.train.seed,
+            start_step=start,
         )
         clock = time.perf_counter()
         with hosts.StopSignals() as stop, Records(workdir, start) as records:
@@ -362,10 +331,26 @@ def fit(
     return state
 
 
-def _claim_options(path: Path, config: AnonymizerConfig) -> None:
+def _check_options(run: RunConfig) -> None:
+    """Refuses what ``facemix train`` alone does."""
+    for part, default, names in (
+        (run.train, training.TrainConfig(), ("isometry", "statistics")),
+        (run.data, data.DataConfig(), ("distinct_people",)),
+        (run.mesh, sharding.MeshConfig(), ("seed_devices", "data_devices", "model_devices")),
+    ):
+        for name in names:
+            value, usual = getattr(part, name), getattr(default, name)
+            if value != usual:
+                raise _validate.UsageError(
+                    f"{name} is {value!r}, but the anonymizer is trained with {usual!r} only, on "
+                    f"one device. Leave --{name.replace('_', '-')} out."
+                )
+
+
+def _claim_options(path: Path, config: AnonymizerConfig, saved: int | None) -> None:
     wanted = dataclasses.asdict(config)
     text = json.dumps(wanted, indent=2)
-    if path.exists() and path.read_text() != text:
+    if saved is not None and path.exists() and path.read_text() != text:
         raise _validate.UsageError(
             f"{path} holds other options than {wanted}. Give the same ones, or another --workdir."
         )
@@ -382,7 +367,10 @@ def _listed(values: dict[str, float]) -> str:
 
 def _optimizer(train: training.TrainConfig, num_steps: int) -> optax.GradientTransformation:
     return optax.adamw(
-        training.learning_rate(train, num_steps), b2=train.adam_b2, weight_decay=train.weight_decay
+        training.learning_rate(train, num_steps),
+        b2=train.adam_b2,
+        weight_decay=train.weight_decay,
+        nesterov=train.nesterov,
     )
 
 

@@ -109,6 +109,7 @@ class Train(Output):
                 from_torch, read_weights(self.initial_weights), keep_head=True
             )
         hosts.start(self.hosts)
+        runs.check_parts(config, config.data.image_size)
         source = data.load_source(config.data)
         trials.check_split(config, source, "test")
         meter = Meter()

@@ -31,9 +31,9 @@ def fit(
 ) -> TrainState:
     """Trains, or goes on training, in a work directory.
 
-    The order of a resume: the configuration is compared, the newest checkpoint restored, records
-    after it are dropped, and batches start at its step. The parameters end bit for bit as those
-    of an uninterrupted run on the same mesh of the same machine.
+    The order of a resume: configuration and training images are compared, the newest checkpoint is
+    restored, records after it are dropped, and batches start at its step. The parameters end bit
+    for bit as those of an uninterrupted run on the same mesh of the same machine.
 
     In several processes (``hosts.start``) all call it with the same arguments, ``workdir`` in a
     folder that all of them see.
@@ -55,7 +55,8 @@ def fit(
         FacemixError: another process trains in the work directory.
         DivergedError: the loss is not finite; the last checkpoint is from before that.
         CheckpointError: a checkpoint cannot be written, or belongs to another model.
-        StoppedError: SIGINT or SIGTERM, to any of the processes; the state was saved.
+        StoppedError: SIGINT or SIGTERM, to any of the processes; the state was saved. A second
+            SIGINT is no longer caught, and nothing more is saved.
     """
     (state,) = fit_together(
         [config],
@@ -107,22 +108,22 @@ def fit_together(
     one_of(population.METHODS, method=method)
     _check_alike(configs)
     config = configs[0]
+    runs.check_parts(config, config.data.image_size if source is None else source.image_size)
     source = data.load_source(config.data) if source is None else source
     plan = _plan(config, source)
     wanted = sharding.make_mesh(config.mesh, num_runs=len(configs))
     sharding.check_batch(wanted, config.train.batch_size, plan.defense.group_size)
+    images = runs.images_of(source)
     for run_config, workdir in zip(configs, workdirs, strict=True):
-        runs.check_claim(workdir, run_config)
+        runs.check_claim(workdir, run_config, images=images)
     hosts.wait("all have compared configurations")
-    if hosts.is_first():
-        for run_config, workdir in zip(configs, workdirs, strict=True):
-            runs.claim(workdir, run_config)
-    hosts.wait("the work directories are there")
 
     identity = runs.identity(config, plan.model)
     with contextlib.ExitStack() as stack:
-        for workdir in workdirs if hosts.is_first() else ():
-            stack.enter_context(runs.alone(workdir))
+        if hosts.is_first():
+            for run_config, workdir in zip(configs, workdirs, strict=True):
+                stack.enter_context(runs.alone(workdir, run_config, images=images))
+        hosts.wait("the work directories are there")
         opened = [
             stack.enter_context(Checkpoints(workdir / "checkpoints", identity))
             for workdir in workdirs

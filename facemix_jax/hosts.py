@@ -4,6 +4,7 @@ Each sees its own devices and all of the others'; ``jit`` runs on all of them, s
 process must make the same calls in the same order.
 """
 
+import contextlib
 import dataclasses
 import os
 import signal
@@ -15,6 +16,8 @@ import numpy as np
 
 from facemix_jax import _validate
 from facemix_jax._validate import FacemixError, UsageError
+
+_STOPPING = b"\nStopping as soon as all is saved; Ctrl-C once more stops at once, without saving.\n"
 
 _WAYS = ("auto", "none", "slurm", "tpu")
 
@@ -154,7 +157,10 @@ def fetch(tree: Any) -> Any:
 
 
 class StopSignals:
-    """Notes SIGINT and SIGTERM, so that the step in hand ends and is saved."""
+    """Notes SIGINT and SIGTERM, so that the step in hand ends and is saved.
+
+    A second SIGINT does what it did before: by default it raises ``KeyboardInterrupt`` at once.
+    """
 
     asked = False
 
@@ -170,8 +176,17 @@ class StopSignals:
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         self.asked = True
+        if number == signal.SIGINT:  # not SIGTERM: timeout(1) sends that twice for one stop
+            self._put_back(number)
+            with contextlib.suppress(OSError):  # print() may be what the signal interrupted
+                os.write(2, _STOPPING)
+
+    def _put_back(self, number: int) -> None:
+        """What was there before; None stands for a handler that is not Python's."""
+        handler = self._before[number]
+        signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     def __exit__(self, *exc: object) -> None:
-        """Puts back what was there before; None stands for a handler that is not Python's."""
-        for number, handler in self._before.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        """Puts back what was there before."""
+        for number in self._before:
+            self._put_back(number)

@@ -3,7 +3,9 @@
 ::
 
     workdir/
-      config.json      RunConfig, written once
+      config.json      RunConfig; where images and devices are changes with the calls
+      images.json      what tells its training images from others
+      training.lock    held by the process that trains
       metrics.jsonl    one record per line
       tensorboard/     the same for TensorBoard
       checkpoints/     see facemix_jax.checkpoint
@@ -12,17 +14,21 @@
 import contextlib
 import dataclasses
 import fcntl
+import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from facemix_jax import data, defenses, models
 from facemix_jax._files import write_atomically
+from facemix_jax._types import Array, ImageSize
 from facemix_jax._validate import FacemixError, UsageError, divides
-from facemix_jax.checkpoint import restore_variables
+from facemix_jax.checkpoint import newest, restore_variables
 from facemix_jax.data import DataConfig, Source
 from facemix_jax.defenses import Defense, DefenseConfig
 from facemix_jax.models import ModelConfig, SplitModel
@@ -91,6 +97,21 @@ def build_model(config: RunConfig, source: Source) -> SplitModel:
         image_size=source.image_size,
         num_attributes=len(source.attribute_names),
     )
+
+
+def check_parts(config: RunConfig, image_size: ImageSize) -> None:
+    """Raises ``UsageError`` where network, cut and defence do not fit images of that size.
+
+    Only the defence is traced, in tens of milliseconds, so that this comes before images are read.
+    """
+    spec = models.build(config.model, image_size=image_size).spec
+    defense = defenses.build(config.defense, tiles=spec.tiles)
+    rows = config.train.batch_size * spec.tiles
+
+    def protect(z: Array) -> Array:
+        return defense.protect(defense.init(jax.random.key(0), rows, True), z)
+
+    jax.eval_shape(protect, jax.ShapeDtypeStruct((rows, *spec.activation_shape), jnp.float32))
 
 
 def identity(config: RunConfig, model: SplitModel) -> dict[str, Any]:
@@ -172,22 +193,62 @@ def from_state(config: RunConfig, source: Source, state: TrainState) -> Run:
     return Run(config, source, model, defense, state.variables, int(state.step))
 
 
-def check_claim(workdir: Path, config: RunConfig) -> None:
-    """Raises ``UsageError`` where the work directory holds a run with another configuration.
+def images_of(source: Source) -> dict[str, Any]:
+    """What tells a run's training images from others, wherever they lie; ready for JSON.
 
-    Where the images are, and the devices, may change between the calls; nothing else may.
+    Labels stand for the pictures, which are not read: other pictures under the same labels pass.
     """
-    if (workdir / "config.json").exists():
-        differences = _differences(portable(read_config(workdir)), portable(config))
-        if differences:
-            raise UsageError(
-                f"{workdir} holds a run with another configuration: {'; '.join(differences)}. "
-                f"Give the same configuration to go on with it, or another --workdir."
-            )
+    rows = source.splits["train"]
+    labels = hashlib.sha256("\n".join(source.attribute_names).encode())
+    labels.update(np.asarray(source.attributes[rows], np.int8).tobytes())
+    labels.update(np.asarray(source.identities[rows], np.int32).tobytes())
+    return {
+        "training_images": len(rows),
+        "image_size": list(source.image_size),
+        "labels": labels.hexdigest()[:16],
+    }
+
+
+def check_claim(
+    workdir: Path, config: RunConfig, *, images: Mapping[str, Any] | None = None
+) -> None:
+    """Raises ``UsageError`` where the work directory holds another run.
+
+    Where the images are, and the devices, may change between the calls; nothing else may. What
+    has neither a checkpoint nor a result has nothing to lose, and takes any run.
+
+    Args:
+        workdir: of the run; need not exist.
+        config: of the run.
+        images: ``images_of`` its source; None to compare configurations only.
+
+    Raises:
+        UsageError: another configuration or other training images.
+        FacemixError: a file there cannot be read.
+    """
+    if not (workdir / "config.json").exists():
+        return
+    found = read_config(workdir)  # what is no run's is never replaced
+    if not _started(workdir):
+        return
+    differences = _differences(portable(found), portable(config))
+    if differences:
+        raise UsageError(
+            f"{workdir} holds a run with another configuration: {'; '.join(differences)}. "
+            f"Give the same configuration to go on with it, or another --workdir."
+        )
+    if images is None or not (workdir / "images.json").exists():
+        return
+    differences = _differences({"images": _read_images(workdir)}, {"images": images})
+    if differences:
+        raise UsageError(
+            f"{workdir} holds a run on other training images: {'; '.join(differences)}. Give the "
+            f"--data-dir of the same images to go on with it, or another --workdir."
+        )
 
 
 def claim(workdir: Path, config: RunConfig) -> None:
-    """Creates the work directory for a run, or checks that it is this run's.
+    """Makes a work directory for a run that is trained later, or checks that it is this run's.
 
     Where the images are, and the devices, are kept as they are now.
 
@@ -196,29 +257,32 @@ def claim(workdir: Path, config: RunConfig) -> None:
         FacemixError: it cannot be written, or these have changed while a process trains there.
     """
     check_claim(workdir, config)
-    known = (workdir / "config.json").exists()
-    if known and read_config(workdir) == config:
-        return
-    text = json.dumps(dataclasses.asdict(config), indent=2)
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        with alone(workdir) if known else contextlib.nullcontext():
-            write_atomically(workdir / "config.json", text)
-    except OSError as error:
-        raise FacemixError(
-            f"The work directory {workdir} cannot be written: {error}. Free space, or choose "
-            f"another --workdir."
-        ) from error
+    if (workdir / "config.json").exists() and read_config(workdir) == config:
+        return  # perhaps in training
+    with alone(workdir, config):
+        pass
 
 
 @contextlib.contextmanager
-def alone(workdir: Path) -> Iterator[None]:
-    """Keeps a second training out of a work directory: each would delete what the other writes.
+def alone(
+    workdir: Path, config: RunConfig, *, images: Mapping[str, Any] | None = None
+) -> Iterator[None]:
+    """Claims a work directory and keeps a second training out: each would delete the other's.
+
+    Args:
+        workdir: created if missing.
+        config: as of ``check_claim``.
+        images: likewise.
 
     Raises:
-        FacemixError: another process trains there.
+        UsageError: the directory holds another run.
+        FacemixError: another process trains there, or it cannot be written.
     """
-    with (workdir / "config.json").open("r+") as file:
+    with contextlib.ExitStack() as stack:
+        with _written(workdir):
+            workdir.mkdir(parents=True, exist_ok=True)
+            # A file of its own: a lock on one that is replaced would keep nobody out.
+            file = stack.enter_context((workdir / "training.lock").open("a"))
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # a kill lets go of it
         except BlockingIOError:
@@ -228,7 +292,41 @@ def alone(workdir: Path) -> Iterator[None]:
             ) from None
         except OSError:  # a file system without locks
             pass
+        check_claim(workdir, config, images=images)
+        kept, told = workdir / "config.json", workdir / "images.json"
+        with _written(workdir):
+            if not kept.exists() or read_config(workdir) != config:
+                write_atomically(kept, json.dumps(dataclasses.asdict(config), indent=2))
+            if images is not None and not (_started(workdir) and told.exists()):
+                write_atomically(told, json.dumps(images, indent=2))
         yield
+
+
+def _started(workdir: Path) -> bool:
+    """Whether there is work to lose; a sweep's trial keeps its result where checkpoints go."""
+    return newest(workdir / "checkpoints") is not None or (workdir / "result.json").exists()
+
+
+def _read_images(workdir: Path) -> dict[str, Any]:
+    path = workdir / "images.json"
+    try:
+        return dict(json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise FacemixError(
+            f"{path} cannot be read: {error}. Restore it, or delete it to go on without comparing "
+            f"the training images."
+        ) from error
+
+
+@contextlib.contextmanager
+def _written(workdir: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise FacemixError(
+            f"The work directory {workdir} cannot be written: {error}. Free space, or choose "
+            f"another --workdir."
+        ) from error
 
 
 def _parse(values: Mapping[str, Any]) -> RunConfig:
@@ -253,8 +351,8 @@ def portable(config: RunConfig) -> dict[str, Any]:
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     return [
-        f"{part}.{name} is {value!r} there and {new[part][name]!r} here"
+        f"{part}.{name} is {value!r} there and {new[part].get(name)!r} here"
         for part, values in old.items()
         for name, value in values.items()
-        if new[part][name] != value
+        if new[part].get(name) != value
     ]

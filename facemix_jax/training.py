@@ -22,6 +22,9 @@ from facemix_jax.data import normalize
 from facemix_jax.defenses import Defense
 from facemix_jax.models import SplitModel, isometry_penalty, with_prior
 
+_APART = 2**31
+"""``fold_in(key, i)`` is ``split(key, n)[i]``: no split is so wide that it gives this one."""
+
 STATISTICS = ("mixed", "clean", "separate")
 
 
@@ -33,8 +36,9 @@ class TrainConfig:
         num_epochs: passes over the training images; an incomplete last batch is dropped.
         batch_size: images in a step, a multiple of the group size.
         learning_rate: peak of Adam's; rises linearly, then follows a cosine to zero.
-        warmup_fraction: share of all steps during which it rises.
-        adam_b2: Adam's second-moment decay; 0.99 follows short runs better than 0.999.
+        warmup_fraction: share of all steps during which it rises; the last step is always left
+            to the cosine.
+        adam_b2: Adam's second-moment decay, below 1; 0.99 follows short runs better than 0.999.
         nesterov: Adam with Nesterov momentum (NAdam), which gains most in short runs.
         weight_decay: decoupled (AdamW), 1e-4 in the paper.
         isometry: weight of the regulariser that draws main's convolutions towards isometries
@@ -78,6 +82,17 @@ class TrainConfig:
             checkpoint_every=self.checkpoint_every,
         )
         _validate.in_range(0, 1, warmup_fraction=self.warmup_fraction, adam_b2=self.adam_b2)
+        if np.float32(self.adam_b2) == 1:  # updates would be divided by a mean that stays 0
+            raise _validate.UsageError(
+                f"adam_b2 is {self.adam_b2}, but must be below 1 in float32. Use 0.99 or 0.999."
+            )
+        _validate.finite(
+            learning_rate=self.learning_rate,
+            weight_decay=self.weight_decay,
+            isometry=self.isometry,
+            negentropy_weight=self.negentropy_weight,
+            discriminator_weight=self.discriminator_weight,
+        )
         _validate.in_range(
             0,
             float("inf"),
@@ -153,7 +168,7 @@ def _schedule(config: TrainConfig, num_steps: int, peak: Array | np.float32) -> 
     shape = optax.warmup_cosine_decay_schedule(
         init_value=0.0,
         peak_value=1.0,
-        warmup_steps=round(config.warmup_fraction * num_steps),
+        warmup_steps=min(round(config.warmup_fraction * num_steps), num_steps - 1),
         decay_steps=num_steps,
     )
     return lambda step: peak * shape(step)
@@ -204,7 +219,7 @@ def init_state(
         variables = {**variables, "main": {**main, "clean_stats": clean}}
     opt_state = _optimizer(config, num_steps, Scalars.of(config)).init(_params(variables))
     if config.discriminator_weight:
-        judge_key = jax.random.fold_in(init_key, 1)
+        judge_key = jax.random.fold_in(init_key, _APART)
         channels = model.spec.activation_shape[-1]
         discriminator = gaussian_codes.init_discriminator(judge_key, channels)
         opt_state = {
@@ -281,6 +296,13 @@ def make_step(model: SplitModel, defense: Defense, config: TrainConfig, num_step
     return _shared_step(model, defense, shared, num_steps)
 
 
+def _keys(step_key: RngKey) -> tuple[RngKey, RngKey, RngKey, RngKey]:
+    """Of flips, the defence, the penalty and the discriminator's own step."""
+    flip_key, mix_rng_key = jax.random.split(step_key)
+    penalty_key, improve_key = jax.random.split(jax.random.fold_in(step_key, _APART))
+    return flip_key, mix_rng_key, penalty_key, improve_key
+
+
 @functools.lru_cache(maxsize=16)
 def _shared_step(
     model: SplitModel, defense: Defense, config: TrainConfig, num_steps: int
@@ -298,8 +320,7 @@ def _shared_step(
         state: TrainState, images: Array, attributes: Array, scalars: Scalars
     ) -> tuple[TrainState, StepInfo]:
         step_key = jax.random.fold_in(state.rng_key, state.step)
-        flip_key, mix_rng_key = jax.random.split(step_key)
-        penalty_key, improve_key = jax.random.split(jax.random.fold_in(step_key, 1))
+        flip_key, mix_rng_key, penalty_key, improve_key = _keys(step_key)
         x = normalize(images)
         if config.flip:
             mirrored = jax.random.bernoulli(flip_key, shape=(x.shape[0], 1, 1, 1))

@@ -7,12 +7,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from facemix_jax import anonymizing, checkpoint, costs, costs_paper, defenses, inference, runs
+from facemix_jax import (
+    anonymizing,
+    checkpoint,
+    costs,
+    costs_paper,
+    data,
+    defenses,
+    inference,
+    runs,
+)
 from facemix_jax._validate import UsageError
-from facemix_jax.anonymizing import AnonymizerConfig, angular_logits
+from facemix_jax.anonymizing import AnonymizerConfig
 from facemix_jax.defenses import DefenseConfig
 from facemix_jax.models import ModelConfig, anonymizer
-from facemix_jax.models.anonymizer import from_unit, to_unit
+from facemix_jax.models.anonymizer import angular_logits, from_unit, to_unit
 from facemix_jax.runs import RunConfig
 from facemix_jax.training import TrainConfig
 
@@ -159,6 +168,20 @@ def test_a_work_directory_is_evaluated_like_any_other(tmp_path, source):
     assert logits.shape == (2, 3, 2)
 
 
+def test_images_lie_on_the_device_where_asked(tmp_path, source, monkeypatch):
+    class TakenError(Exception):
+        pass
+
+    def take(found):
+        assert found is source
+        raise TakenError
+
+    monkeypatch.setattr(data, "on_device", take)
+    config = dataclasses.replace(run_config(), data=data.DataConfig(device_resident=True))
+    with pytest.raises(TakenError):
+        anonymizing.fit(config, OPTIONS, tmp_path / "run", source=source)
+
+
 @pytest.mark.slow
 def test_an_interrupted_run_ends_as_an_uninterrupted_one(tmp_path, source):
     whole = anonymizing.fit(run_config(), OPTIONS, tmp_path / "whole", source=source)
@@ -186,12 +209,36 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(tmp_path, source):
 def test_other_networks_are_refused(tmp_path, source):
     with pytest.raises(UsageError, match="resnet18"):
         anonymizing.fit(RunConfig(), OPTIONS, tmp_path / "run", source=source)
+
+
+@pytest.mark.parametrize(
+    ("part", "options", "words"),
+    [
+        ("train", {"isometry": 0.1}, "isometry is 0.1"),
+        ("train", {"statistics": "separate"}, r"statistics is 'separate'.*'mixed' only.*--stat"),
+        ("data", {"distinct_people": True}, r"distinct_people is True.*--distinct-people out"),
+        ("mesh", {"data_devices": 1}, "data_devices is 1"),
+        ("mesh", {"model_devices": 2}, r"model_devices is 2.*one device"),
+    ],
+)
+def test_options_that_this_training_lacks_are_refused(tmp_path, source, part, options, words):
     config = run_config()
-    train = dataclasses.replace(config.train, isometry=0.1)
-    with pytest.raises(UsageError, match="isometry is"):
+    changed = dataclasses.replace(getattr(config, part), **options)
+    with pytest.raises(UsageError, match=words):
         anonymizing.fit(
-            dataclasses.replace(config, train=train), OPTIONS, tmp_path / "run", source=source
+            dataclasses.replace(config, **{part: changed}), OPTIONS, tmp_path / "run", source=source
         )
+    assert not (tmp_path / "run").exists()
+
+
+def test_nesterov_momentum_changes_both_sides_updates():
+    def updates(nesterov):
+        optimizer = anonymizing._optimizer(TrainConfig(nesterov=nesterov, warmup_fraction=0.0), 4)
+        params = {"w": jnp.ones(3)}
+        found, _ = optimizer.update({"w": jnp.ones(3)}, optimizer.init(params), params)
+        return np.asarray(found["w"])
+
+    assert not np.allclose(updates(True), updates(False))
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 
-from facemix_jax import checkpoint, fitting, runs, training
+from facemix_jax import checkpoint, cli, data, fitting, runs, training
 from facemix_jax._files import write_atomically
 from facemix_jax._validate import FacemixError, UsageError
 from facemix_jax.checkpoint import CheckpointError, Checkpoints
@@ -212,6 +212,104 @@ def test_a_work_directory_belongs_to_one_configuration(finished, tiny_source):
         fit_in(workdir, tiny_source, config_of(num_epochs=5))
 
 
+class _Other:
+    """The tiny source with other training images or labels."""
+
+    def __init__(self, source, *, count=128, **changed):
+        self._source = source
+        self.splits = {**source.splits, "train": source.splits["train"][:count]}
+        self.__dict__ |= changed
+
+    def __getattr__(self, name):
+        return getattr(self._source, name)
+
+    def __len__(self):
+        return len(self._source)
+
+
+def test_a_run_on_other_images_is_refused_and_keeps_its_checkpoints(finished, tiny_source):
+    """96 images are 6 steps: the finished run's checkpoint 8 would go, and 6 count as its end."""
+    workdir, state = finished
+    words = r"images.training_images is 128 there and 96 here.*--data-dir.*or another --workdir"
+    with pytest.raises(UsageError, match=words):
+        fit_in(workdir, _Other(tiny_source, count=96))
+    flipped = 1 - tiny_source.attributes
+    with pytest.raises(UsageError, match=r"images.labels is"):
+        fit_in(workdir, _Other(tiny_source, attributes=flipped))
+    assert sorted(int(p.name) for p in (workdir / "checkpoints").iterdir()) == [6, 8]
+    assert_same(state, fit_in(workdir, _Other(tiny_source)))
+
+
+def test_moved_images_are_the_same(tmp_path, tiny_source):
+    def config(folder):
+        return RunConfig(data=DataConfig(dataset="folder", data_dir=folder))
+
+    images = runs.images_of(tiny_source)
+    with runs.alone(tmp_path, config("here"), images=images):
+        (tmp_path / "checkpoints" / "1").mkdir(parents=True)
+    with runs.alone(tmp_path, config("there"), images=images):
+        pass
+    other = {**images, "labels": "0"}
+    with pytest.raises(UsageError, match=r"images.labels is"):
+        runs.check_claim(tmp_path, config("there"), images=other)
+    (tmp_path / "images.json").write_text("{")
+    with pytest.raises(FacemixError, match=r"images.json cannot be read"):
+        runs.check_claim(tmp_path, config("there"), images=images)
+
+
+def test_what_trained_nothing_takes_another_configuration(tmp_path):
+    """A first step that fails, or a diverged run, says what to change: the same folder takes it."""
+    first, second = config_of(), config_of(learning_rate=1e-4)
+    for config in (first, second):
+        with runs.alone(tmp_path, config, images={"training_images": 1}):
+            pass
+        assert runs.read_config(tmp_path) == config
+    runs.claim(tmp_path, first)
+    assert runs.read_config(tmp_path) == first
+    for kept in ("checkpoints/3", "result.json"):
+        (tmp_path / kept).mkdir(parents=True)
+        for claim in (runs.check_claim, runs.claim):
+            with pytest.raises(UsageError, match=r"train.learning_rate is 0.0005 there"):
+                claim(tmp_path, second)
+        (tmp_path / kept).rmdir()
+    (tmp_path / "config.json").write_text("{}")  # another program's
+    with pytest.raises(FacemixError, match="cannot be read"):
+        runs.claim(tmp_path, first)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ("--cut 99", "cut is 99"),
+        ("--image-size 20 20", "image_size is 20x20"),
+        ("--family hadamard --group-size 6 --batch-size 12", "group_size is 6, but"),
+        ("--defense blur --blur-size 40 --cut 0 --image-size 33 33", "blur_size is 40, but"),
+        ("--scatter", "scatter deals images"),
+    ],
+)
+def test_parts_that_do_not_fit_are_refused_before_images_are_read(
+    tmp_path, monkeypatch, capsys, options, words
+):
+    def load_source(config):
+        raise AssertionError("images are read")
+
+    monkeypatch.setattr(data, "load_source", load_source)
+    workdir = tmp_path / "run"
+    assert cli.main(["train", "--workdir", str(workdir), *options.split()]) == 2
+    assert words in " ".join(capsys.readouterr().err.split())
+    assert not workdir.exists()
+
+
+def test_parts_that_do_not_fit_claim_nothing(tmp_path, tiny_source):
+    """Images given by the caller may have another size than the configuration says."""
+    blur = DefenseConfig(defense="blur", blur_size=37)
+    config = dataclasses.replace(config_of(), model=ModelConfig(cut=0, width=4), defense=blur)
+    with pytest.raises(UsageError, match="blur_size is 37"):
+        fit_in(tmp_path / "run", tiny_source, config)
+    assert not (tmp_path / "run").exists()
+    runs.check_parts(config, (40, 37))
+
+
 def test_a_checkpoint_of_another_model_is_refused(finished, tiny_source):
     workdir, _ = finished
     config = RunConfig(model=ModelConfig(width=8), train=config_of().train)
@@ -285,11 +383,30 @@ def test_a_broken_config_is_explained(tmp_path, content, reason):
 def test_a_second_training_is_refused_while_the_first_runs(finished, tiny_source):
     workdir, state = finished
     with (
-        runs.alone(workdir),
+        runs.alone(workdir, config_of()),
         pytest.raises(FacemixError, match="Another process is training in"),
     ):
         fit_in(workdir, tiny_source)
     assert_same(fit_in(workdir, tiny_source), state)
+
+
+def test_the_lock_outlives_a_replaced_configuration(tmp_path):
+    """Two starts in a new directory: the second comes when the first has just claimed it."""
+    mine, other = config_of(), config_of(seed=1)
+    with runs.alone(tmp_path, mine):
+        write_atomically(tmp_path / "config.json", (tmp_path / "config.json").read_text())
+        for config in (mine, other):
+            with (
+                pytest.raises(FacemixError, match="Another process is training in"),
+                runs.alone(tmp_path, config),
+            ):
+                pass
+        runs.claim(tmp_path, mine)  # as a sweep does whose trial is in training
+        with pytest.raises(FacemixError, match="Another process is training in"):
+            runs.claim(tmp_path, other)
+        assert runs.read_config(tmp_path) == mine
+    with runs.alone(tmp_path, other):
+        assert runs.read_config(tmp_path) == other
 
 
 def test_loading_leaves_a_running_training_alone(tmp_path):
@@ -302,6 +419,7 @@ def test_loading_leaves_a_running_training_alone(tmp_path):
     fitting.fit(config, tmp_path, show_progress=False)
     half = tmp_path / "checkpoints" / "2.orbax-checkpoint-tmp"
     half.mkdir()
+    (tmp_path / "images.json").unlink()  # to read a run, it need not be there
     assert runs.load(tmp_path).step == 1
     assert half.exists()
     (tmp_path / "checkpoints").rename(tmp_path / "elsewhere")

@@ -106,3 +106,30 @@ def test_a_handler_that_is_not_pythons_is_put_back_as_the_default(monkeypatch):
         assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def test_a_second_interrupt_stops_at_once_but_a_second_sigterm_does_not(capfd):
+    class KilledError(Exception):
+        pass
+
+    def kill(number, frame):
+        raise KilledError
+
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    try:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, kill)
+        with hosts.StopSignals() as stop:
+            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
+            assert capfd.readouterr().err == ""
+            signal.raise_signal(signal.SIGINT)
+            assert "once more" in capfd.readouterr().err
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+            assert stop.asked
+        assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
+        assert signal.getsignal(signal.SIGTERM) == kill
+    finally:
+        signal.signal(signal.SIGINT, before[0])
+        signal.signal(signal.SIGTERM, before[1])

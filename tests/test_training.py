@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from facemix_jax import defenses, mixing, models, training
+from facemix_jax import defenses, gaussian_codes, mixing, models, training
 from facemix_jax._validate import UsageError
 from facemix_jax.models import resnet18
 from facemix_jax.training import TrainConfig
@@ -134,6 +134,40 @@ def test_the_isometry_regulariser_acts_on_main_alone(model, tiny_source):
         )
 
 
+def test_no_two_draws_of_a_step_share_a_key():
+    """Neither the keys nor what they become when they are split."""
+
+    def found(keys):
+        derived = [*keys, *(key for parent in keys for key in jax.random.split(parent, 8))]
+        return [tuple(jax.random.key_data(key).tolist()) for key in derived]
+
+    step_key = jax.random.key(7)
+    distinct = found([step_key, *training._keys(step_key)])
+    # The step's own first two children are the keys of flips and of the defence.
+    assert len(set(distinct)) == len(distinct) - 2
+    flips_and_defence = jax.random.split(step_key)
+    assert distinct[1:3] == found(flips_and_defence)[:2], "runs without penalties keep their bits"
+    folded = jax.random.split(jax.random.fold_in(step_key, 1))
+    shared = found([*flips_and_defence, *folded])
+    assert len(set(shared)) < len(shared), "the search finds keys that are used twice"
+
+
+def test_the_discriminator_starts_from_a_key_that_no_segment_has(model, monkeypatch):
+    keys = []
+    draw = gaussian_codes.init_discriminator
+    monkeypatch.setattr(
+        gaussian_codes,
+        "init_discriminator",
+        lambda rng_key, channels: keys.append(rng_key) or draw(rng_key, channels),
+    )
+    training.init_state(model, dataclasses.replace(CONFIG, discriminator_weight=1.0), 10)
+    init_key, _ = jax.random.split(jax.random.key(CONFIG.seed))
+    (judge_key,) = (jax.random.key_data(key) for key in keys)
+    others = jax.random.key_data(jax.random.split(init_key, 64))
+    assert not (others == judge_key).all(1).any()
+    assert (others == jax.random.key_data(jax.random.fold_in(init_key, 1))).all(1).any()
+
+
 def test_cross_entropy_of_uniform_logits_is_log_2():
     logits, labels = jnp.zeros((4, 3, 2)), jnp.zeros((4, 3), jnp.int8)
     assert abs(float(training.cross_entropy(logits, labels)) - np.log(2)) < 1e-6
@@ -150,9 +184,24 @@ def test_learning_rate_rises_and_falls_to_zero():
     assert values[4] == pytest.approx(0, abs=1e-9)
 
 
+@pytest.mark.parametrize(("fraction", "num_steps"), [(1.0, 4), (0.9, 4), (1.0, 1), (0.5, 1)])
+def test_the_last_step_is_left_to_the_cosine_whatever_the_warm_up(fraction, num_steps):
+    config = dataclasses.replace(CONFIG, warmup_fraction=fraction)
+    rate = training.learning_rate(config, num_steps)
+    values = [float(rate(step)) for step in range(num_steps + 1)]
+    assert values[num_steps - 1] == pytest.approx(3e-3)
+    assert values[num_steps] == pytest.approx(0, abs=1e-9)
+    assert values == sorted(values[:-1]) + values[-1:]
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
+        ({"adam_b2": 1.0}, ("adam_b2 is 1.0", "below 1", "0.999")),
+        ({"adam_b2": 1 - 1e-9}, ("adam_b2 is 0.999999999", "below 1")),
+        ({"learning_rate": float("inf")}, ("learning_rate is inf", "finite")),
+        ({"weight_decay": float("inf")}, ("weight_decay is inf", "finite")),
+        ({"isometry": float("nan")}, ("isometry is nan",)),
         ({"batch_size": 0}, ("batch_size", "0")),
         ({"learning_rate": -1.0}, ("learning_rate", "-1.0")),
         ({"warmup_fraction": 2.0}, ("warmup_fraction", "between 0 and 1")),

@@ -2,7 +2,9 @@
 
 import functools
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 from facemix_jax import _validate
@@ -45,6 +47,36 @@ def to_unit(x: Array) -> Array:
 def from_unit(x: Array) -> Array:
     """The inverse of ``to_unit``."""
     return normalize(127.5 * (x + 1))
+
+
+def angular_logits(
+    features: Array, people: Array, labels: Array | None, *, margin: float, scale: float
+) -> Array:
+    """Scaled cosines; that of the true person as if its angle were larger by the margin.
+
+    Args:
+        features: ``[B, D]``.
+        people: ``[P, D]``, one direction for each person.
+        labels: int ``[B]``, or None for no margin.
+        margin: in radians. Where angle and margin pass pi, the cosine is lowered by as much as
+            keeps the logit falling with the angle.
+        scale: of the cosines.
+
+    Returns:
+        float32 ``[B, P]``.
+    """
+    unit_features, unit_people = (
+        x / jnp.maximum(jnp.linalg.norm(x, axis=1, keepdims=True), 1e-6) for x in (features, people)
+    )
+    cosine = jnp.clip(unit_features @ unit_people.T, -1 + 1e-6, 1 - 1e-6)
+    if labels is None:
+        return scale * cosine
+    sine = jnp.sqrt(1 - cosine**2)
+    turned = cosine * np.cos(margin) - sine * np.sin(margin)
+    lowered = cosine - 1 + np.cos(margin)
+    shifted = jnp.where(cosine > np.cos(np.pi - margin), turned, lowered)
+    true = jax.nn.one_hot(labels, people.shape[0], dtype=bool)
+    return scale * jnp.where(true, shifted, cosine)
 
 
 def anonymizer(
