@@ -4,7 +4,7 @@ Anyone may ask, as orchestrators carry no token. gRPC takes a message in whole, 
 that mixtures need, before its content can be checked. So what is asked is never taken in: the
 answer is that of the process, whatever service is named. A question then takes no place among the
 cloud's calls, and no memory but what gRPC buffers of a stream before anyone reads it. That was up
-to 5 MB a stream on loopback, which is why there are few places for ``Watch``.
+to 7 MiB a stream on loopback, which is why there are few places for ``Watch``.
 """
 
 import asyncio
