@@ -187,7 +187,8 @@ class Cloud:
             force: read the newest checkpoint and the tokens again whether or not they are new.
 
         Returns:
-            Whether another model is served now. What cannot be used is logged and left alone.
+            Whether another model is served now. What cannot be used is logged and left alone;
+            nothing is raised, so that whoever calls this in turns goes on.
         """
         old = self.service.served
         try:
@@ -207,9 +208,10 @@ class Cloud:
                     f"The checkpoint {step} in {self.config.workdir} is of another network than "
                     f"the one served. Start another cloud for it."
                 )
-        except (FacemixError, OSError) as error:
+        except Exception as error:  # whatever it is, later looks and revoked tokens must not end
+            expected = isinstance(error, FacemixError | OSError)
             self.metrics.reload("failed")
-            log("reload failed", level=logging.ERROR, reason=str(error))
+            log("reload failed", level=logging.ERROR, trace=not expected, reason=str(error))
             return False
         self.service.served = new
         self.metrics.reload("done")
