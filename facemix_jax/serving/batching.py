@@ -81,7 +81,7 @@ class Runner:
         return np.asarray(served.apply(served.variables, padded))[: len(rows)]
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False)
 class _Waiting:
     served: Served
     rows: HostArray
@@ -133,6 +133,8 @@ class Batcher:
     ) -> HostArray:
         """Main's responses float32 ``[B, D]`` to one request's rows.
 
+        Cancelled while the rows wait, it takes them out of the queue.
+
         Args:
             served: the model that runs them, even when another takes its place meanwhile.
             rows: float32 ``[B, H, W, C]``, at most the runner's ``max_rows``.
@@ -155,7 +157,15 @@ class Batcher:
         self.rows += len(rows)
         self._queue.append(item)
         self._arrival.set()
-        return await item.future
+        try:
+            return await item.future
+        except asyncio.CancelledError:
+            # The client's share is free again, so the queue's place must be too. What already
+            # runs keeps its place until main is done with it.
+            if item in self._queue:
+                self._queue.remove(item)
+                self.rows -= len(item.rows)
+            raise
 
     async def in_thread(self, call: Callable[..., None], *arguments: Any) -> None:
         """Runs something in main's thread."""

@@ -3,7 +3,10 @@
 Mixing is not a cipher: whoever runs this service can undo it by gradient ICA, see
 ``facemix_jax.attacks.separation``. This module cannot reach ``mixing``, ``keys`` or ``defenses``.
 
-Memory is bounded by ``MAX_CALLS`` messages of ``max_rows`` rows each, plus main's own.
+Memory is bounded by ``MAX_CALLS`` messages of ``max_rows`` rows each, plus main's own and gRPC's
+buffers for open connections, which are not counted. Health is told to anyone and takes no message
+in, see ``serving.health``. Reflection does and asks for no token: it is there only where the cloud
+has no tokens, and its messages then come on top.
 """
 
 import asyncio
@@ -18,7 +21,7 @@ from typing import Any
 import grpc
 import prometheus_client
 import tyro
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health as grpc_health
 from grpc_reflection.v1alpha import reflection
 
 from facemix_jax import checkpoint
@@ -27,6 +30,7 @@ from facemix_jax._validate import FacemixError, UsageError
 from facemix_jax.serving import access, loading, wire
 from facemix_jax.serving.batching import Batcher, Runner
 from facemix_jax.serving.cloud_config import CloudConfig
+from facemix_jax.serving.health import Health
 from facemix_jax.serving.loading import Served
 from facemix_jax.serving.service import Service
 from facemix_jax.serving.telemetry import Metrics, log, log_to_stderr
@@ -124,10 +128,11 @@ class Cloud:
         config = self.config
         self._server = grpc.aio.server(options=_options(self._served, config.max_rows))
         self._server.add_generic_rpc_handlers((self.service.handlers(),))
-        self._health = health.aio.HealthServicer()
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        names = (wire.SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
-        reflection.enable_server_reflection(names, self._server)
+        self._health = Health()
+        self._server.add_generic_rpc_handlers((self._health.handlers(),))
+        if self._tokens is None:
+            names = (wire.SERVICE, grpc_health.SERVICE_NAME, reflection.SERVICE_NAME)
+            reflection.enable_server_reflection(names, self._server)
         host = config.host.strip("[]")
         address = f"[{host}]:{config.port}" if ":" in host else f"{host}:{config.port}"
         try:
@@ -151,8 +156,6 @@ class Cloud:
                 f"--metrics-port, or check the certificate and its key."
             ) from error
         await self._server.start()
-        for name in ("", wire.SERVICE):
-            await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
 
     async def stop(self, grace: float = DRAIN_SECONDS) -> None:
         """Says NOT_SERVING, takes no more calls, and lets open ones finish.
@@ -160,7 +163,7 @@ class Cloud:
         Args:
             grace: seconds after which open calls are cut off.
         """
-        await self._health.enter_graceful_shutdown()
+        self._health.stop()
         self.service.closing = True
         loop = asyncio.get_running_loop()
         give_up = loop.time() + grace
@@ -184,7 +187,8 @@ class Cloud:
             force: read the newest checkpoint and the tokens again whether or not they are new.
 
         Returns:
-            Whether another model is served now. What cannot be used is logged and left alone.
+            Whether another model is served now. What cannot be used is logged and left alone;
+            nothing is raised, so that whoever calls this in turns goes on.
         """
         old = self.service.served
         try:
@@ -204,9 +208,10 @@ class Cloud:
                     f"The checkpoint {step} in {self.config.workdir} is of another network than "
                     f"the one served. Start another cloud for it."
                 )
-        except (FacemixError, OSError) as error:
+        except Exception as error:  # whatever it is, later looks and revoked tokens must not end
+            expected = isinstance(error, FacemixError | OSError)
             self.metrics.reload("failed")
-            log("reload failed", level=logging.ERROR, reason=str(error))
+            log("reload failed", level=logging.ERROR, trace=not expected, reason=str(error))
             return False
         self.service.served = new
         self.metrics.reload("done")

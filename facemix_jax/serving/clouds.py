@@ -1,7 +1,9 @@
 """Connections from the edge to one or several clouds: TLS, tokens, turns and failover."""
 
+import asyncio
 import dataclasses
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +105,10 @@ class Cloud:
             wire.RUN,
             request_serializer=pb.RunRequest.SerializeToString,
         )
+        self._describe = self._channel.unary_unary(
+            wire.DESCRIBE,
+            request_serializer=pb.DescribeRequest.SerializeToString,
+        )
         token = _token(connection)
         self._metadata = (("authorization", f"Bearer {token}"),) if token else ()
 
@@ -116,15 +122,27 @@ class Cloud:
             WireError: what came is no answer.
         """
         call = self._run(request, timeout=timeout, metadata=self._metadata)
-        body = await call
+        response: pb.RunResponse = self._parsed(pb.RunResponse, await call)
+        return response, {str(key): value for key, value in await call.trailing_metadata()}
+
+    async def max_rows(self, timeout: float) -> int:
+        """The most rows that it takes in one request.
+
+        Raises:
+            grpc.aio.AioRpcError: the call failed.
+            WireError: what came is no answer.
+        """
+        body = await self._describe(pb.DescribeRequest(), timeout=timeout, metadata=self._metadata)
+        return int(self._parsed(pb.DescribeResponse, body).max_rows)
+
+    def _parsed(self, kind: Any, body: bytes) -> Any:
         try:
-            response = pb.RunResponse.FromString(body)
+            return kind.FromString(body)
         except DecodeError:
             raise wire.WireError(
                 f"The {len(body)} bytes that {self.address} answers are no message of this "
                 f"protocol. Check the address, and that both sides run the same release."
             ) from None
-        return response, {str(key): value for key, value in await call.trailing_metadata()}
 
     def failed(self) -> None:
         """Passes the cloud over for a while."""
@@ -165,6 +183,26 @@ def check_files(connection: Connection) -> None:
     _credentials(connection)
 
 
+async def fewest_rows(first: Cloud, clouds: Sequence[Cloud], timeout: float) -> int:
+    """The least of what clouds take in one request; those that cannot be asked are left out.
+
+    Raises:
+        grpc.aio.AioRpcError: none can be asked; the error is that of ``first``, one of them.
+        WireError: the same.
+    """
+    asked = (cloud.max_rows(timeout) for cloud in clouds)
+    found = await asyncio.gather(*asked, return_exceptions=True)
+    errors = [answer for answer in found if isinstance(answer, BaseException)]
+    if len(errors) == len(found):
+        raise errors[clouds.index(first)]
+    return min(answer for answer in found if isinstance(answer, int))
+
+
+def is_too_large(error: grpc.aio.AioRpcError) -> bool:
+    """Whether a message exceeds a limit, which it would again; gRPC calls that exhausted too."""
+    return "larger than max" in (error.details() or "")
+
+
 def explained(cloud: Cloud, error: grpc.aio.AioRpcError, timeout: float) -> CloudError:
     """A failed call as an error that says what to do; ``timeout`` in seconds was its own."""
     remedies = {
@@ -179,6 +217,8 @@ def explained(cloud: Cloud, error: grpc.aio.AioRpcError, timeout: float) -> Clou
     }
     details = ascii((error.details() or "").strip()[:300])[1:-1]
     remedy = remedies.get(error.code(), "Ask the cloud's operator.")
+    if is_too_large(error):
+        remedy = "Send fewer rows (request_rows), or start facemix serve with a larger --max-rows."
     return CloudError(f"The cloud {cloud.address} answers {error.code().name}: {details}. {remedy}")
 
 

@@ -15,7 +15,7 @@ import asyncio
 import secrets
 import threading
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -30,7 +30,16 @@ from facemix_jax.keys import RootSecret, fresh_mix_key
 from facemix_jax.mixing import MixKey
 from facemix_jax.serving import segments, wire
 from facemix_jax.serving import wire_pb2 as pb
-from facemix_jax.serving.clouds import Cloud, CloudError, Connection, Turns, check_files, explained
+from facemix_jax.serving.clouds import (
+    Cloud,
+    CloudError,
+    Connection,
+    Turns,
+    check_files,
+    explained,
+    fewest_rows,
+    is_too_large,
+)
 from facemix_jax.serving.edge_types import EdgeConfig, Prediction, Timing, Work
 from facemix_jax.serving.fillers import fillers
 from facemix_jax.serving.segments import Segments
@@ -92,7 +101,7 @@ class AsyncEdgeClient:
             )
         self._root = root
         self._connection = connection
-        self._groups_at_once = max(1, self.config.request_rows // self.segments.group_size)
+        self._max_rows: int | None = None
         self._turns: Turns | None = None
         self._clouds: list[Cloud] = []
 
@@ -113,7 +122,7 @@ class AsyncEdgeClient:
         """Closes the connections."""
         for cloud in self._clouds:
             await cloud.close()
-        self._clouds, self._turns = [], None
+        self._clouds, self._turns, self._max_rows = [], None, None
 
     async def predict(self, images: HostArray) -> HostArray:
         """Logits float32 ``[N, K, classes]`` of uint8 images ``[N, H, W, 3]``; see ``infer``."""
@@ -124,13 +133,14 @@ class AsyncEdgeClient:
 
         Groups are taken in order. An incomplete one is completed by drawn pictures, see
         ``serving.fillers``; equal images are sent once, as copies would weaken the mixing. The
-        groups are spread over the clouds.
+        groups are spread over the clouds. Before the first call the clouds are asked how many rows
+        they take.
 
         Args:
             images: uint8 ``[N, H, W, 3]``, ``N >= 1``, of the network's size.
 
         Raises:
-            UsageError: images of another shape or type.
+            UsageError: images of another shape or type, or a cloud takes less than a group.
             CloudError: the clouds refuse, or cannot be reached until time is up.
             WireError: an answer is wrong; nothing of it is used.
         """
@@ -143,7 +153,7 @@ class AsyncEdgeClient:
         else:
             company = np.repeat(unique[:1], missing, axis=0)  # nothing is mixed
         groups = np.concatenate([unique, company]).reshape(-1, size, *images.shape[1:])
-        count = max(-(-len(groups) // self._groups_at_once), 1)
+        count = -(-len(groups) // await self._groups_at_once())
         count = max(count, min(len(self._connection.clouds), len(groups)))
         work = Work(Timing())
         free = asyncio.Semaphore(_AT_ONCE)
@@ -171,26 +181,52 @@ class AsyncEdgeClient:
 
     async def _request(self, groups: HostArray, work: Work) -> list[HostArray]:
         """Logits ``[M, K, classes]`` of each of some groups uint8 ``[g, M, H, W, 3]``."""
-        give_up = time.monotonic() + self.config.give_up_s
         activations = await asyncio.to_thread(self._pre, groups, work.timing)
+
+        async def attempt(cloud: Cloud) -> list[HostArray]:
+            key, request = await asyncio.to_thread(self._mixed, activations, work.timing)
+            start = time.perf_counter()
+            response, said = await cloud.run(request, self.config.timeout_s)
+            work.called(request, response, time.perf_counter() - start, said)
+            return await asyncio.to_thread(self._answer, key, request, response, work.timing)
+
+        return await self._until_answered(attempt, work)
+
+    async def _groups_at_once(self) -> int:
+        """Groups of one request, so many that every cloud that can be asked takes them."""
+        size = self.segments.group_size
+
+        async def ask(cloud: Cloud) -> int:
+            return await fewest_rows(cloud, self._clouds, self.config.timeout_s)
+
+        if self._max_rows is None:
+            max_rows = await self._until_answered(ask, Work(Timing()))
+            if max_rows < size:
+                raise UsageError(
+                    f"A cloud takes {max_rows} rows in one request, but the training mixed groups "
+                    f"of {size}, which are sent whole. Start facemix serve with at least "
+                    f"--max-rows {size}."
+                )
+            self._max_rows = max_rows
+        return max(1, min(self.config.request_rows, self._max_rows) // size)
+
+    async def _until_answered(self, attempt: Callable[[Cloud], Awaitable[_T]], work: Work) -> _T:
+        """What an attempt returns that some cloud answers before time is up."""
+        give_up = time.monotonic() + self.config.give_up_s
         wait = _FIRST_WAIT_S
         while True:
             cloud = self._next_cloud()
-            key, request = await asyncio.to_thread(self._mixed, activations, work.timing)
-            start = time.perf_counter()
             try:
-                response, said = await cloud.run(request, self.config.timeout_s)
-                break
+                return await attempt(cloud)
             except grpc.aio.AioRpcError as error:
                 pause = wait * (0.5 + secrets.randbelow(1000) / 1000)
-                if error.code() not in _AGAIN or time.monotonic() + pause > give_up:
+                again = error.code() in _AGAIN and not is_too_large(error)
+                if not again or time.monotonic() + pause > give_up:
                     raise explained(cloud, error, self.config.timeout_s) from None
                 cloud.failed()
                 work.retries += 1
                 await asyncio.sleep(pause)
                 wait = min(2 * wait, _LONGEST_WAIT_S)
-        work.called(request, response, time.perf_counter() - start, said)
-        return await asyncio.to_thread(self._answer, key, request, response, work.timing)
 
     def _pre(self, groups: HostArray, timing: Timing) -> list[Array]:
         with timing.measure("pre"):
@@ -270,7 +306,7 @@ class AsyncEdgeClient:
 
     def _next_cloud(self) -> Cloud:
         if self._turns is None:
-            floats = self._groups_at_once * self.segments.group_size
+            floats = max(self.config.request_rows, self.segments.group_size)
             largest = 4 * floats * int(np.prod(self.segments.spec.response_shape)) + 2**16
             self._clouds = [
                 Cloud(address, self._connection, largest) for address in self._connection.clouds

@@ -18,7 +18,8 @@ class EdgeConfig:
 
     Attributes:
         wire: what mixtures travel as: ``float32``, ``bfloat16`` or ``int8``.
-        request_rows: the most rows of one request, rounded down to whole groups.
+        request_rows: the most rows of one request, rounded down to whole groups. Clouds that take
+            fewer get fewer; rows are then shuffled among fewer groups.
         timeout_s: of one attempt, in seconds.
         give_up_s: seconds after which a request that still fails is given up.
         spot_checks: rows of each request that are compared with main computed here.

@@ -45,10 +45,12 @@ class Loop:
 
 
 class FakeCloud:
-    """Answers every call by ``answer(request) -> RunResponse | bytes | StatusCode``."""
+    """Answers every Run by ``answer(request) -> RunResponse | bytes | StatusCode``."""
 
     def __init__(self, loop, answer):
         self.requests = []
+        self.max_rows = 1024
+        self.described = 0
         self.metadata = []
         self._loop = loop
         self.answer = answer
@@ -65,12 +67,17 @@ class FakeCloud:
                 await context.abort(grpc.StatusCode.INTERNAL, "too late")
             return answered if isinstance(answered, bytes) else answered.SerializeToString()
 
+        async def describe(_, context):
+            self.described += 1
+            return pb.DescribeResponse(max_rows=self.max_rows).SerializeToString()
+
         async def start():
             self._server = grpc.aio.server(
                 options=[("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", -1)]
             )
-            method = grpc.unary_unary_rpc_method_handler(run)
-            handler = grpc.method_handlers_generic_handler(wire.SERVICE, {"Run": method})
+            calls = {"Run": run, "Describe": describe}
+            methods = {n: grpc.unary_unary_rpc_method_handler(f) for n, f in calls.items()}
+            handler = grpc.method_handlers_generic_handler(wire.SERVICE, methods)
             self._server.add_generic_rpc_handlers((handler,))
             self.port = self._server.add_insecure_port("127.0.0.1:0")
             await self._server.start()

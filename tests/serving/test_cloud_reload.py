@@ -75,6 +75,38 @@ def test_a_checkpoint_that_cannot_be_used_changes_nothing(tmp_path, caplog):
     asyncio.run(go())
 
 
+def test_a_fault_while_reloading_is_logged_and_the_next_reload_works(tmp_path, monkeypatch, caplog):
+    workdir, tokens = tmp_path / "run", tmp_path / "tokens"
+    save_checkpoint(workdir, step=1)
+    tokens.write_text("phone old\n")
+    tokens.chmod(0o600)
+
+    def fail(*arguments, **options):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
+
+    async def go():
+        async with running(workdir, tokens=tokens) as cloud:
+            before = cloud.service.served
+            save_checkpoint(workdir, 2, 1)
+            tokens.write_text("phone new\n")
+            with monkeypatch.context() as patch:
+                patch.setattr(loading, "load", fail)
+                assert await cloud.reload(force=True) is False
+            assert "out of memory" in caplog.records[-1].fields["reason"]
+            assert caplog.records[-1].exc_info
+            assert cloud.service.served is before
+            with pytest.raises(FacemixError, match="unknown"):
+                cloud.service.tokens.client("Bearer old")
+            assert await cloud.reload() is True
+            assert cloud.service.served.step == 2
+            # What is expected to happen carries no trace.
+            tokens.write_text("phone\n")
+            assert await cloud.reload(force=True) is False
+            assert not caplog.records[-1].exc_info
+
+    asyncio.run(go())
+
+
 def test_clean_statistics_serve_a_run_without_a_defence(tmp_path):
     workdir = tmp_path / "run"
     save_checkpoint(workdir)
