@@ -190,7 +190,7 @@ def test_a_sweep_goes_on_where_its_images_and_devices_are_now(tmp_path):
     with runs.alone(trial.workdir, trial.config), pytest.raises(FacemixError, match="training in"):
         sweep.claim(sweep.expand(before, {}, 1, tmp_path))
     assert runs.read_config(trial.workdir) == now, "a run in progress keeps its own"
-    with runs.alone(trial.workdir):
+    with runs.alone(trial.workdir, trial.config):
         sweep.claim([trial])
 
 
