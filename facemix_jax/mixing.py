@@ -224,7 +224,8 @@ def sample_mix_key(
     if deal_blocks:
         _validate.divides(deal_blocks, divisor_name="deal_blocks", num_groups=num_groups)
         size = num_groups * group_size // deal_blocks
-        deal_keys = jax.random.split(jax.random.fold_in(order_key, 1), deal_blocks)
+        # Not 1: permutation() draws by split(order_key)[1], which is fold_in(order_key, 1).
+        deal_keys = jax.random.split(jax.random.fold_in(order_key, 2**31), deal_blocks)
         dealt = jax.vmap(lambda k: jax.random.permutation(k, size))(deal_keys)
         deal = (dealt + size * jnp.arange(deal_blocks)[:, None]).reshape(-1)
     return MixKey(matrix=matrix, inverse=inverse, order=order, deal=deal)
