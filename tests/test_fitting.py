@@ -173,6 +173,7 @@ def test_ten_sigkills_at_random_moments_change_no_bit(tmp_path):
     assert killed == uninterrupted
 
 
+@pytest.mark.slow
 def test_a_sigkill_changes_no_bit(tmp_path):
     uninterrupted, _ = killed_and_resumed(tmp_path / "whole", kills=0, epochs=10, seed=0)
     killed, kills = killed_and_resumed(tmp_path / "killed", kills=1, epochs=10, seed=1)

@@ -52,7 +52,7 @@ NETWORKS = {
 @pytest.mark.parametrize(
     ("network", "group_size"),
     [
-        ("resnet18", 16),
+        pytest.param("resnet18", 16, marks=pytest.mark.slow),
         pytest.param("resnet18", 1, marks=pytest.mark.slow),
         pytest.param("vgg16", 16, marks=pytest.mark.slow),
         pytest.param("vgg16", 1, marks=pytest.mark.slow),

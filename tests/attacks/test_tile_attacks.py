@@ -113,6 +113,7 @@ def test_likeness_of_tiles_finds_the_common_rotation():
     assert jnp.abs(blind - blind[:1]).max() > 0.5, "without likeness there is nothing to find"
 
 
+@pytest.mark.slow
 @pytest.mark.library_promotes
 def test_a_trained_contrast_unmixes_what_it_was_trained_on():
     """Pairs: a network of a few hundred steps finds more than an untrained one, whose loss is

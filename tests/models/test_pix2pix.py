@@ -23,7 +23,7 @@ def test_images_too_small_are_refused():
         pix2pix.unet_depth((7, 30))
 
 
-@pytest.mark.parametrize("size", [(8, 9), (21, 19), (32, 32)])
+@pytest.mark.parametrize("size", [(8, 9), (21, 19), pytest.param((32, 32), marks=pytest.mark.slow)])
 def test_the_unet_draws_at_any_size(size):
     network = pix2pix.unet(channels=6, features=2)
     x = jax.random.normal(jax.random.key(1), (3, *size, 5))
