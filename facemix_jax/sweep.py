@@ -317,9 +317,8 @@ def rows_table(rows: Sequence[Mapping[str, Any]], varied: Sequence[str]) -> Tabl
         )
         for row in rows
     ]
-    title = f"{rows[0]['split']} split: mean and 95% interval"
-    made = output.table(title, ("seeds", *SHOWN.values()), lines)
-    made.caption = QUICK
+    made = output.table(f"{rows[0]['split']} split", ("seeds", *SHOWN.values()), lines)
+    made.caption = f"Means over seeds, with 95% intervals. {QUICK}"
     return made
 
 
