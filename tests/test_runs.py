@@ -1,0 +1,153 @@
+"""Work directories: what they are claimed for, kept from, and read as."""
+
+import dataclasses
+import json
+
+import pytest
+from fitting_support import config_of, fit_in
+
+from facemix_jax import cli, data, fitting, runs
+from facemix_jax._files import write_atomically
+from facemix_jax._validate import FacemixError, UsageError
+from facemix_jax.checkpoint import CheckpointError
+from facemix_jax.data import DataConfig
+from facemix_jax.defenses import DefenseConfig
+from facemix_jax.models import ModelConfig
+from facemix_jax.runs import RunConfig
+from facemix_jax.training import TrainConfig
+
+pytestmark = pytest.mark.library_promotes  # Optax
+
+
+def test_moved_images_are_the_same(tmp_path, tiny_source):
+    def config(folder):
+        return RunConfig(data=DataConfig(dataset="folder", data_dir=folder))
+
+    images = runs.images_of(tiny_source)
+    with runs.alone(tmp_path, config("here"), images=images):
+        (tmp_path / "checkpoints" / "1").mkdir(parents=True)
+    with runs.alone(tmp_path, config("there"), images=images):
+        pass
+    other = {**images, "labels": "0"}
+    with pytest.raises(UsageError, match=r"images.labels is"):
+        runs.check_claim(tmp_path, config("there"), images=other)
+    (tmp_path / "images.json").write_text("{")
+    with pytest.raises(FacemixError, match=r"images.json cannot be read"):
+        runs.check_claim(tmp_path, config("there"), images=images)
+
+
+def test_what_trained_nothing_takes_another_configuration(tmp_path):
+    """A first step that fails, or a diverged run, says what to change: the same folder takes it."""
+    first, second = config_of(), config_of(learning_rate=1e-4)
+    for config in (first, second):
+        with runs.alone(tmp_path, config, images={"training_images": 1}):
+            pass
+        assert runs.read_config(tmp_path) == config
+    runs.claim(tmp_path, first)
+    assert runs.read_config(tmp_path) == first
+    for kept in ("checkpoints/3", "result.json"):
+        (tmp_path / kept).mkdir(parents=True)
+        for claim in (runs.check_claim, runs.claim):
+            with pytest.raises(UsageError, match=r"train.learning_rate is 0.0005 there"):
+                claim(tmp_path, second)
+        (tmp_path / kept).rmdir()
+    (tmp_path / "config.json").write_text("{}")  # another program's
+    with pytest.raises(FacemixError, match="cannot be read"):
+        runs.claim(tmp_path, first)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ("--cut 99", "cut is 99"),
+        ("--image-size 20 20", "image_size is 20x20"),
+        ("--family hadamard --group-size 6 --batch-size 12", "group_size is 6, but"),
+        ("--defense blur --blur-size 40 --cut 0 --image-size 33 33", "blur_size is 40, but"),
+        ("--scatter", "scatter deals images"),
+    ],
+)
+def test_parts_that_do_not_fit_are_refused_before_images_are_read(
+    tmp_path, monkeypatch, capsys, options, words
+):
+    def load_source(config):
+        raise AssertionError("images are read")
+
+    monkeypatch.setattr(data, "load_source", load_source)
+    workdir = tmp_path / "run"
+    assert cli.main(["train", "--workdir", str(workdir), *options.split()]) == 2
+    assert words in " ".join(capsys.readouterr().err.split())
+    assert not workdir.exists()
+
+
+def test_parts_that_do_not_fit_claim_nothing(tmp_path, tiny_source):
+    """Images given by the caller may have another size than the configuration says."""
+    blur = DefenseConfig(defense="blur", blur_size=37)
+    config = dataclasses.replace(config_of(), model=ModelConfig(cut=0, width=4), defense=blur)
+    with pytest.raises(UsageError, match="blur_size is 37"):
+        fit_in(tmp_path / "run", tiny_source, config)
+    assert not (tmp_path / "run").exists()
+    runs.check_parts(config, (40, 37))
+
+
+def test_config_survives_json(tmp_path):
+    config = RunConfig(
+        data=DataConfig(image_size=(64, 48), train_examples=10),
+        defense=DefenseConfig(group_size=4),
+        train=TrainConfig(statistics="separate"),
+    )
+    runs.claim(tmp_path, config)
+    assert runs.read_config(tmp_path) == config
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"{", "Expecting"),
+        (b"\xc1\x00", "utf-8"),
+        (b"{}", "it has no 'data'"),
+        (json.dumps({"data": {}}).encode(), "it has no 'image_size'"),
+        (b'{"data": {"image_size": [40, 3]}}', "image_width is 3"),
+    ],
+)
+def test_a_broken_config_is_explained(tmp_path, content, reason):
+    (tmp_path / "config.json").write_bytes(content)
+    with pytest.raises(FacemixError, match=rf"config.json cannot be read: .*{reason}.*restore it"):
+        runs.read_config(tmp_path)
+
+
+def test_the_lock_outlives_a_replaced_configuration(tmp_path):
+    """Two starts in a new directory: the second comes when the first has just claimed it."""
+    mine, other = config_of(), config_of(seed=1)
+    with runs.alone(tmp_path, mine):
+        write_atomically(tmp_path / "config.json", (tmp_path / "config.json").read_text())
+        for config in (mine, other):
+            with (
+                pytest.raises(FacemixError, match="Another process is training in"),
+                runs.alone(tmp_path, config),
+            ):
+                pass
+        runs.claim(tmp_path, mine)  # as a sweep does whose trial is in training
+        with pytest.raises(FacemixError, match="Another process is training in"):
+            runs.claim(tmp_path, other)
+        assert runs.read_config(tmp_path) == mine
+    with runs.alone(tmp_path, other):
+        assert runs.read_config(tmp_path) == other
+
+
+def test_loading_leaves_a_running_training_alone(tmp_path):
+    """What Orbax has half written would be deleted as left behind by a kill."""
+    config = RunConfig(
+        data=DataConfig(image_size=(40, 36), train_examples=32, test_examples=8),
+        model=ModelConfig(width=4),
+        train=TrainConfig(batch_size=32, num_epochs=1),
+    )
+    fitting.fit(config, tmp_path, show_progress=False)
+    half = tmp_path / "checkpoints" / "2.orbax-checkpoint-tmp"
+    half.mkdir()
+    (tmp_path / "images.json").unlink()  # to read a run, it need not be there
+    assert runs.load(tmp_path).step == 1
+    assert half.exists()
+    (tmp_path / "checkpoints").rename(tmp_path / "elsewhere")
+    with pytest.raises(CheckpointError, match="Train first"):
+        runs.load(tmp_path)
+    assert not (tmp_path / "checkpoints").exists()
