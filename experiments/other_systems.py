@@ -176,7 +176,7 @@ def slalom_cell(run: Run) -> dict[str, Any]:
     found: dict[str, Any] = {"float32": round(scores.accuracy, 4)}
     for prime in (PRIME, LARGEST_PRIME):
         part = slalom.quantize(run.model, run.variables, calibration, prime=prime)
-        # In parts: its float64 products of all test images at native size are 100 GB.
+        # In parts: in float64 the first layer of all 19,962 images at native size is 99 GB.
         logits = np.concatenate(
             [slalom.run_plain(part, images[i : i + 256]) for i in range(0, len(images), 256)]
         )

@@ -103,7 +103,7 @@ SCALES: dict[str, Scale] = {
         train=TrainConfig(num_epochs=100, batch_size=256),
         seeds=4,
         attack_steps=20000,
-        # Of 19,962: separating the groups of all at once would take over 100 GB.
+        # Of 19,962: by their sizes the arrays that separate all groups at once take over 100 GB.
         attack_images=4096,
     ),
 }

@@ -25,8 +25,7 @@ class Config:
     Command: ``python experiments/training_length.py --data-dir CELEBA``, or ``--scale smoke``,
     which needs no files. Finished cells are not run again.
 
-    Run time: a minute for ``smoke``, about 50 minutes for ``cpu`` on two CPU cores
-    with its four seeds.
+    Run time: a minute for ``smoke``, about 12 minutes for each seed of ``cpu`` on two CPU cores.
 
     Expected: the gap closes with training: plain training is done after a few epochs, and
     encryption-aware training, which sees a new mixture every time, goes on gaining.
