@@ -19,7 +19,7 @@ from facemix_jax.data.source import SPLITS
 
 ROLES = ("file", "identity", "split", "attributes", "ignore")
 _FILE = ("file", "filename", "image", "image_id", "path", "name")
-_IDENTITY = ("identity", "id", "person", "subject", "identity_id")
+_IDENTITY = ("identity", "person", "subject", "identity_id", "id")
 _SPLIT = ("split", "partition", "set", "subset")
 # No and yes, in the ways that tables write them; the last is how pandas writes integers when
 # some are missing.
@@ -142,7 +142,9 @@ def find_roles(table: Table, overrides: str | None = None) -> Roles:
             f"{show(', '.join(table.columns))}. Name one: columns='file=...'."
         )
     filled = {name: any(values) for name, values in _items(table)}
-    identity = choose("identity", _IDENTITY, filled)
+    # A column whose values all differ rather numbers the rows than the people.
+    repeats = {n: len(set(v) - {""}) < sum(map(bool, v)) for n, v in _items(table)}
+    identity = choose("identity", _IDENTITY, repeats) or choose("identity", _IDENTITY, filled)
     splits = {n: _mostly(v, lambda x: x.lower() in _SPLIT_WORDS) for n, v in _items(table)}
     split = choose("split", _SPLIT, splits)
     ignored = dict.fromkeys(asked.get("ignore", ()), "as asked")

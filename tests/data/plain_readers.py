@@ -61,7 +61,7 @@ def table(folder):
     header = [name.strip() or f"column_{i}" for i, name in enumerate(rows[0], 1)]
     rows = [dict(zip(header, [v.strip() for v in row], strict=True)) for row in rows[1:]]
     used = {}
-    choices = (("file",), ("identity", "id", "person", "subject"), ("split", "partition", "subset"))
+    choices = (("file",), ("identity", "person", "subject", "id"), ("split", "partition", "subset"))
     for role, names in zip(("file", "person", "split"), choices, strict=True):
         used[role] = next((n for n in names if n in header), None)
     if used["file"] is None:  # Some other name: known by what it holds.

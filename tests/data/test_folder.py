@@ -190,6 +190,15 @@ def test_integers_stay_identities(data):
         np.testing.assert_array_equal(folder.read(data).identities, expected)
 
 
+@pytest.mark.parametrize("name", ["id", "identity", "Subject"])
+def test_a_running_number_is_no_person_where_another_column_has_people(data, name):
+    column(data, name, range(6))
+    assert folder.roles(data).identity == "person"
+    assert folder.roles(data, columns=f"identity={name}").identity == name
+    # Alone it is all there is, and every image is its own person.
+    np.testing.assert_array_equal(folder.read(data, columns="ignore=person").identities, range(6))
+
+
 def test_without_people_every_image_is_its_own(data):
     files = folder.read(data, columns="ignore=person,split")
     np.testing.assert_array_equal(files.identities, np.arange(6))
