@@ -27,6 +27,7 @@ _BINARY = (("0", "1"), ("-1", "1"), ("false", "true"), ("0.0", "1.0"))
 _SPLIT_WORDS = {
     **{"0": "train", "1": "valid", "2": "test"},
     **{"train": "train", "valid": "valid", "val": "valid", "validation": "valid", "test": "test"},
+    **{"training": "train", "dev": "valid", "testing": "test"},
 }
 _EXAMPLE = "columns='identity=person split=partition ignore=source attributes=Smiling,Male'"
 
@@ -146,7 +147,8 @@ def find_roles(table: Table, overrides: str | None = None) -> Roles:
     repeats = {n: len(set(v) - {""}) < sum(map(bool, v)) for n, v in _items(table)}
     identity = choose("identity", _IDENTITY, repeats) or choose("identity", _IDENTITY, filled)
     splits = {n: _mostly(v, lambda x: x.lower() in _SPLIT_WORDS) for n, v in _items(table)}
-    split = choose("split", _SPLIT, splits)
+    # Words that are no splits are refused later: dealing people anew would train on test images.
+    split = choose("split", _SPLIT, splits) or choose("split", _SPLIT, filled)
     ignored = dict.fromkeys(asked.get("ignore", ()), "as asked")
     if "attributes" in asked:
         attributes = asked["attributes"]

@@ -16,10 +16,10 @@ NAMES = [f"{p}_{i}.png" for i, p in enumerate(PEOPLE)]
 HEADER = "file,person,split,Smiling,Male,note"
 ROWS = [
     "ann_0.png,ann,train,1,0,x",
-    "ann_1.png,ann,Train,0,0,y",
+    "ann_1.png,ann,Training,0,0,y",
     'bob_2.png,bob,val,1,1,"a, b"',
-    "bob_3.png,bob,validation,0,1,z",
-    "cid_4.png,cid,test,1,0,",
+    "bob_3.png,bob,dev,0,1,z",
+    "cid_4.png,cid,testing,1,0,",
     "cid_5.png,cid,2,1,1,",
 ]
 
@@ -276,6 +276,7 @@ def test_images_without_rows_are_fine_but_not_rows_without_images(data):
         (HEADER.replace("Male", "Smiling"), ROWS, "occurs 2 times"),
         (HEADER, [ROWS[0].replace("train", "tr"), *ROWS[1:]], "'tr' in column split"),
         (HEADER, [ROWS[0].replace("train", ""), *ROWS[1:]], "'' in column split"),
+        (HEADER, [f"{r[:9]},a,fold {i},{i % 2},0," for i, r in enumerate(ROWS)], "ignore=split"),
         (HEADER, [ROWS[0].replace(",ann", ","), *ROWS[1:]], "line 2: column person is blank"),
         (HEADER, [*ROWS, ROWS[0]], "occurs more than once"),
         ("a,b", ["1,0", "0,1"], "names of images"),
