@@ -1,6 +1,7 @@
 """From an encoded image to pixels, with every failure named."""
 
 import io
+from typing import Any
 
 import numpy as np
 
@@ -13,9 +14,16 @@ MAX_BYTES = 64 * 2**20
 MAX_PIXELS = 50_000_000
 """Of one decoded image: above this a file is taken for a decompression bomb."""
 
+_ORIENTATION = 0x112
+_TURNS = {
+    **{2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE"},
+    **{6: "ROTATE_270", 7: "TRANSVERSE", 8: "ROTATE_90"},
+}
+"""What turns a picture upright, by the orientation that its camera wrote."""
+
 
 def rgb(data: bytes, image_size: ImageSize, *, name: str) -> HostArray:
-    """Decodes an 8-bit image to RGB and resizes it, antialiased, where its size differs.
+    """Decodes an 8-bit image to upright RGB and resizes it, antialiased, where its size differs.
 
     Args:
         data: the encoded file.
@@ -46,6 +54,9 @@ def rgb(data: bytes, image_size: ImageSize, *, name: str) -> HostArray:
             # ``load`` reads all of it: a truncated file fails here and not later.
             image.load()
             picture = image.convert("RGB")
+            turn = _TURNS.get(_orientation(image))
+            if turn is not None:
+                picture = picture.transpose(Image.Transpose[turn])
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise _too_large(name, str(error)) from error
     except DataError:
@@ -61,6 +72,13 @@ def rgb(data: bytes, image_size: ImageSize, *, name: str) -> HostArray:
     if picture.size != (width, height):
         picture = picture.resize((width, height), Image.Resampling.BICUBIC)
     return np.asarray(picture)
+
+
+def _orientation(image: Any) -> Any:
+    try:
+        return image.getexif().get(_ORIENTATION)
+    except Exception:  # Pillow's are of many kinds; with odd metadata a picture stays as it lies.
+        return None
 
 
 def check_bytes(size: int, *, name: str) -> None:

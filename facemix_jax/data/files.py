@@ -68,9 +68,19 @@ class FileSource:
         return np.asarray(self.pixels[indices])
 
 
+_ALL_UPRIGHT = ("celeba", "lfwa")
+"""Data sets of which no picture is to be turned, so that what older versions decoded is right."""
+
+
+def pixel_mark(files: FileSet) -> str:
+    """Changes with any image, their order, and with how images are decoded."""
+    mark = fingerprint(files.file_names, files.images)
+    return mark if files.name in _ALL_UPRIGHT else f"{mark}-upright"
+
+
 def cache_prefix(files: FileSet) -> str:
     """How the names of all caches of these images begin; a size follows."""
-    return f"{files.name}-{fingerprint(files.file_names, files.images)}-"
+    return f"{files.name}-{pixel_mark(files)}-"
 
 
 def decoded(

@@ -21,9 +21,9 @@ from facemix_jax._files import NO_SPACE, sha256, write_atomically
 from facemix_jax._types import HostArray, ImageSize
 from facemix_jax._validate import DataError, UsageError
 from facemix_jax.data import cache, open_files, prepared
-from facemix_jax.data.archives import EncodedImages, fingerprint
+from facemix_jax.data.archives import EncodedImages
 from facemix_jax.data.config import DataConfig
-from facemix_jax.data.files import FileSet
+from facemix_jax.data.files import FileSet, pixel_mark
 
 _CHUNK = 1024
 _BYTES_PER_PIXEL, _BYTES_PER_IMAGE = 1.0, 2000
@@ -133,8 +133,8 @@ def verify(prepared_dir: Path) -> list[str]:
 
 
 def _mark(files: FileSet) -> str:
-    """16 hexadecimal digits that change with any image, label or split."""
-    digest = hashlib.sha256(fingerprint(files.file_names, files.images).encode())
+    """16 hexadecimal digits that change with any image, label, split, or how images are decoded."""
+    digest = hashlib.sha256(pixel_mark(files).encode())
     digest.update(json.dumps(files.attribute_names).encode())
     for array in (files.attributes, files.identities, *files.splits.values()):
         digest.update(f"{array.shape}".encode() + np.ascontiguousarray(array).tobytes())

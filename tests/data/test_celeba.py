@@ -204,6 +204,28 @@ def test_eight_bit_modes_become_rgb(mode):
     assert np.abs(found.astype(int) - shown).max() <= 4
 
 
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_photos_are_turned_as_their_camera_says(kind):
+    picture = Image.new("L", (32, 24))
+    picture.paste(255, (0, 0, 20, 8))
+    upright = np.asarray(picture)
+    turned = [upright, upright[:, ::-1], upright[::-1, ::-1], upright[::-1]]
+    for orientation, stored in enumerate([*turned, *(t.T for t in turned)], 1):
+        exif = Image.Exif()
+        exif[0x112] = orientation
+        out = io.BytesIO()
+        Image.fromarray(np.ascontiguousarray(stored)).save(out, kind, exif=exif, quality=95)
+        found = decode.rgb(out.getvalue(), (24, 32), name="x")[..., 0]
+        assert np.abs(found.astype(int) - upright).max() < 60, orientation
+
+
+def test_odd_metadata_are_no_damage():
+    for exif in (b"MM", b"MM\0*\0\0\0\x08\0\1\1\x12\0\2\0\0\0\1\xff\0\0\0", b"MM\0*\0\0"):
+        out = io.BytesIO()
+        Image.new("L", (32, 24), 7).save(out, "JPEG", exif=exif)
+        assert decode.rgb(out.getvalue(), (24, 32), name="x").shape == (24, 32, 3)
+
+
 def test_zip_bomb_is_refused_unread(folder, monkeypatch):
     monkeypatch.setattr(decode, "MAX_BYTES", 500)
     expect(folder, "000001.jpg", "bytes unpacked")

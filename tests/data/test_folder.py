@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from facemix_jax._validate import DataError, UsageError
-from facemix_jax.data import DataConfig, folder, load_source, open_files
+from facemix_jax.data import DataConfig, archives, folder, load_source, open_files
 
 PEOPLE = ["ann", "ann", "bob", "bob", "cid", "cid"]
 NAMES = [f"{p}_{i}.png" for i, p in enumerate(PEOPLE)]
@@ -68,6 +68,16 @@ def test_labels_and_pixels_are_those_of_the_files(data):
     assert source.identities.dtype == np.int32
     for i, split in enumerate(("train", "valid", "test")):
         np.testing.assert_array_equal(source.splits[split], [2 * i, 2 * i + 1])
+    np.testing.assert_array_equal(source.images(np.arange(6))[:, 0, 0, 0], 10 * np.arange(6))
+
+
+def test_caches_of_before_pictures_were_turned_are_not_read(data):
+    files = folder.read(data)
+    mark = archives.fingerprint(files.file_names, files.images)
+    (data / ".facemix_cache").mkdir()
+    old = data / ".facemix_cache" / f"folder-{mark}-20x16.npy"
+    np.save(old, np.full((6, 20, 16, 3), 255, np.uint8))
+    source = load_source(DataConfig(dataset="folder", data_dir=str(data), image_size=(20, 16)))
     np.testing.assert_array_equal(source.images(np.arange(6))[:, 0, 0, 0], 10 * np.arange(6))
 
 
