@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
@@ -51,17 +51,20 @@ def roles(data_dir: Path, *, labels: str | None = None, columns: str | None = No
 def locate(names: Sequence[str], images: archives.EncodedImages, *, labels: str) -> tuple[str, ...]:
     """The image that each name means: one whose path is, or ends in, that name.
 
+    Paths may begin with the folder or archive, as in ``images/0.png`` or ``./images/0.png``.
+
     Raises:
         DataError: a name fits no image, or several, or an image has two names.
     """
     ending: dict[str, list[str]] = {}
+    opened = images.label.removesuffix("/").removesuffix(".zip")
     for path in images.sizes:
-        parts = path.split("/")
+        parts = [opened, *path.split("/")]
         for i in range(len(parts)):
             ending.setdefault("/".join(parts[i:]), []).append(path)
-    wanted = [name.replace("\\", "/") for name in names]
+    wanted = [PurePosixPath(name.replace("\\", "/")).as_posix() for name in names]
     paths = {n: [n] if n in images.sizes else ending.get(n, []) for n in wanted}
-    missing = [name for name, found in paths.items() if not found]
+    missing = [name for name, path in zip(names, wanted, strict=True) if not paths[path]]
     if missing:
         raise DataError(
             f"{len(missing):,} images of {labels} are not in {images.label}: "

@@ -250,6 +250,12 @@ def test_images_are_found_in_every_place(data, place, deep):
         (data / "faces.zip").unlink()
     # Bare names find images in folders; names with folders find their own.
     assert folder.read(data).file_names == tuple(members)
+    # So do paths from where the table lies, as scripts write them.
+    above = "" if place == "." else f"{place.removesuffix('.zip')}/"
+    for start in (above, f"./{above}", f".\\{above}"):
+        paths = [f"{start}{name}" for name in members]
+        write(data, rows=[f"{p}{r[9:]}" for p, r in zip(paths, ROWS, strict=True)])
+        assert folder.read(data).file_names == tuple(members)
     if deep:
         write(data, rows=[f"{p}/{r}" for p, r in zip(PEOPLE, ROWS, strict=True)])
         assert folder.read(data).file_names == tuple(members)
