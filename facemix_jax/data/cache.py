@@ -27,6 +27,7 @@ _CHUNK = 16
 _QUIET_BELOW = 640
 _SYNC_BYTES = 16 * 2**20
 _ABANDONED_SECONDS = 600.0
+"""Where there are no locks: a running build writes all the time."""
 
 
 def directory(data_dir: Path, cache_dir: str | None) -> Path:
@@ -102,8 +103,9 @@ def load_or_build(
     """
     images = _open(path, shape)
     if images is None:
-        with _alone(path.parent):
+        with _alone(path.parent) as alone:
             if _open(path, shape) is None:
+                _remove_abandoned(path, alone=alone)
                 _build(path, shape, decode)
         images = _open(path, shape)
     if images is None:
@@ -115,14 +117,21 @@ def load_or_build(
 
 
 @contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Waits for other processes that build in a folder; the lock ends with the process."""
+def _alone(folder: Path) -> Iterator[bool]:
+    """Waits for other processes that build in a folder; the lock ends with the process.
+
+    Yields:
+        Whether nobody else builds there. Without locks, as on some network disks, each builds
+        for itself, which is as right.
+    """
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        # Without locks, as on some network disks, each builds for itself, which is as right.
-        with contextlib.suppress(OSError):
+        try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
+            alone = True
+        except OSError:
+            alone = False
+        yield alone
     finally:
         os.close(descriptor)
 
@@ -144,7 +153,6 @@ def _build(
     path: Path, shape: tuple[int, int, int, int], decode: Callable[[int], HostArray]
 ) -> None:
     size = int(np.prod(shape))
-    _remove_abandoned(path)
     free = shutil.disk_usage(path.parent).free
     if size > free:
         raise _full(path, size, free)
@@ -228,13 +236,13 @@ def progress(label: str, total: int, *, show: bool = True) -> Iterator[Callable[
         yield lambda count: bar.advance(task, count)
 
 
-def _remove_abandoned(path: Path) -> None:
-    """Removes what killed builds of the same cache left; a running one writes all the time."""
+def _remove_abandoned(path: Path, *, alone: bool) -> None:
+    """Removes what killed builds of the same cache left, which may be gigabytes."""
     pattern = re.compile(re.escape(path.name) + r"\..*\.part")
     for entry in path.parent.iterdir():
         with contextlib.suppress(OSError):
             old = time.time() - entry.stat().st_mtime > _ABANDONED_SECONDS
-            if old and pattern.fullmatch(entry.name):
+            if (alone or old) and pattern.fullmatch(entry.name):
                 entry.unlink()
 
 

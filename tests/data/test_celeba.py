@@ -296,7 +296,8 @@ def test_full_disk_says_so_and_leaves_nothing(folder, tmp_path, monkeypatch):
     load(folder, cache_dir=str(room))  # control: with room, it works
 
 
-def test_abandoned_parts_are_removed(folder):
+@pytest.mark.parametrize("locks", [True, False])
+def test_abandoned_parts_are_removed_before_room_is_counted(folder, monkeypatch, locks):
     load(folder)
     (path,) = (folder / ".facemix_cache").glob("*.npy")
     old, new = path.with_name(path.name + ".a.part"), path.with_name(path.name + ".b.part")
@@ -304,9 +305,20 @@ def test_abandoned_parts_are_removed(folder):
         part.write_bytes(b"half")
     os.utime(old, (0, 0))
     path.unlink()
+    if not locks:
+        flock = Mock(side_effect=OSError(errno.ENOLCK, "No locks available"))
+        monkeypatch.setattr(cache_module.fcntl, "flock", flock)
+    usage = shutil.disk_usage(folder)
+
+    def disk_usage(place):
+        used = sum(p.stat().st_size for p in Path(place).glob("*.part") if p == old or locks)
+        return usage._replace(free=0 if used else usage.free)
+
+    monkeypatch.setattr(cache_module.shutil, "disk_usage", disk_usage)
     load(folder)
     assert not old.exists()
-    assert new.exists()
+    # Without locks another process may be writing the new one.
+    assert new.exists() != locks
 
 
 def test_of_several_who_want_a_cache_one_builds_it(tmp_path, monkeypatch):
