@@ -163,7 +163,7 @@ def find_roles(table: Table, overrides: str | None = None) -> Roles:
         attributes = [name for name, reason in reasons.items() if reason is None]
         ignored |= {name: reason for name, reason in reasons.items() if reason is not None}
     common, other = _blanks(table, attributes, strict="attributes" in asked)
-    ignored |= dict.fromkeys(other, "blank in other rows than the attributes")
+    ignored |= other
     attributes = [name for name in attributes if name not in other]
     if not attributes or len(common) == len(table.lines):
         raise DataError(
@@ -268,14 +268,26 @@ def _not_binary(table: Table, name: str) -> str | None:
     return "not only 0 and 1"
 
 
-def _blanks(table: Table, names: list[str], *, strict: bool) -> tuple[frozenset[int], set[str]]:
-    """The rows where attributes are blank, and those attributes that are blank elsewhere."""
+def _blanks(
+    table: Table, names: list[str], *, strict: bool
+) -> tuple[frozenset[int], dict[str, str]]:
+    """The rows where attributes are blank, and why attributes with other blanks are not used.
+
+    Attributes that are blank in the same rows go together; those with most labels are used.
+    """
     blank = {n: frozenset(i for i, v in enumerate(table.columns[n]) if not v) for n in names}
     if not blank:
-        return frozenset(), set()
+        return frozenset(), {}
     tally = Counter(blank.values())
-    common = min(tally, key=lambda rows: (-tally[rows], len(rows)))
-    other = {name for name, rows in blank.items() if rows != common}
+    count = len(table.lines)
+    common = max(tally, key=lambda rows: (tally[rows] * (count - len(rows)), -len(rows)))
+    other = {
+        name: "blank in other rows than the attributes"
+        if rows - common
+        else "has values where the attributes are blank"
+        for name, rows in blank.items()
+        if rows != common
+    }
     for name in other:
         extra = blank[name] - common
         if extra and (strict or (blank[name] > common and len(extra) <= _few(table))):

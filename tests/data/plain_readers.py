@@ -71,7 +71,7 @@ def table(folder):
     binary = [n for n, v in values.items() if len(v) == 2 and v in KINDS]
     blanks = {n: tuple(i for i, r in enumerate(rows) if not r[n]) for n in binary}
     count = Counter(blanks.values())
-    common = sorted(count, key=lambda b: (-count[b], len(b)))[0]
+    common = sorted(count, key=lambda b: (-count[b] * (len(rows) - len(b)), len(b)))[0]
     attributes = [n for n in binary if blanks[n] == common]
     rows = [r for i, r in enumerate(rows) if i not in common]
     return Plain(

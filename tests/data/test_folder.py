@@ -94,6 +94,23 @@ def test_roles_are_shown(data):
 
 
 @pytest.mark.parametrize(
+    ("values", "attributes", "ignored", "unlabelled"),
+    [
+        ("1__0__", ("Smiling",), dict.fromkeys("ab", "blank in other rows than the attributes"), 0),
+        ("1_0__0", ("Smiling",), dict.fromkeys("ab", "blank in other rows than the attributes"), 0),
+        ("1_00_0", ("a", "b"), {"Smiling": "has values where the attributes are blank"}, 2),
+    ],
+)
+def test_the_attributes_with_most_labels_are_used(data, values, attributes, ignored, unlabelled):
+    sparse = values.replace("_", " ")
+    rows = [f"{n},{i % 2},{v},{v}" for i, (n, v) in enumerate(zip(NAMES, sparse, strict=True))]
+    write(data, "file,Smiling,a,b", rows)
+    found = folder.roles(data)
+    assert (found.attributes, found.ignored) == (attributes, ignored)
+    assert found.unlabelled == unlabelled
+
+
+@pytest.mark.parametrize(
     ("columns", "expected"),
     [
         ("attributes=Male", {"attributes": ("Male",)}),
