@@ -63,7 +63,7 @@ def decoding(data_dir: str, cache_dir: pathlib.Path, count: int, rounds: int) ->
     def ours() -> None:
         for old in cache_dir.glob("part-*"):
             old.unlink()
-        files.decoded(part, IMAGE_SIZE, cache_dir=cache_dir)
+        files.decoded(part, IMAGE_SIZE, cache_dirs=[cache_dir])
 
     archive = zipfile.ZipFile(next(pathlib.Path(data_dir).glob("*.zip")))
     members = {info.filename.rsplit("/", 1)[-1]: info for info in archive.infolist()}

@@ -67,7 +67,7 @@ def load_source(config: DataConfig) -> Source:
     return decoded(
         open_files(config),
         config.image_size,
-        cache_dir=cache.directory(_folder(config), config.cache_dir),
+        cache_dirs=cache.places(_folder(config), config.cache_dir),
         train_examples=config.train_examples,
         test_examples=config.test_examples,
     )

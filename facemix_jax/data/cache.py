@@ -12,7 +12,7 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO
@@ -30,17 +30,14 @@ _ABANDONED_SECONDS = 600.0
 """Where there are no locks: a running build writes all the time."""
 
 
-def directory(data_dir: Path, cache_dir: str | None) -> Path:
-    """The folder that holds caches, made if need be.
-
-    ``cache_dir`` where one is given; else ``.facemix_cache`` beside the data if that can be
-    written; else ``$XDG_CACHE_HOME/facemix_jax`` (``~/.cache/facemix_jax``).
+def directory(folders: Sequence[Path]) -> Path:
+    """The first of several folders that can be written, made if need be.
 
     Raises:
         DataError: no such folder can be made or written.
     """
     reasons = []
-    for folder in places(data_dir, cache_dir):
+    for folder in folders:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=folder):
@@ -54,7 +51,11 @@ def directory(data_dir: Path, cache_dir: str | None) -> Path:
 
 
 def places(data_dir: Path, cache_dir: str | None) -> list[Path]:
-    """Folders where caches may lie, which need not exist."""
+    """Folders where caches may lie, which need not exist.
+
+    ``cache_dir`` where one is given; else ``.facemix_cache`` beside the data, and
+    ``$XDG_CACHE_HOME/facemix_jax`` (``~/.cache/facemix_jax``).
+    """
     if cache_dir is not None:
         return [Path(cache_dir).expanduser()]
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
@@ -83,15 +84,19 @@ def checksum_file(path: Path) -> Path:
 
 
 def load_or_build(
-    path: Path, shape: tuple[int, int, int, int], decode: Callable[[int], HostArray]
+    folders: Sequence[Path],
+    name: str,
+    shape: tuple[int, int, int, int],
+    decode: Callable[[int], HostArray],
 ) -> HostArray:
-    """Maps the cache file ``path``, building it first if it is missing or damaged.
+    """Maps a cache file, building it first if it is missing or damaged in every folder.
 
     The file appears under its name only when it is complete, so a killed build leaves nothing
     that could be taken for a cache. Of several processes one builds and the others wait.
 
     Args:
-        path: an ``.npy`` file; its name must tell data set and size.
+        folders: where it may lie; it is built in the first of them that can be written.
+        name: of an ``.npy`` file; must tell data set and size.
         shape: ``[N, H, W, 3]``.
         decode: image ``i`` as uint8 ``[H, W, 3]``; called from several threads.
 
@@ -101,13 +106,16 @@ def load_or_build(
     Raises:
         DataError: the disk is full or cannot be written; whatever ``decode`` raises.
     """
+    for folder in folders:
+        images = _open(folder / name, shape)
+        if images is not None:
+            return images
+    path = directory(folders) / name
+    with _alone(path.parent) as alone:
+        if _open(path, shape) is None:
+            _remove_abandoned(path, alone=alone)
+            _build(path, shape, decode)
     images = _open(path, shape)
-    if images is None:
-        with _alone(path.parent) as alone:
-            if _open(path, shape) is None:
-                _remove_abandoned(path, alone=alone)
-                _build(path, shape, decode)
-        images = _open(path, shape)
     if images is None:
         raise DataError(
             f"The decoded images written to {path} cannot be read back. "

@@ -2,7 +2,7 @@
 
 import dataclasses
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -87,7 +87,7 @@ def decoded(
     files: FileSet,
     image_size: ImageSize,
     *,
-    cache_dir: Path,
+    cache_dirs: Sequence[Path],
     train_examples: int | None = None,
     test_examples: int | None = None,
 ) -> FileSource:
@@ -96,7 +96,8 @@ def decoded(
     Args:
         files: the images.
         image_size: height, width of the result.
-        cache_dir: folder of the cache; an image takes ``3 H W`` bytes in it.
+        cache_dirs: where the cache may lie; it is built in the first of these folders that can be
+            written. An image takes ``3 H W`` bytes in it.
         train_examples: images of the training split to use; None for all.
         test_examples: images of the test split to use; None for all.
 
@@ -112,7 +113,8 @@ def decoded(
         # Pillow warns of large images, which are refused, and of odd metadata.
         warnings.simplefilter("ignore")
         pixels = cache.load_or_build(
-            cache_dir / f"{cache_prefix(files)}{height}x{width}.npy",
+            cache_dirs,
+            f"{cache_prefix(files)}{height}x{width}.npy",
             (len(names), height, width, 3),
             lambda i: decode.rgb(images.read(names[i]), image_size, name=images.where(names[i])),
         )

@@ -330,7 +330,7 @@ def test_of_several_who_want_a_cache_one_builds_it(tmp_path, monkeypatch):
         return np.full((2, 2, 3), i, np.uint8)
 
     def want(name):
-        return cache_module.load_or_build(tmp_path / name, (COUNT, 2, 2, 3), decode)
+        return cache_module.load_or_build([tmp_path], name, (COUNT, 2, 2, 3), decode)
 
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(want, ["x.npy"] * 4))
@@ -346,10 +346,25 @@ def test_of_several_who_want_a_cache_one_builds_it(tmp_path, monkeypatch):
 def test_cache_folder_falls_back(folder, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     (folder / ".facemix_cache").write_text("in the way")
-    assert cache_module.directory(folder, None) == tmp_path / "xdg" / "facemix_jax"
+    assert (
+        cache_module.directory(cache_module.places(folder, None))
+        == tmp_path / "xdg" / "facemix_jax"
+    )
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match="cache_dir"):
-        cache_module.directory(folder, str(tmp_path / "file" / "below"))
+        cache_module.directory([tmp_path / "file" / "below"])
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_a_finished_cache_in_a_folder_that_cannot_be_written_is_used(folder, monkeypatch, given):
+    options = {"cache_dir": str(folder / ".facemix_cache")} if given else {}
+    first = load(folder, **options).images(np.arange(COUNT))
+    # Who runs tests may write everywhere, so that taking away permissions would not do.
+    readonly = Mock(side_effect=OSError(errno.EROFS, "Read-only file system"))
+    monkeypatch.setattr(cache_module.tempfile, "TemporaryFile", readonly)
+    np.testing.assert_array_equal(load(folder, **options).images(np.arange(COUNT)), first)
+    with pytest.raises(DataError, match="Read-only"):  # control: one that is not there
+        load(folder, image_size=(16, 16), **options)
 
 
 def test_example_counts(folder):

@@ -186,7 +186,7 @@ def test_undecoded_images_equal_decoded_ones(tmp_path):
     cached = files.decoded(
         dataclasses.replace(made, splits={s: np.arange(4) for s in ("train", "test")}),
         (20, 16),
-        cache_dir=tmp_path,
+        cache_dirs=[tmp_path],
     )
     order = np.array([2, 0, 2])
     np.testing.assert_array_equal(source.images(order), cached.images(order))
