@@ -99,8 +99,8 @@ def split_by_person(people: Sequence[str]) -> Mapping[str, HostArray]:
 
     A person's split does not depend on who else is there.
     """
-    # 7 and 007 are one person where people are numbers.
-    keys = [str(int(p)) for p in people] if _numeric(people) else people
+    # 7 and 007 are one person where people are numbers; each by itself, as others come and go.
+    keys = [str(int(p)) if _numeric([p]) else p for p in people]
     tenths = [int(hashlib.sha256(key.encode()).hexdigest(), 16) % 10 for key in keys]
     return _by_split(np.array([max(0, tenth - 7) for tenth in tenths], np.int64))
 

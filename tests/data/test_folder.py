@@ -244,6 +244,10 @@ def test_people_are_dealt_out_disjointly_and_steadily():
     fewer = folder.split_by_person(people[:100])
     for s, rows in fewer.items():
         np.testing.assert_array_equal(rows, splits[s][splits[s] < 100])
+    numbers = [f"{i:03d}" for i in range(50)]
+    alone, among = folder.split_by_person(numbers), folder.split_by_person([*numbers, "ann"])
+    for s, rows in alone.items():
+        np.testing.assert_array_equal(rows, among[s][among[s] < 50])
     # The rule itself, once.
     tenth = int(hashlib.sha256(b"p1").hexdigest(), 16) % 10
     (split,) = [s for s, rows in folder.split_by_person(["p1"]).items() if len(rows)]
