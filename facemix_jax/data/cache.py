@@ -24,6 +24,7 @@ from facemix_jax._types import HostArray
 from facemix_jax._validate import DataError
 
 _CHUNK = 16
+_AHEAD = 8
 _QUIET_BELOW = 640
 _SYNC_BYTES = 16 * 2**20
 _ABANDONED_SECONDS = 600.0
@@ -204,12 +205,12 @@ def _write_all(
     def work(first: int) -> HostArray:
         return np.stack([decode(i) for i in range(first, min(first + _CHUNK, shape[0]))])
 
-    workers = os.cpu_count() or 1
+    workers = _cores()
     executor = ThreadPoolExecutor(workers)
     chunks = iter(range(0, shape[0], _CHUNK))
     # A few chunks ahead, so that a slow disk does not fill the memory.
     pending = deque(
-        executor.submit(work, first) for first in itertools.islice(chunks, 16 * workers)
+        executor.submit(work, first) for first in itertools.islice(chunks, workers + _AHEAD)
     )
     synced = 0
     try:
@@ -228,6 +229,12 @@ def _write_all(
     finally:
         executor.shutdown(cancel_futures=True)
     return digest.hexdigest()
+
+
+def _cores() -> int:
+    """Processors that this process may use, which may be fewer than the machine has."""
+    # macOS has no affinity.
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextlib.contextmanager

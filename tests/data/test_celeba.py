@@ -343,6 +343,26 @@ def test_of_several_who_want_a_cache_one_builds_it(tmp_path, monkeypatch):
     assert len(want("y.npy")) == COUNT
 
 
+def test_decoding_runs_only_so_far_ahead_of_the_disk(tmp_path, monkeypatch):
+    monkeypatch.setattr(cache_module, "_cores", lambda: 64)
+    decoded, ahead, whole = [], [], cache_module.os.fdatasync
+
+    def slow(descriptor):
+        time.sleep(0.2)
+        ahead.append(len(decoded) - os.fstat(descriptor).st_size // 48)
+        return whole(descriptor)
+
+    def decode(i):
+        decoded.append(i)
+        return np.zeros((4, 4, 3), np.uint8)
+
+    monkeypatch.setattr(cache_module, "_SYNC_BYTES", 16 * 48 * 40)
+    monkeypatch.setattr(cache_module.os, "fdatasync", slow)
+    cache_module.load_or_build([tmp_path], "x.npy", (16 * 300, 4, 4, 3), decode)
+    # 72 chunks in work, and those that are in the file's buffer.
+    assert 0 < max(ahead) <= 16 * (72 + 12)
+
+
 def test_cache_folder_falls_back(folder, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     (folder / ".facemix_cache").write_text("in the way")
