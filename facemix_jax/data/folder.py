@@ -14,7 +14,7 @@ from facemix_jax.data.labels import no_repeats
 from facemix_jax.data.source import SPLITS
 from facemix_jax.data.tables import Roles, Table
 
-__all__ = ["Roles", "locate", "number_people", "read", "roles", "split_by_person"]
+__all__ = ["Roles", "csv_files", "locate", "number_people", "read", "roles", "split_by_person"]
 
 
 def read(
@@ -80,6 +80,15 @@ def locate(names: Sequence[str], images: archives.EncodedImages, *, labels: str)
     files = tuple(paths[name][0] for name in wanted)
     no_repeats(files, Path(labels), remedy="Keep one row for each image.")
     return files
+
+
+def csv_files(data_dir: Path) -> list[Path]:
+    """The CSV files of a folder, without those in which macOS keeps attributes of others."""
+    return sorted(
+        p
+        for p in data_dir.iterdir()
+        if p.suffix.lower() == ".csv" and not p.name.startswith(".") and p.is_file()
+    )
 
 
 def number_people(people: Sequence[str]) -> HostArray:
@@ -156,7 +165,7 @@ def _labels(data_dir: Path, labels: str | None) -> Path:
                 f"a CSV file in {data_dir}."
             )
         return data_dir / labels
-    found = sorted(p for p in data_dir.glob("*.csv") if p.is_file())
+    found = csv_files(data_dir)
     if len(found) == 1:
         return found[0]
     what = f"{len(found)} CSV files ({', '.join(p.name for p in found[:3])})" if found else "no CSV"

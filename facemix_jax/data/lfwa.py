@@ -9,7 +9,7 @@ from facemix_jax._types import HostArray
 from facemix_jax._validate import DataError
 from facemix_jax.data import archives
 from facemix_jax.data.files import FileSet
-from facemix_jax.data.folder import locate, number_people, split_by_person
+from facemix_jax.data.folder import csv_files, locate, number_people, split_by_person
 from facemix_jax.data.folder import read as read_folder
 from facemix_jax.data.labels import no_repeats
 from facemix_jax.data.matlab import read_matlab
@@ -37,7 +37,7 @@ def read(data_dir: Path, *, labels: str | None = None, columns: str | None = Non
         UsageError: ``columns`` names an unknown role or column.
     """
     official = data_dir / ATTRIBUTES
-    if labels or columns or (not official.exists() and any(data_dir.glob("*.csv"))):
+    if labels or columns or (not official.exists() and csv_files(data_dir)):
         return read_folder(data_dir, labels=labels, columns=columns, name="lfwa")
     if not official.is_file():
         raise DataError(

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from facemix_jax._validate import DataError, UsageError
-from facemix_jax.data import DataConfig, archives, folder, load_source, open_files
+from facemix_jax.data import DataConfig, archives, folder, lfwa, load_source, open_files
 
 PEOPLE = ["ann", "ann", "bob", "bob", "cid", "cid"]
 NAMES = [f"{p}_{i}.png" for i, p in enumerate(PEOPLE)]
@@ -339,6 +339,13 @@ def test_the_table_must_be_one_or_named(data):
         path.unlink()
     with pytest.raises(DataError, match="no CSV"):
         folder.read(data)
+
+
+def test_tables_are_known_by_their_suffix_and_hidden_files_are_none(data):
+    (data / "labels.csv").rename(data / "Labels.CSV")
+    (data / "._labels.csv").write_bytes(b"\0\5\x16\7")
+    assert folder.read(data).file_names == tuple(NAMES)
+    assert lfwa.read(data).file_names == tuple(NAMES)
 
 
 def test_missing_images(data):
