@@ -59,8 +59,7 @@ class Config:
     Attributes:
         scale: smoke or cpu.
         data_dir: folder with the official CelebA files; none for ``smoke``.
-        identity_dir: folder with ``images.zip`` and ``labels.csv``; without it, attackers of
-            persons are not run.
+        identity_dir: as in ``table2.py``; without it, attackers of persons are not run.
         cache_dir: folder for decoded images; None for the data set's default.
         workdirs: folder for the runs; finished ones are not trained again.
         variants: which ones.

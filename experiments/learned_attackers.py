@@ -50,9 +50,8 @@ class Config:
     Attributes:
         workdirs: of ``facemix train``.
         data_dir: folder with the images that the work directories were trained on.
-        identity_dir: folder with ``images.zip`` and ``labels.csv``, 20 images or more of each
-            person; rows whose ``dlib_dist`` is above 0.6 may show another person and are left
-            out. None: the persons' attackers are not run.
+        identity_dir: as in ``table2.py``; rows whose ``dlib_dist`` is above 0.6 may show another
+            person and are left out. None: the persons' attackers are not run.
         cache_dir: folder for decoded images; None for the data sets' default.
         attacks: which ones; all of them by default.
         weak: whether to attack, instead of the work directory's own defence, one that only

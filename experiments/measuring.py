@@ -1,6 +1,5 @@
 """What the paper's tables hold of one system: training, accuracy, attackers. One cell at a time."""
 
-import csv
 import dataclasses
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -18,7 +17,7 @@ from facemix_jax import anonymizing, attacks, data, evaluation, fitting, models,
 from facemix_jax.attacks import recognition, suite
 from facemix_jax.attacks.base import by_group, truth_by_group
 from facemix_jax.attacks.groups import in_order, match, unmix
-from facemix_jax.data import DataConfig
+from facemix_jax.data import DataConfig, tables
 from facemix_jax.data.files import FileSource
 from facemix_jax.runs import Run, RunConfig
 
@@ -374,22 +373,28 @@ _SAME_PERSON = 0.6
 
 
 def people(identity_dir: str, cache_dir: str | None, image_size: tuple[int, int]) -> data.Source:
-    """Images for recognising persons; without doubtful ones, where ``dlib_dist`` says which."""
-    with (Path(identity_dir) / "labels.csv").open(newline="") as lines:
-        labels = list(csv.DictReader(lines))
-    ignored = [name for name in _NOT_ATTRIBUTES if name in labels[0]]
+    """Images for recognising persons; without doubtful ones, where ``dlib_dist`` says which.
+
+    ``labels.csv`` has columns of image names, ``identity``, ``partition`` and attributes.
+    """
+    table = tables.read_table(Path(identity_dir).expanduser() / "labels.csv")
+    ignored = ",".join(name for name in _NOT_ATTRIBUTES if name in table.columns)
+    columns = "identity=identity split=partition" + (f" ignore={ignored}" if ignored else "")
     source = data.load_source(
         DataConfig(
             dataset="folder",
             data_dir=identity_dir,
             cache_dir=cache_dir,
             image_size=image_size,
-            columns="identity=identity split=partition"
-            + (f" ignore={','.join(ignored)}" if ignored else ""),
+            labels="labels.csv",
+            columns=columns,
         )
     )
+    if "dlib_dist" not in table.columns:
+        return source
     assert isinstance(source, FileSource)
-    distance = {row["file"]: float(row.get("dlib_dist") or 0) for row in labels}
-    keep = np.array([distance[Path(name).name] <= _SAME_PERSON for name in source.file_names])
+    labelled, _ = tables.attribute_values(table, tables.find_roles(table, columns))
+    distances = np.array([float(table.columns["dlib_dist"][row] or 0) for row in labelled])
+    keep = distances <= _SAME_PERSON
     splits = {split: rows[keep[rows]] for split, rows in source.splits.items()}
     return dataclasses.replace(source, splits=splits)

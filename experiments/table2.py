@@ -34,8 +34,9 @@ class Config:
     Attributes:
         scale: smoke, cpu, gpu or paper; see ``scale.py``.
         data_dir: folder with the official CelebA files; none for ``smoke``.
-        identity_dir: folder with ``images.zip`` and ``labels.csv`` (file, identity, partition),
-            20 images or more of each person; without it no one is recognised.
+        identity_dir: folder with ``images.zip`` and ``labels.csv`` (columns of image names,
+            ``identity``, ``partition`` and attributes), 20 images or more of each person; without
+            it no one is recognised.
         cache_dir: folder for decoded images; None for the data sets' default.
         workdirs: folder for the runs; finished ones are not trained again.
         rows: which; None for all, or for one of each kind at ``smoke``.

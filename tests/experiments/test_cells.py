@@ -14,6 +14,7 @@ import reproduce
 import scale as scales
 import summaries
 import systems
+from PIL import Image
 
 from facemix_jax._validate import UsageError
 from facemix_jax.runs import Run, RunConfig
@@ -133,3 +134,17 @@ def test_a_learned_attacker_stands_beside_the_best_of_its_question():
     for row in table.rows:
         assert row.cells[names.index("strongest")][0].value == 0.35
     assert len(table.rows) == 2
+
+
+def test_pictures_of_people_are_read_as_any_table_is(tmp_path):
+    (tmp_path / "images/a").mkdir(parents=True)
+    # A BOM, a column ``image``, folders in names, and one row without attributes.
+    lines = ["\ufeffimage,identity,partition,dlib_dist,Male"]
+    for i in range(6):
+        Image.new("L", (16, 16), 40 * i).save(tmp_path / f"images/a/{i}.png")
+        male = "" if i == 1 else i % 2
+        lines.append(f"images/a/{i}.png,{i // 2},{i // 3},{('0.3', '', '0.7')[i % 3]},{male}")
+    (tmp_path / "labels.csv").write_text("\n".join(lines))
+    source = measuring.people(str(tmp_path), None, (16, 16))
+    kept = {s: [source.file_names[i] for i in rows] for s, rows in source.splits.items()}
+    assert kept == {"train": ["a/0.png"], "valid": ["a/3.png", "a/4.png"], "test": []}
