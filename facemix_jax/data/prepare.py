@@ -1,6 +1,7 @@
 """Writes a prepared data set: resized once, checked by checksums, whole or not there at all."""
 
 import contextlib
+import fcntl
 import hashlib
 import io
 import json
@@ -290,11 +291,6 @@ def _write_checksums(folder: Path, mark: str) -> None:
 @contextlib.contextmanager
 def _lock(work: Path) -> Iterator[None]:
     """Keeps a second run out; the system lets go of the lock when a run is killed."""
-    try:
-        import fcntl
-    except ImportError:  # Windows, where two runs at once are left to the user.
-        yield
-        return
     with (work / "lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
