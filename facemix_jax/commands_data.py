@@ -8,9 +8,10 @@ from typing import Annotated, Any
 import tyro
 
 from facemix_jax import data, output
-from facemix_jax._validate import DataError, positive
-from facemix_jax.data import folder, sheet
+from facemix_jax._validate import DataError, UsageError, one_of, positive
+from facemix_jax.data import folder, lfwa, sheet
 from facemix_jax.data.config import FILES
+from facemix_jax.data.source import SPLITS
 from facemix_jax.data.statistics import AT_LEAST, Statistics, statistics
 from facemix_jax.output import NOTES
 
@@ -88,8 +89,10 @@ class Show(_Files):
     def run(self) -> None:
         """Runs the command."""
         positive(rows=self.rows, per_row=self.per_row)
+        one_of(SPLITS, split=self.split)
         output.check_file(self.out, "--out")
         config = self._config(image_size=self.image_size)
+        self._check_unused()
         # Of files only the shown faces are decoded, so that a look at a large set takes seconds.
         source: data.Source = (
             sheet.Undecoded(data.open_files(config), config.image_size)
@@ -114,11 +117,27 @@ class Show(_Files):
         if self.out is not None:
             NOTES.print(f"Sheet: {self.out}", soft_wrap=True)
 
+    def _check_unused(self) -> None:
+        """Raises ``UsageError`` where options of the sheet are given and none is drawn."""
+        sheets = ("people", "split", "rows", "per_row", "image_size")
+        given = [
+            f"--{field.name.replace('_', '-')}"
+            for field in dataclasses.fields(self)
+            if field.name in sheets and getattr(self, field.name) != field.default
+        ]
+        if self.out is None and given:
+            raise UsageError(
+                f"{', '.join(given)} would do nothing: only the sheet of faces is drawn with it. "
+                "Give --out sheet.png, too, or leave it out."
+            )
+
     def _roles(self) -> folder.Roles | None:
-        """What the columns of a table of labels were taken for; only ``folder`` guesses."""
-        if self.dataset != "folder" or self.data_dir is None:
+        """What the columns of a table of labels were taken for; None where there is no table."""
+        if self.dataset not in ("folder", "lfwa") or self.data_dir is None:
             return None
         place = Path(self.data_dir).expanduser()
+        if self.dataset == "lfwa" and not lfwa.has_table(place, self.labels, self.columns):
+            return None
         return folder.roles(place, labels=self.labels, columns=self.columns)
 
     def _draw(self, source: data.Source, out: Path) -> None:

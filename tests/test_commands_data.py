@@ -129,6 +129,8 @@ def test_show_tells_what_columns_are_taken_for(capsys, table):
     assert columns["identity"] == "who"
     assert columns["attributes"] == ["Smiling", "Hat"]
     assert json.loads(out)["people"] == 8
+    code, out, _ = run(capsys, "show", *of(table, "lfwa"), "--json", "-")
+    assert json.loads(out)["columns"]["attributes"] == ["Smiling", "Hat"]
 
 
 def test_an_untouched_set_is_whole(capsys, faces):
@@ -209,6 +211,9 @@ def test_prepared_data_show_and_check_like_their_files(capsys, faces, tmp_path):
         (("show", "--rows", "0"), ("rows is 0", "greater than 0")),
         (("show", "--image-size", "4", "4"), ("image_height is 4", "16")),
         (("show", "--labels", "l.csv"), ("labels", "'folder'")),
+        (("show", "--split", "tset"), ("'tset' is unknown", "'test'")),
+        (("show", "--people", "--per-row", "5"), ("--people, --per-row", "--out")),
+        (("show", "--image-size", "20", "16"), ("--image-size", "--out")),
         (("show", "--out", "."), ("a folder", "--out")),
         (("prepare",), ("output",)),
         (("prepare", "--dataset", "celeba", "--output", "o"), ("needs data_dir",)),

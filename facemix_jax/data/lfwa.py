@@ -37,7 +37,7 @@ def read(data_dir: Path, *, labels: str | None = None, columns: str | None = Non
         UsageError: ``columns`` names an unknown role or column.
     """
     official = data_dir / ATTRIBUTES
-    if labels or columns or (not official.exists() and csv_files(data_dir)):
+    if has_table(data_dir, labels, columns):
         return read_folder(data_dir, labels=labels, columns=columns, name="lfwa")
     if not official.is_file():
         raise DataError(
@@ -54,6 +54,13 @@ def read(data_dir: Path, *, labels: str | None = None, columns: str | None = Non
         attributes=attributes,
         identities=number_people(people),
         splits=(read_split(indices, len(names)) if indices.exists() else split_by_person(people)),
+    )
+
+
+def has_table(data_dir: Path, labels: str | None, columns: str | None) -> bool:
+    """Whether ``read`` takes labels from a CSV file."""
+    return bool(labels or columns) or (
+        not (data_dir / ATTRIBUTES).exists() and bool(csv_files(data_dir))
     )
 
 
