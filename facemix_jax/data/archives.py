@@ -3,11 +3,12 @@
 import dataclasses
 import hashlib
 import lzma
+import os
 import struct
 import threading
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from facemix_jax._validate import DataError
@@ -101,7 +102,7 @@ def _open_zip(path: Path, folders: bool, remedy: str) -> EncodedImages:
 
 
 def _open_folder(path: Path, folders: bool) -> EncodedImages:
-    found = path.rglob("*") if folders else path.iterdir()
+    found = _below(path) if folders else path.iterdir()
     try:
         stats = {
             p.relative_to(path).as_posix(): p.stat()
@@ -128,6 +129,18 @@ def _open_folder(path: Path, folders: bool) -> EncodedImages:
         stamps={name: f"{stat.st_size} {stat.st_mtime_ns}" for name, stat in stats.items()},
         read=read,
     )
+
+
+def _below(path: Path) -> Iterator[Path]:
+    """All files below a folder, linked folders included, each folder once."""
+    seen = set()
+    for folder, folders, names in os.walk(path, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        yield from (Path(folder, name) for name in names)
 
 
 def _is_image(name: str) -> bool:

@@ -284,6 +284,16 @@ def test_images_are_found_in_every_place(data, place, deep):
         assert folder.read(data).file_names == tuple(members)
 
 
+def test_linked_folders_are_looked_into_once(data, tmp_path):
+    (data / "images").mkdir()
+    with zipfile.ZipFile(data / "images.zip") as archive:
+        archive.extractall(tmp_path / "elsewhere")
+    (data / "images.zip").unlink()
+    (data / "images" / "linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "around").symlink_to(data / "images")
+    assert folder.read(data).file_names == tuple(f"linked/{name}" for name in NAMES)
+
+
 def test_ambiguous_and_doubled_names(data):
     members = {n: 3 for n in NAMES[1:]} | {"a/ann_0.png": 1, "b/ann_0.png": 2}
     pack(data / "images.zip", members)
