@@ -13,8 +13,8 @@ import pytest
 from facemix_jax import _runtime
 
 _runtime.configure()
-# Most of the tests' time is compilation: LLVM's costly passes save less than they take.
-os.environ["XLA_FLAGS"] += " --xla_llvm_disable_expensive_passes=true"
+# Most of the tests' time is compilation, of which optimising saves less than it takes.
+os.environ["XLA_FLAGS"] += " --xla_backend_optimization_level=0"
 
 # The same few programs are compiled in many tests, and in the processes that some tests start.
 # Parallel workers share the cache of the process that started them.

@@ -14,7 +14,7 @@ _START = f"""
 import sys
 sys.path[:0] = [{str(TESTS)!r}, {str(TESTS / "scale")!r}]
 from facemix_jax import _runtime; _runtime.configure(virtual_cpu_devices=int(sys.argv[1]))
-import os; os.environ["XLA_FLAGS"] += " --xla_llvm_disable_expensive_passes=true"
+import os; os.environ["XLA_FLAGS"] += " --xla_backend_optimization_level=0"
 import json, dataclasses, functools
 from pathlib import Path
 import jax, jax.numpy as jnp, numpy as np
