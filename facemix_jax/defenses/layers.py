@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from facemix_jax import _validate, mixing
 from facemix_jax._types import Array, RngKey
-from facemix_jax.defenses.base import Defense, DefenseCost, rows_of
+from facemix_jax.defenses.base import Defense, DefenseCost, rows_of, unless_none
 from facemix_jax.defenses.noisy import NoisySecret
 
 WIRES: dict[str, int | None] = {"float32": None, "bfloat16": None, "int8": 127, "int4": 7}
@@ -139,7 +139,7 @@ def with_rounding(defense: Defense, wire: str) -> Defense:
         straight_through = sent - jax.lax.stop_gradient(sent)  # zeros that carry the gradient
         return jax.lax.stop_gradient(rounded(sent, wire)) + straight_through
 
-    return defense._replace(protect=protect)
+    return defense._replace(name=unless_none(defense.name, "rounding"), protect=protect)
 
 
 def rounded(x: Array, wire: str) -> Array:
