@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from attack_support import make_recording, make_target
 
-from facemix_jax import attacks, data
+from facemix_jax import attacks, data, defenses
 from facemix_jax.attacks import algebraic, groups
 from facemix_jax.attacks.base import by_group, truth_by_group
 
@@ -56,6 +56,24 @@ def test_signs_come_from_the_attackers_own_images():
     truth = truth_by_group(recording.activations, recording)
     in_order = groups.in_order(found.sources, groups.match(found.sources, truth))
     assert ((in_order * np.asarray(recording.activations)).sum((1, 2, 3)) > 0).mean() > 0.8
+    again = np.einsum(
+        "gij,gj...->gi...", found.unmixing, by_group(recording.view.mixtures, recording)
+    )
+    np.testing.assert_allclose(again, found.sources, atol=1e-4)
+
+
+def test_sources_of_a_matrix_that_is_not_orthogonal_are_as_large_as_the_attackers_own_images():
+    """Within a factor of two; rows of unit length alone leave sizes four times too small."""
+    defense = defenses.facemix(group_size=4, family="conditioned", condition=10.0)
+    target = dataclasses.replace(make_target(cut=0), defense=defense)
+    recording = attacks.record(target, target.source.splits["test"][:16], rng_key=jax.random.key(3))
+    found = groups.unmix(target, recording, rng_key=jax.random.key(0))
+    truth = truth_by_group(recording.activations, recording)
+    in_order = groups.in_order(found.sources, groups.match(found.sources, truth))
+    sizes, true = (
+        np.sqrt((np.asarray(x) ** 2).mean((1, 2, 3))) for x in (in_order, recording.activations)
+    )
+    assert 0.5 < (sizes / true).min() < (sizes / true).max() < 2
     again = np.einsum(
         "gij,gj...->gi...", found.unmixing, by_group(recording.view.mixtures, recording)
     )
