@@ -15,6 +15,7 @@ from facemix_jax._types import HostArray, RngKey
 from facemix_jax.attacks.base import Recording, Target, by_group, record
 from facemix_jax.attacks.separation import separation_of
 from facemix_jax.data import normalize
+from facemix_jax.defenses import rows_of
 from facemix_jax.metrics import matched_correlation, standardise
 
 _AUXILIARY_IMAGES = 256
@@ -94,11 +95,18 @@ def auxiliary_by_tile(target: Target, count: int) -> HostArray:
 
 
 def noise_of(target: Target, rng_key: RngKey) -> float:
-    """Standard deviation of what the public defence adds to the activations, in a rehearsal."""
+    """Standard deviation of what the public defence adds to the activations, in a rehearsal.
+
+    What the owner is left with, and the blinding that only the owner is rid of. Blinded rows have
+    unit deviation; mixed ones are as large as activations are in the root mean square.
+    """
     rows = target.source.splits[target.auxiliary_split]
     count = min(4, len(rows) // target.defense.group_size) * target.defense.group_size
     own = record(target, rows[:count], rng_key=rng_key)
-    return float(jnp.std(own.owner_activations - own.activations))
+    blinding = rows_of(target.defense).blinding
+    size = float(jnp.sqrt(jnp.mean(own.activations**2)))
+    recovered = own.owner_activations * (size if blinding else 1.0)
+    return math.hypot(float(jnp.std(recovered - own.activations)), blinding * size)
 
 
 def match(sources: ArrayLike, truth: ArrayLike) -> HostArray:

@@ -31,11 +31,14 @@ class Rows(NamedTuple):
         seen: by one cloud: the first ones.
         ahead: run through main on the edge before the request, and seen by no cloud. They follow
             the sent rows of all groups in what ``protect`` returns.
+        blinding: standard deviation of the noise that ``ahead`` takes out again, over that of the
+            rows, which are brought to unit deviation. Public: attackers reckon with it.
     """
 
     sent: int
     seen: int
     ahead: int = 0
+    blinding: float = 0.0
 
 
 class Defense(NamedTuple):

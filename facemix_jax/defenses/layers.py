@@ -118,7 +118,7 @@ def with_blinding(defense: Defense, blinding: float) -> Defense:
         protect=protect,
         recover=recover,
         cost=cost,
-        rows=rows._replace(ahead=rows.sent + rows.ahead),
+        rows=rows._replace(ahead=rows.sent + rows.ahead, blinding=blinding),
     )
 
 

@@ -8,6 +8,7 @@ from attack_support import make_recording, make_target
 from facemix_jax import attacks, data, defenses
 from facemix_jax.attacks import algebraic, groups
 from facemix_jax.attacks.base import by_group, truth_by_group
+from facemix_jax.defenses import DefenseConfig
 
 
 @pytest.mark.parametrize("shuffled", [False, True])
@@ -108,3 +109,20 @@ def test_activations_are_those_of_the_public_model():
     np.testing.assert_allclose(made, recording.activations, atol=1e-5)
     assert groups.auxiliary_activations(target, 5).shape[0] == 5
     assert data.normalize(recording.images).dtype == np.float32
+
+
+@pytest.mark.parametrize("layer", [{"blinding": 0.5}, {"noise": 0.5}])
+def test_the_noise_reckoned_with_is_the_one_in_what_is_seen(layer):
+    target = dataclasses.replace(
+        make_target(), defense=defenses.build(DefenseConfig(group_size=4, **layer))
+    )
+    rows = target.source.splits["train"][:16]
+    own = attacks.record(target, rows, rng_key=jax.random.key(3))
+    seen, truth = (
+        np.asarray(x).reshape(4, 4, -1).astype(np.float64)
+        for x in (by_group(own.view.mixtures, own), truth_by_group(own.activations, own))
+    )
+    # What no mixture of the members explains, over how much of them is in a row.
+    matrix = seen @ np.linalg.pinv(truth)
+    true = (seen - matrix @ truth).std() / np.sqrt((matrix**2).sum(2).mean())
+    assert groups.noise_of(target, jax.random.key(3)) == pytest.approx(true, rel=0.03)
