@@ -147,6 +147,12 @@ def test_rounding_rounds_and_lets_gradients_pass():
     assert np.abs(gradient(defense)).max() > 0.1
 
 
+def test_blinding_is_rounded_where_it_is_sent_and_not_on_the_edge():
+    (_, sent), (_, exact) = played(built(blinding=1.0, wire="int4")), played(built(blinding=1.0))
+    np.testing.assert_array_equal(sent[8:], exact[8:])
+    assert np.abs(sent[:8] - exact[:8]).max() > 0.01
+
+
 def test_one_cloud_sees_its_share_of_every_group(tiny_source):
     model, variables = with_main(averages)
 

@@ -125,6 +125,8 @@ def with_blinding(defense: Defense, blinding: float) -> Defense:
 def with_rounding(defense: Defense, wire: str) -> Defense:
     """Rounds what is sent; in training, gradients pass as if nothing were rounded.
 
+    Rows that are run ahead stay on the edge as they are.
+
     Args:
         defense: makes what is sent.
         wire: one of ``WIRES``.
@@ -133,11 +135,14 @@ def with_rounding(defense: Defense, wire: str) -> Defense:
         UsageError: ``wire`` is unknown.
     """
     _validate.one_of(WIRES, wire=wire)
+    rows = rows_of(defense)
 
     def protect(secret: Any, z: Array) -> Array:
-        sent = defense.protect(secret, z)
+        made = defense.protect(secret, z)
+        sent, ahead = jnp.split(made, [len(made) * rows.sent // (rows.sent + rows.ahead)])
         straight_through = sent - jax.lax.stop_gradient(sent)  # zeros that carry the gradient
-        return jax.lax.stop_gradient(rounded(sent, wire)) + straight_through
+        arrived = jax.lax.stop_gradient(rounded(sent, wire)) + straight_through
+        return jnp.concatenate([arrived, ahead])
 
     return defense._replace(name=unless_none(defense.name, "rounding"), protect=protect)
 
