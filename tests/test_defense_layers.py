@@ -208,7 +208,8 @@ def test_separation_is_told_whether_the_matrix_is_orthogonal():
     [
         ({"clouds": 3}, "clouds 3 does not divide"),
         ({"defense": "none", "blinding": 1.0}, "'none'"),
-        ({"decoys": 2, "scatter": True}, "scatter"),
+        ({"defense": "blur", "scatter": True}, "scatter need groups"),
+        ({"decoys": 2, "scatter": True}, "scatter deals"),
         ({"wire": "int3"}, "int3"),
     ],
 )
