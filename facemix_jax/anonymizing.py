@@ -30,7 +30,8 @@ from facemix_jax._files import write_atomically
 from facemix_jax._types import Array, HostArray, RngKey
 from facemix_jax.checkpoint import Checkpoints
 from facemix_jax.data import Source
-from facemix_jax.models import SplitModel, resnet18, with_prior
+from facemix_jax.defenses import DefenseConfig
+from facemix_jax.models import ModelConfig, SplitModel, resnet18, with_prior
 from facemix_jax.models.anonymizer import angular_logits, to_unit
 from facemix_jax.records import Records
 from facemix_jax.runs import RunConfig
@@ -334,6 +335,8 @@ def fit(
 def _check_options(run: RunConfig) -> None:
     """Refuses what ``facemix train`` alone does."""
     for part, default, names in (
+        (run.model, ModelConfig(), ("tile", "centre")),
+        (run.defense, DefenseConfig(defense="none"), ("noise", "wire")),
         (run.train, training.TrainConfig(), ("isometry", "statistics")),
         (run.data, data.DataConfig(), ("distinct_people",)),
         (run.mesh, sharding.MeshConfig(), ("seed_devices", "data_devices", "model_devices")),

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import jax
 
 from facemix_jax import _validate, mixing
-from facemix_jax._types import Array, RngKey, Variables
+from facemix_jax._types import Array, HostArray, RngKey, Variables
 from facemix_jax.defenses import Defense
 from facemix_jax.models import SplitModel
 
@@ -81,7 +81,7 @@ def main_variables(variables: Variables, defense: Defense) -> Variables:
     return main
 
 
-def check_images(model: SplitModel, images: Array | jax.ShapeDtypeStruct) -> None:
+def check_images(model: SplitModel, images: HostArray | Array | jax.ShapeDtypeStruct) -> None:
     """Raises ``UsageError`` unless the images have the size that the model was built for."""
     expected = (*model.spec.image_size, 3)
     if images.ndim != 4 or images.shape[1:] != expected:

@@ -86,10 +86,13 @@ def reduce(
         The network and its variables; ``variables["pre"]["pca"]`` and that of main hold the fit.
 
     Raises:
-        UsageError: more components than images or activation elements.
+        UsageError: more components than images or activation elements, or a network with tiles.
     """
     _validate.one_of(source.splits, split=split)
+    _validate.positive(max_images=max_images)
     rows = source.splits[split][:max_images]
+    _validate.in_range(1, len(rows), components=components)
+    reduced = with_projection(model, components)
     pre = jax.jit(model.pre.apply)
     parts = np.array_split(rows, -(-len(rows) // _CHUNK))
     activations = [
@@ -110,11 +113,16 @@ def reduce(
             "pca": {"mean": jnp.asarray(found.mean), "decode": jnp.asarray(found.axes * scale)},
         },
     }
-    return with_projection(model, components), fitted
+    return reduced, fitted
 
 
 def with_projection(model: SplitModel, components: int) -> SplitModel:
     """The network of ``reduce``; its ``init`` holds components that are fitted to nothing."""
+    if model.spec.tiles > 1:
+        raise _validate.UsageError(
+            f"The network cuts its maps into {model.spec.tiles} tiles, but components are of whole "
+            f"maps. Build the network without a tile size."
+        )
     shape = model.spec.activation_shape
     size = math.prod(shape)
     _validate.in_range(1, size, components=components)

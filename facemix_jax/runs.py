@@ -107,6 +107,13 @@ def check_parts(config: RunConfig, image_size: ImageSize) -> None:
     spec = models.build(config.model, image_size=image_size).spec
     defense = defenses.build(config.defense, tiles=spec.tiles)
     rows = config.train.batch_size * spec.tiles
+    height, width, _ = spec.activation_shape
+    if config.train.negentropy_weight and min(height, width) < 2:
+        raise UsageError(
+            f"negentropy_weight is {config.train.negentropy_weight}, but what is sent are maps of "
+            f"{height} x {width} positions, which have no differences in both directions. Choose "
+            f"an earlier cut, larger tiles, or weight 0."
+        )
 
     def protect(z: Array) -> Array:
         return defense.protect(defense.init(jax.random.key(0), rows, True), z)

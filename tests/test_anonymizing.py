@@ -214,6 +214,10 @@ def test_other_networks_are_refused(tmp_path, source):
 @pytest.mark.parametrize(
     ("part", "options", "words"),
     [
+        ("model", {"tile": (8, 8)}, r"tile is \(8, 8\)"),
+        ("model", {"centre": True}, "centre is True"),
+        ("defense", {"noise": 0.5}, "noise is 0.5"),
+        ("defense", {"wire": "int8"}, "wire is 'int8'"),
         ("train", {"isometry": 0.1}, "isometry is 0.1"),
         ("train", {"statistics": "separate"}, r"statistics is 'separate'.*'mixed' only.*--stat"),
         ("data", {"distinct_people": True}, r"distinct_people is True.*--distinct-people out"),

@@ -147,6 +147,12 @@ def test_rounding_rounds_and_lets_gradients_pass():
     assert np.abs(gradient(defense)).max() > 0.1
 
 
+def test_blinding_is_rounded_where_it_is_sent_and_not_on_the_edge():
+    (_, sent), (_, exact) = played(built(blinding=1.0, wire="int4")), played(built(blinding=1.0))
+    np.testing.assert_array_equal(sent[8:], exact[8:])
+    assert np.abs(sent[:8] - exact[:8]).max() > 0.01
+
+
 def test_one_cloud_sees_its_share_of_every_group(tiny_source):
     model, variables = with_main(averages)
 
@@ -202,7 +208,8 @@ def test_separation_is_told_whether_the_matrix_is_orthogonal():
     [
         ({"clouds": 3}, "clouds 3 does not divide"),
         ({"defense": "none", "blinding": 1.0}, "'none'"),
-        ({"decoys": 2, "scatter": True}, "scatter"),
+        ({"defense": "blur", "scatter": True}, "scatter need groups"),
+        ({"decoys": 2, "scatter": True}, "scatter deals"),
         ({"wire": "int3"}, "int3"),
     ],
 )

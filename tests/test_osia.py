@@ -43,6 +43,15 @@ def test_more_components_than_images_are_refused(system):
     model, variables, source = system
     with pytest.raises(UsageError, match="components is 41"):
         osia.reduce(model, variables, source, components=41, max_images=40)
+    with pytest.raises(UsageError, match="max_images is 0"):
+        osia.reduce(model, variables, source, components=4, max_images=0)
+
+
+def test_networks_with_tiles_are_refused(system):
+    _, variables, source = system
+    tiled = resnet18(cut=1, image_size=(40, 36), width=4, num_attributes=3, tile=(5, 5))
+    with pytest.raises(UsageError, match="4 tiles"):
+        osia.reduce(tiled, variables, source, components=4)
 
 
 def test_codes_have_unit_variance_and_their_number(system):

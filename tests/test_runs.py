@@ -64,6 +64,7 @@ def test_what_trained_nothing_takes_another_configuration(tmp_path):
         ("--family hadamard --group-size 6 --batch-size 12", "group_size is 6, but"),
         ("--defense blur --blur-size 40 --cut 0 --image-size 33 33", "blur_size is 40, but"),
         ("--scatter", "scatter deals images"),
+        ("--negentropy-weight 1 --image-size 64 64 --tile 1 8", "maps of 1 x 8 positions"),
     ],
 )
 def test_parts_that_do_not_fit_are_refused_before_images_are_read(

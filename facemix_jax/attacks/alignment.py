@@ -188,11 +188,14 @@ def _prepare(
     return functools.partial(separate_aligned, axes=axes, inverse=inverse, grid=grid)
 
 
-def _no_tiles(target: Target) -> str | None:
-    if target.model.spec.tiles > 1:
-        return needs_groups_of_images(target)
-    return "The maps are not cut into tiles, so that nothing is to be aligned."
+def _unsuitable(target: Target) -> str | None:
+    tiles, own = target.model.spec.tiles, len(target.source.splits[target.auxiliary_split])
+    if tiles == 1:
+        return "The maps are not cut into tiles, so that nothing is to be aligned."
+    if own < 2 * tiles:
+        return f"How {tiles} tiles vary together takes {2 * tiles} own images, but there are {own}."
+    return needs_groups_of_images(target)
 
 
-ALIGNMENT = blind.attack("alignment", THREAT_MODEL, _prepare, unsuitable=_no_tiles)
+ALIGNMENT = blind.attack("alignment", THREAT_MODEL, _prepare, unsuitable=_unsuitable)
 """Tiles under one rotation, then gradient ICA; grouping granted."""

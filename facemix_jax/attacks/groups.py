@@ -15,6 +15,7 @@ from facemix_jax._types import HostArray, RngKey
 from facemix_jax.attacks.base import Recording, Target, by_group, record
 from facemix_jax.attacks.separation import separation_of
 from facemix_jax.data import normalize
+from facemix_jax.defenses import rows_of
 from facemix_jax.metrics import matched_correlation, standardise
 
 _AUXILIARY_IMAGES = 256
@@ -28,7 +29,7 @@ class Unmixed(NamedTuple):
     Attributes:
         unmixing: float32 ``[G, M, M]``.
         sources: float32 ``[G, M, h, w, c]``, ``unmixing`` applied to the mixtures; in no
-            particular order, in the sign that the attacker guessed.
+            particular order, in the sign and the scale that the attacker guessed.
     """
 
     unmixing: HostArray
@@ -36,12 +37,15 @@ class Unmixed(NamedTuple):
 
 
 def unmix(target: Target, recording: Recording, *, rng_key: RngKey) -> Unmixed:
-    """Separates every group and settles the signs.
+    """Separates every group and settles the signs, and the scales that no orthogonal matrix fixes.
 
     Sign: either the larger excursion of a source counts as positive, as ``separate`` has it, or a
     linear function does that is fitted to be 1 on activations of auxiliary images (ridge
     regression; it is odd, so it is -1 on their negatives). The attacker takes whichever is right
     more often on auxiliary images that were not fitted.
+
+    Scale: that of an orthogonal mixing is known (``apply_unmixing``). Of any other, every source is
+    taken to be as large as the auxiliary activations are, in the root mean square.
 
     Args:
         target: gives the public pre-model and the attacker's own images.
@@ -53,12 +57,15 @@ def unmix(target: Target, recording: Recording, *, rng_key: RngKey) -> Unmixed:
         return Unmixed(np.ones((len(mixtures), 1, 1), np.float32), mixtures)
     found = separation_of(target)(jnp.asarray(mixtures), rng_key=rng_key)
     unmixing, sources = np.asarray(found.unmixing), np.asarray(found.sources)
-    upright = _sign_filter(auxiliary_activations(target, _AUXILIARY_IMAGES))
+    auxiliary = auxiliary_activations(target, _AUXILIARY_IMAGES)
+    flat, factors = sources.reshape(*sources.shape[:2], -1), np.ones(sources.shape[:2], np.float32)
+    upright = _sign_filter(auxiliary)
     if upright is not None:
-        signs = np.where(sources.reshape(*sources.shape[:2], -1) @ upright < 0, -1, 1)
-        signs = signs.astype(np.float32)
-        unmixing, sources = signs[:, :, None] * unmixing, signs[:, :, None, None, None] * sources
-    return Unmixed(unmixing, sources)
+        factors[flat @ upright < 0] = -1
+    if not target.defense.orthogonal:
+        sizes = np.sqrt((flat**2).mean(2))
+        factors *= np.sqrt((auxiliary**2).mean()) / np.where(sizes > 0, sizes, 1)
+    return Unmixed(factors[:, :, None] * unmixing, factors[:, :, None, None, None] * sources)
 
 
 def auxiliary_activations(target: Target, count: int) -> HostArray:
@@ -88,11 +95,18 @@ def auxiliary_by_tile(target: Target, count: int) -> HostArray:
 
 
 def noise_of(target: Target, rng_key: RngKey) -> float:
-    """Standard deviation of what the public defence adds to the activations, in a rehearsal."""
+    """Standard deviation of what the public defence adds to the activations, in a rehearsal.
+
+    What the owner is left with, and the blinding that only the owner is rid of. Blinded rows have
+    unit deviation; mixed ones are as large as activations are in the root mean square.
+    """
     rows = target.source.splits[target.auxiliary_split]
     count = min(4, len(rows) // target.defense.group_size) * target.defense.group_size
     own = record(target, rows[:count], rng_key=rng_key)
-    return float(jnp.std(own.owner_activations - own.activations))
+    blinding = rows_of(target.defense).blinding
+    size = float(jnp.sqrt(jnp.mean(own.activations**2)))
+    recovered = own.owner_activations * (size if blinding else 1.0)
+    return math.hypot(float(jnp.std(recovered - own.activations)), blinding * size)
 
 
 def match(sources: ArrayLike, truth: ArrayLike) -> HostArray:

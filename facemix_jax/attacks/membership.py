@@ -32,7 +32,8 @@ from facemix_jax.attacks.recognition import people_of
 
 THREAT_MODEL = (
     "knows which mixtures form a group, that it holds the same images in every tile, and the "
-    "public network; has other pictures of the very people; no key"
+    "public network; has other pictures of the very people, and statistics of images among which "
+    "some of the attacked may be; no key"
 )
 
 _AXES = 160
@@ -45,6 +46,9 @@ _AUXILIARY = 512
 
 def whitening(target: Target, rng_key: RngKey) -> HostArray:
     """Matrices ``[T, P, D]`` that give rows, noise included, unit second moments along axes.
+
+    The people's attacked pictures are drawn from all splits, so that some may be among the
+    attacker's own here; of these, only statistics are used.
 
     Args:
         target: the system; its auxiliary images are the attacker's own.

@@ -138,7 +138,8 @@ def run_suite(
         say: told the name of each attack before it starts.
 
     Raises:
-        UsageError: an unknown name, or a split smaller than one group.
+        UsageError: an unknown name, or a split, the attacked or the attacker's own, smaller than
+            one group.
     """
     wanted = {*names, STRONGEST}
     if target.defense.name != "none" and not target.defense.keyed:
@@ -146,6 +147,12 @@ def run_suite(
     for name in sorted(wanted):
         _validate.one_of(ATTACKS, attack=name)
     rows = recorded_rows(target, config.num_groups)
+    own = len(target.source.splits[target.auxiliary_split])
+    if own < target.defense.group_size:
+        raise _validate.UsageError(
+            f"the attacker's own images, the {target.auxiliary_split} split, are {own}, fewer than "
+            f"one group of {target.defense.group_size}. Attack another split, or use more images."
+        )
     record_key = jax.random.fold_in(rng_key, 0)
     recording = record(target, rows, rng_key=record_key)
     views = {True: (target, recording), False: (target, recording)}

@@ -10,9 +10,11 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
+
 from facemix_jax._types import Array, RngKey, Variables
 from facemix_jax.attacks.base import Target
-from facemix_jax.defenses import Defense
+from facemix_jax.defenses import Defense, rows_of
 from facemix_jax.models import Segment, SplitModel
 from facemix_jax.models.split import cut_tiles, put_tiles_back, side_by_side
 
@@ -37,6 +39,8 @@ def _whole(model: SplitModel, defense: Defense) -> tuple[SplitModel, Defense]:
     grid, tiles, tile = spec.grid, spec.tiles, spec.activation_shape[:2]
     map_shape = (grid[0] * tile[0], grid[1] * tile[1], spec.activation_shape[2])
     features = math.prod(spec.response_shape)
+    rows = rows_of(defense)
+    parts = 1 + rows.ahead // rows.sent
 
     def by_tile(values: Array) -> Array:
         if values.ndim == 4:
@@ -49,11 +53,15 @@ def _whole(model: SplitModel, defense: Defense) -> tuple[SplitModel, Defense]:
     def init(rng_key: RngKey, batch_size: int, training: bool) -> _Secret:
         return _Secret(defense.init(rng_key, tiles * batch_size, True))  # rows stay in place
 
+    def in_parts(function: Callable[[Array], Array], values: Array) -> Array:
+        """Rows that are sent and those run ahead, which follow these of all tiles."""
+        return jnp.concatenate([function(part) for part in jnp.split(values, parts)])
+
     def protect(secret: _Secret, maps: Array) -> Array:
-        return together(defense.protect(secret.inner, by_tile(maps)))
+        return in_parts(together, defense.protect(secret.inner, by_tile(maps)))
 
     def recover(secret: _Secret, values: Array) -> Array:
-        return together(defense.recover(secret.inner, by_tile(values)))
+        return together(defense.recover(secret.inner, in_parts(by_tile, values)))
 
     whole_model = model._replace(
         pre=_between(lambda images: images, model.pre, together),

@@ -111,10 +111,12 @@ class DefenseConfig:
         _validate.in_range(1, 1000, condition=self.condition)
         _validate.in_range(0, 100, noise=self.noise, blinding=self.blinding, decoys=self.decoys)
         _validate.one_of(WIRES, wire=self.wire)
-        if self.defense != "facemix" and (self.decoys or self.blinding or self.clouds > 1):
+        if self.defense != "facemix" and (
+            self.decoys or self.blinding or self.clouds > 1 or self.scatter
+        ):
             raise _validate.UsageError(
-                f"decoys, blinding and clouds need groups of mixed rows, but the defence is "
-                f"{self.defense!r}. Use 'facemix', or leave them out."
+                f"decoys, blinding, clouds and scatter need groups of mixed rows, but the defence "
+                f"is {self.defense!r}. Use 'facemix', or leave them out."
             )
         if self.decoys and self.scatter:
             raise _validate.UsageError(

@@ -31,18 +31,21 @@ class Rows(NamedTuple):
         seen: by one cloud: the first ones.
         ahead: run through main on the edge before the request, and seen by no cloud. They follow
             the sent rows of all groups in what ``protect`` returns.
+        blinding: standard deviation of the noise that ``ahead`` takes out again, over that of the
+            rows, which are brought to unit deviation. Public: attackers reckon with it.
     """
 
     sent: int
     seen: int
     ahead: int = 0
+    blinding: float = 0.0
 
 
 class Defense(NamedTuple):
     """Protects activations before they leave the edge and recovers what comes back.
 
     Attributes:
-        name: registry name.
+        name: registry name; ``none`` only where the cloud sees the very activations.
         group_size: how many examples share a secret; the batch is a multiple of it. 1 where each
             example stands alone.
         init: ``(rng_key, batch_size, training) -> secret``: a fresh secret for one request, a
@@ -77,3 +80,11 @@ class Defense(NamedTuple):
 def rows_of(defense: Defense) -> Rows:
     """The rows of each group of any defence."""
     return defense.rows or Rows(defense.group_size, defense.group_size)
+
+
+def unless_none(name: str, layer: str) -> str:
+    """The name of a defence with a layer around it: what is perturbed is not unprotected.
+
+    Scores, attackers and BatchNorm statistics of ``none`` are those of the activations themselves.
+    """
+    return layer if name == "none" else name

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from facemix_jax import _validate, mixing
 from facemix_jax._types import Array, RngKey
-from facemix_jax.defenses.base import Defense, DefenseCost, rows_of
+from facemix_jax.defenses.base import Defense, DefenseCost, rows_of, unless_none
 from facemix_jax.defenses.noisy import NoisySecret
 
 WIRES: dict[str, int | None] = {"float32": None, "bfloat16": None, "int8": 127, "int4": 7}
@@ -118,12 +118,14 @@ def with_blinding(defense: Defense, blinding: float) -> Defense:
         protect=protect,
         recover=recover,
         cost=cost,
-        rows=rows._replace(ahead=rows.sent + rows.ahead),
+        rows=rows._replace(ahead=rows.sent + rows.ahead, blinding=blinding),
     )
 
 
 def with_rounding(defense: Defense, wire: str) -> Defense:
     """Rounds what is sent; in training, gradients pass as if nothing were rounded.
+
+    Rows that are run ahead stay on the edge as they are.
 
     Args:
         defense: makes what is sent.
@@ -133,13 +135,16 @@ def with_rounding(defense: Defense, wire: str) -> Defense:
         UsageError: ``wire`` is unknown.
     """
     _validate.one_of(WIRES, wire=wire)
+    rows = rows_of(defense)
 
     def protect(secret: Any, z: Array) -> Array:
-        sent = defense.protect(secret, z)
+        made = defense.protect(secret, z)
+        sent, ahead = jnp.split(made, [len(made) * rows.sent // (rows.sent + rows.ahead)])
         straight_through = sent - jax.lax.stop_gradient(sent)  # zeros that carry the gradient
-        return jax.lax.stop_gradient(rounded(sent, wire)) + straight_through
+        arrived = jax.lax.stop_gradient(rounded(sent, wire)) + straight_through
+        return jnp.concatenate([arrived, ahead])
 
-    return defense._replace(protect=protect)
+    return defense._replace(name=unless_none(defense.name, "rounding"), protect=protect)
 
 
 def rounded(x: Array, wire: str) -> Array:

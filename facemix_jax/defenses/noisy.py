@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from facemix_jax._types import Array, RngKey
 from facemix_jax._validate import positive
-from facemix_jax.defenses.base import Defense
+from facemix_jax.defenses.base import Defense, unless_none
 from facemix_jax.mixing import MixKey
 
 
@@ -49,7 +49,8 @@ def with_noise(defense: Defense, noise: float) -> Defense:
     def recover(secret: NoisySecret, y: Array) -> Array:
         return defense.recover(secret.inner, y)
 
-    return defense._replace(init=init, protect=protect, recover=recover)
+    name = unless_none(defense.name, "noise")
+    return defense._replace(name=name, init=init, protect=protect, recover=recover)
 
 
 def mix_key_of(secret: Any) -> MixKey | None:

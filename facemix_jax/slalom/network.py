@@ -19,7 +19,7 @@ import jax
 import numpy as np
 from jax.extend import core as jax_core
 
-from facemix_jax import _validate
+from facemix_jax import _validate, inference
 from facemix_jax._types import Array, HostArray, Variables
 from facemix_jax.models import SplitModel
 from facemix_jax.slalom.field import PRIME, Geometry, check_prime, linear
@@ -66,7 +66,16 @@ class QuantizedNetwork:
     activation_max: int
 
     def encode(self, index: int, x: HostArray) -> HostArray:
-        """Activations float32 to integers int64 of layer ``index``."""
+        """Activations float32 to integers int64 of layer ``index``.
+
+        Raises:
+            DataError: NaN or infinities, for which no integer stands.
+        """
+        if not np.isfinite(x).all():
+            raise _validate.DataError(
+                f"What layer {index} reads holds NaN or infinities, which have no fixed point. "
+                f"Use variables of a training that did not diverge."
+            )
         scaled = np.rint(np.asarray(x, np.float64) / self.layers[index].input_scale)
         return np.clip(scaled, -self.activation_max, self.activation_max).astype(np.int64)
 
@@ -88,18 +97,26 @@ def quantize(
     """Puts a network's linear layers into fixed point.
 
     Args:
-        model: any split network.
+        model: any split network without tiles.
         variables: ``{"pre", "main", "post"}``.
-        images: normalised float ``[B, H, W, 3]`` whose activations set the scales.
+        images: normalised float ``[B, H, W, 3]``, at least one, whose activations set the scales.
         prime: of the field, at most ``2**31 - 1``.
         activation_max: the largest integer that stands for an activation.
         weight_max: the largest that stands for a weight; less where the prime asks for it.
 
     Raises:
-        UsageError: a number is out of range, or a layer is of a kind that is not outsourced.
+        UsageError: a number is out of range, a layer is of a kind that is not outsourced, the
+            network has tiles, or the images have another size.
+        DataError: weights, images or activations are NaN or infinite.
     """
     check_prime(prime)
     _validate.positive(activation_max=activation_max, weight_max=weight_max)
+    if model.spec.tiles > 1:
+        raise _validate.UsageError(
+            f"The network cuts its maps into {model.spec.tiles} tiles, but Slalom takes whole "
+            f"maps, one pad for each image. Build the network without a tile size."
+        )
+    check_images(model, images)
     limit = (prime - 1) // 2 // activation_max
     layers: list[Layer] = []
 
@@ -132,6 +149,11 @@ def _product(network: QuantizedNetwork, index: int, x: HostArray) -> HostArray:
 
 def _fixed_point(kernel: HostArray, weight_max: int, limit: int) -> tuple[HostArray, HostArray]:
     """Integers and one scale for each output, absolute sums at most ``limit``."""
+    if not np.isfinite(kernel).all():
+        raise _validate.DataError(
+            "A linear layer's weights hold NaN or infinities, which have no fixed point. Use "
+            "variables of a training that did not diverge."
+        )
     flat = np.abs(kernel).reshape(-1, kernel.shape[-1])
     if limit < 1:
         raise _validate.UsageError(
@@ -147,6 +169,19 @@ def _fixed_point(kernel: HostArray, weight_max: int, limit: int) -> tuple[HostAr
         # Rounding added a little: the outputs concerned become a little coarser.
         scale = np.where(sums > limit, scale * 1.01 * sums / limit, scale)
     return np.rint(kernel / scale).astype(np.int32), scale
+
+
+def check_images(model: SplitModel, images: HostArray | Array) -> None:
+    """Raises an error unless there are images, of the network's size and finite."""
+    inference.check_images(model, images)
+    if not len(images):
+        raise _validate.UsageError(
+            f"images have shape {images.shape}, but there must be at least one. Give some."
+        )
+    if not np.isfinite(images).all():
+        raise _validate.DataError(
+            "images hold NaN or infinities, which have no fixed point. Give finite images."
+        )
 
 
 def run(

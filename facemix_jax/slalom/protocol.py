@@ -23,7 +23,7 @@ import numpy as np
 from facemix_jax import _validate
 from facemix_jax._types import Array, HostArray
 from facemix_jax.slalom.field import RandomBytes, linear_mod, uniform
-from facemix_jax.slalom.network import QuantizedNetwork, run
+from facemix_jax.slalom.network import QuantizedNetwork, check_images, run
 
 Cloud = Callable[[int, HostArray], HostArray]
 """``(layer, elements uint32 [B, ...]) -> elements uint32 [B, ...]``: all that the cloud is told."""
@@ -165,8 +165,11 @@ def infer(
 
     Raises:
         TamperedError: an answer of the cloud is wrong; nothing that came after it was used.
-        UsageError: the blinding was used before or is for another number of images.
+        UsageError: the blinding was used before or is for another number of images, or these have
+            another size.
+        DataError: images or activations are NaN or infinite.
     """
+    check_images(network.model, images)
     if blinding.used or len(blinding.pads[0]) != len(images):
         raise _validate.UsageError(
             f"The blinding is for one request of {len(blinding.pads[0])} images"
@@ -177,7 +180,13 @@ def infer(
     prime, traffic = network.prime, Traffic()
 
     def outsource(index: int, x: HostArray, *_: Any) -> HostArray:
-        sent = (network.encode(index, x) + blinding.pads[index]) % prime
+        elements, pad = network.encode(index, x), blinding.pads[index]
+        if elements.shape != pad.shape:  # one pad for several rows would give their difference away
+            raise _validate.UsageError(
+                f"Layer {index} reads {elements.shape}, but its pad is {pad.shape}. Call "
+                f"precompute for this network and this number of images."
+            )
+        sent = (elements + pad) % prime
         message = sent.astype(_ELEMENT)
         answer = cloud(index, message)
         traffic.up_bytes += message.nbytes

@@ -36,10 +36,11 @@ LAYERS = {
 """What stands around mixing, by itself and together."""
 
 
-def built(name):
+def built(name, **options):
     """A network cut where the defence is meant for, untrained."""
     defense = "facemix" if name in LAYERS else name
-    config = DefenseConfig(defense=defense, group_size=4, blur_size=8, **LAYERS.get(name, {}))
+    options |= LAYERS.get(name, {})
+    config = DefenseConfig(defense=defense, group_size=4, blur_size=8, **options)
     source = PatchworkSource()
     cut = 1 if defense == "facemix" else 0
     model = resnet18(cut=cut, image_size=source.image_size, num_attributes=3, width=4)
@@ -133,6 +134,16 @@ def test_attacks_on_one_row_for_each_image_are_refused_where_there_are_others(la
     assert refused >= set(suite.ATTACKS) - takes
     assert {"gradient_ica", "robust"} <= takes - refused
     assert ("set_attributes" in refused) != fewer
+
+
+@pytest.mark.parametrize("layer", [{"noise": 1.0}, {"wire": "int4"}])
+def test_a_layer_around_no_defence_is_scored_and_attacked_as_what_it_is(layer):
+    for target, perturbed in ((built("none"), False), (built("none", **layer), True)):
+        main = {"batch_stats": "of what is sent", "clean_stats": "of activations"}
+        kept = inference.main_variables({"main": main}, target.defense)["batch_stats"]
+        assert (kept == "of what is sent") == perturbed
+        assert (suite.ATTACKS["restoration"].unsuitable(target) is None) == perturbed
+        assert (suite.ATTACKS["gradient_ica"].unsuitable(target) is None) != perturbed
 
 
 @pytest.mark.library_promotes

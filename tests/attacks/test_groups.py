@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 from attack_support import make_recording, make_target
 
-from facemix_jax import attacks, data
+from facemix_jax import attacks, data, defenses
 from facemix_jax.attacks import algebraic, groups
 from facemix_jax.attacks.base import by_group, truth_by_group
+from facemix_jax.defenses import DefenseConfig
 
 
 @pytest.mark.parametrize("shuffled", [False, True])
@@ -62,6 +63,24 @@ def test_signs_come_from_the_attackers_own_images():
     np.testing.assert_allclose(again, found.sources, atol=1e-4)
 
 
+def test_sources_of_a_matrix_that_is_not_orthogonal_are_as_large_as_the_attackers_own_images():
+    """Within a factor of two; rows of unit length alone leave sizes four times too small."""
+    defense = defenses.facemix(group_size=4, family="conditioned", condition=10.0)
+    target = dataclasses.replace(make_target(cut=0), defense=defense)
+    recording = attacks.record(target, target.source.splits["test"][:16], rng_key=jax.random.key(3))
+    found = groups.unmix(target, recording, rng_key=jax.random.key(0))
+    truth = truth_by_group(recording.activations, recording)
+    in_order = groups.in_order(found.sources, groups.match(found.sources, truth))
+    sizes, true = (
+        np.sqrt((np.asarray(x) ** 2).mean((1, 2, 3))) for x in (in_order, recording.activations)
+    )
+    assert 0.5 < (sizes / true).min() < (sizes / true).max() < 2
+    again = np.einsum(
+        "gij,gj...->gi...", found.unmixing, by_group(recording.view.mixtures, recording)
+    )
+    np.testing.assert_allclose(again, found.sources, atol=1e-4)
+
+
 def test_signs_of_light_pictures_are_right_where_excursions_are_not():
     target = make_target(cut=0)
     target = dataclasses.replace(target, source=LightSource(target.source))
@@ -90,3 +109,20 @@ def test_activations_are_those_of_the_public_model():
     np.testing.assert_allclose(made, recording.activations, atol=1e-5)
     assert groups.auxiliary_activations(target, 5).shape[0] == 5
     assert data.normalize(recording.images).dtype == np.float32
+
+
+@pytest.mark.parametrize("layer", [{"blinding": 0.5}, {"noise": 0.5}])
+def test_the_noise_reckoned_with_is_the_one_in_what_is_seen(layer):
+    target = dataclasses.replace(
+        make_target(), defense=defenses.build(DefenseConfig(group_size=4, **layer))
+    )
+    rows = target.source.splits["train"][:16]
+    own = attacks.record(target, rows, rng_key=jax.random.key(3))
+    seen, truth = (
+        np.asarray(x).reshape(4, 4, -1).astype(np.float64)
+        for x in (by_group(own.view.mixtures, own), truth_by_group(own.activations, own))
+    )
+    # What no mixture of the members explains, over how much of them is in a row.
+    matrix = seen @ np.linalg.pinv(truth)
+    true = (seen - matrix @ truth).std() / np.sqrt((matrix**2).sum(2).mean())
+    assert groups.noise_of(target, jax.random.key(3)) == pytest.approx(true, rel=0.03)

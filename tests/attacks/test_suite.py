@@ -1,5 +1,6 @@
 """The whole suite: order, company of the strongest, and every attack on every defence."""
 
+import copy
 import dataclasses
 
 import jax
@@ -9,7 +10,7 @@ from attack_support import make_target, make_tiled_target
 
 from facemix_jax import attacks
 from facemix_jax._validate import UsageError
-from facemix_jax.attacks import base, suite
+from facemix_jax.attacks import alignment, base, suite
 
 RNG_KEY = jax.random.key(4)
 EFFORT = attacks.AttackConfig(num_groups=4, steps=2, batch_size=16)
@@ -48,6 +49,23 @@ def test_what_runs_beside_an_attack_does_not_change_its_figures(fakes):
 def test_unknown_names_are_refused_before_any_work(fakes):
     with pytest.raises(UsageError, match="'guessing'"):
         suite.run_suite(make_target(), ["guessing"], rng_key=RNG_KEY)
+
+
+def few_own(target, count):
+    """The target of an attacker with so many images."""
+    source = copy.copy(target.source)
+    source.splits = {**source.splits, "train": np.arange(count)}
+    return dataclasses.replace(target, source=source)
+
+
+def test_too_few_images_of_the_attacker_are_told_before_any_attack(fakes):
+    said = []
+    with pytest.raises(UsageError, match=r"own images, the train split, are 3, fewer than .* of 4"):
+        suite.run_suite(few_own(make_target(), 3), [], rng_key=RNG_KEY, say=said.append)
+    assert not said
+    for count, suits in ((7, False), (8, True)):  # of 4 tiles
+        reason = alignment.ALIGNMENT.unsuitable(few_own(make_tiled_target(), count))
+        assert (reason is None) == suits
 
 
 def test_the_registry_ends_with_the_strongest():

@@ -50,11 +50,14 @@ def test_without_scatter_a_group_is_the_same_images_in_every_tile():
     assert any(set(tile[0]) != set(dealt[0, 0]) for tile in dealt)
 
 
-def test_the_whole_system_is_the_same_with_maps_in_the_place_of_tiles():
-    tiled, joined = make_tiled_target(noise=0.3), whole(make_tiled_target(noise=0.3))
+@pytest.mark.parametrize("layer", [{"noise": 0.3}, {"blinding": 1.0}])
+def test_the_whole_system_is_the_same_with_maps_in_the_place_of_tiles(layer):
+    tiled, joined = make_tiled_target(**layer), whole(make_tiled_target(**layer))
     assert joined.model.spec.activation_shape == (16, 14, 8)
     first, second = recording_of(tiled), recording_of(joined)
     np.testing.assert_allclose(second.owner_logits, first.owner_logits, atol=1e-4)
+    seen = put_tiles_back(first.view.mixtures, (2, 2))
+    np.testing.assert_allclose(second.view.mixtures, seen, atol=1e-4)
     for name, together in (
         ("activations", lambda x: put_tiles_back(x, (2, 2))),
         ("owner_activations", lambda x: put_tiles_back(x, (2, 2))),

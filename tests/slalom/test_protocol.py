@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from facemix_jax import costs, costs_paper, slalom
-from facemix_jax._validate import UsageError
+from facemix_jax._validate import DataError, UsageError
 from facemix_jax.models import resnet18, vgg16
 from facemix_jax.slalom import protocol
 from facemix_jax.slalom.field import LARGEST_PRIME, PRIME, column_norm
@@ -81,6 +81,46 @@ def test_what_does_not_fit_is_refused():
         slalom.quantize(part.model, part.variables, IMAGES, prime=251)
     with pytest.raises(UsageError, match="challenge_set"):
         slalom.precompute(part, 1, challenge_set=PRIME + 1)
+    tiled = resnet18(image_size=(40, 36), width=4, num_attributes=3, tile=(5, 5))
+    with pytest.raises(UsageError, match="4 tiles"):
+        slalom.quantize(tiled, part.variables, IMAGES)
+    for images in (IMAGES[:0], IMAGES[:, 1:]):
+        with pytest.raises(UsageError, match="images have shape"):
+            slalom.quantize(part.model, part.variables, images)
+
+
+def test_what_is_not_finite_is_refused_and_leaves_the_blinding_unused():
+    part = network("resnet18")
+    images = np.where(np.arange(36)[:, None] == 3, np.nan, IMAGES)
+    blinding = slalom.precompute(part, len(images))
+    for call in (
+        lambda: slalom.quantize(part.model, part.variables, images),
+        lambda: slalom.infer(part, images, slalom.honest_cloud(part), blinding),
+        # Of the head alone, and of all that comes before the second layer.
+        *(
+            lambda name=name, value=value: slalom.quantize(
+                part.model,
+                {**part.variables, name: jax.tree.map(lambda a: a * value, part.variables[name])},
+                IMAGES,
+            )
+            for name, value in (("post", np.inf), ("pre", np.nan))
+        ),
+        lambda: part.encode(0, np.full((1, 40, 36, 3), np.nan)),
+    ):
+        with pytest.raises(DataError, match="NaN or infinities"):
+            call()
+    assert not blinding.used
+
+
+def test_one_pad_never_covers_several_rows():
+    part = network("resnet18")
+    asked, blinding = [], slalom.precompute(part, 3)
+    blinding.pads[1] = blinding.pads[1][:1]
+    with pytest.raises(UsageError, match="Layer 1 reads"):
+        slalom.infer(
+            part, IMAGES, lambda i, x: asked.append(i) or slalom.honest_cloud(part)(i, x), blinding
+        )
+    assert asked == [0]
 
 
 # What the cloud sees.
