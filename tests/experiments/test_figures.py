@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import struct
+import zipfile
 
 import challenge
 import challenge_scoring as scoring
@@ -71,9 +73,10 @@ def test_a_submission_is_read_as_it_is(tmp_path):
         ({"recovered": normal(0), "more": normal(0)}, "not recovered.npy alone"),
         ({"recovered": normal(0)[1:]}, "holds shape"),
         ({"recovered": normal(0).astype(np.int32)}, "holds int32"),
-        ({"recovered": np.full(SHAPE, np.nan)}, "NaN or infinite"),
+        ({"recovered": np.full(SHAPE, np.nan)}, "NaN, or numbers"),
+        ({"recovered": np.full(SHAPE, 1e200)}, "numbers beyond 1e[+]100"),
         ({"recovered": np.zeros((80, 50, 4, 2))}, "more than float64"),
-        ({"recovered": np.array([{}], object)}, "cannot be read"),
+        ({"recovered": np.array([{}], object)}, "holds object"),
     ],
 )
 def test_malformed_submissions_are_refused(tmp_path, arrays, reason):
@@ -87,6 +90,41 @@ def test_files_that_are_no_submission_are_refused(tmp_path):
     for path in (text, tmp_path / "missing.npz"):
         with pytest.raises(UsageError, match="cannot be read"):
             scoring.read_submission(path, SHAPE)
+
+
+@pytest.mark.parametrize(
+    ("header", "reason"),
+    [
+        ("{'descr': '<f8', 'fortran_order': False, 'shape': (10**13,)}", "cannot be read"),
+        ("{'descr': '<f8', 'fortran_order': False, 'shape': (10000000000000,)}", "holds shape"),
+        ("{'descr': '<f8', (((", "cannot be read"),
+        (None, "cannot be read"),
+    ],
+)
+def test_what_a_submission_says_of_itself_is_not_trusted(tmp_path, header, reason):
+    path = tmp_path / "mine.npz"
+    magic = b"" if header is None else b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header))
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("recovered.npy", magic + (header or "abc").encode())
+    with pytest.raises(UsageError, match=reason):
+        scoring.read_submission(path, SHAPE)
+
+
+def test_a_damaged_submission_is_refused(tmp_path):
+    path = tmp_path / "mine.npz"
+    np.savez_compressed(path, recovered=normal(0))
+    raw = bytearray(path.read_bytes())
+    raw[200:260] = b"\xff" * 60
+    path.write_bytes(raw)
+    with pytest.raises(UsageError, match="cannot be read"):
+        scoring.read_submission(path, SHAPE)
+
+
+@pytest.mark.parametrize("factor", [1e-300, scoring.LARGEST / 10])
+def test_the_scale_of_a_submission_does_not_count(factor):
+    scores = scoring.scores_of(np.float64(normal(0)) * factor, normal(0))
+    assert scores.correlation == pytest.approx(1)
+    assert np.isfinite(scores.squared_error)
 
 
 # The challenge's two sides.
