@@ -17,7 +17,7 @@ import pytest
 import regroup
 import separation_real
 
-from facemix_jax import data, defenses, models, results, runs
+from facemix_jax import data, defenses, fitting, models, results, runs
 from facemix_jax._validate import DataError, UsageError
 from facemix_jax.serving import wire
 
@@ -231,6 +231,31 @@ def test_a_challenge_is_not_written_over_another_or_beside_its_truth(sides, tmp_
     for public in (tmp_path / "link", tmp_path / "b" / ".." / "a"):
         with pytest.raises(UsageError, match="which is published"):
             challenge.Make(public=public, private=tmp_path / "a" / "hidden.npz")
+
+
+def test_a_stopped_challenge_keeps_its_training_until_all_is_written(tmp_path, monkeypatch):
+    config = challenge.Make(
+        public=tmp_path / "public", private=tmp_path / "hidden.npz", known_groups=20
+    )
+    seen = []
+
+    def fit(wanted, workdir, **options):
+        seen.append((wanted.data.test_examples, sorted(p.name for p in tmp_path.glob("*/*"))))
+        workdir.mkdir(exist_ok=True)
+        (workdir / "checkpoint").touch()
+        if len(seen) == 1:
+            raise fitting.StoppedError("everything is saved")
+
+    monkeypatch.setattr(data, "load_source", lambda config: None)
+    monkeypatch.setattr(fitting, "fit", fit)
+    monkeypatch.setattr(runs, "from_state", lambda *arguments: None)
+    monkeypatch.setattr(challenge, "publish", lambda *arguments: None)
+    with pytest.raises(fitting.StoppedError):
+        challenge.make(config)
+    challenge.make(config)
+    images = 20 * config.group_size
+    assert seen == [(images, []), (images, ["checkpoint"])]
+    assert not list(tmp_path.iterdir()), "nothing is left of it, and it was never in public"
 
 
 def test_an_encrypted_submission_is_refused(sides, tmp_path):
