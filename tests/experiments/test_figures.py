@@ -357,6 +357,36 @@ def test_figure_5_refuses_broken_groups_and_unknown_systems():
         figure5.Config(systems=("mosaic",))
 
 
+def test_figure_5_shows_the_faces_that_its_scores_are_of(tmp_path, monkeypatch, tiny_source):
+    attacked, shown = [], []
+
+    def attack(target, rows, config, chosen):
+        attacked.append(config.seed)
+        return {"scores": {}}, {"raw": np.full((8, 2, 2, 3), config.seed)}
+
+    def picture(faces, cells):
+        shown.append(faces["blurring 8x8"]["raw"].flat[0])
+        return b""
+
+    monkeypatch.setattr(data, "load_source", lambda config: tiny_source)
+    monkeypatch.setattr(figure5, "build", lambda *arguments: None)
+    monkeypatch.setattr(figure5, "attacked", attack)
+    monkeypatch.setattr(figure5, "picture", picture)
+    monkeypatch.setattr(figure5, "tables", lambda cells, drawn: [])
+    for seed in (0, 1, 0):
+        figure5.main(
+            figure5.Config(
+                scale="smoke",
+                systems=("blurring 8x8",),
+                seed=seed,
+                pictures=tmp_path,
+                output=tmp_path / f"{seed}.json",
+            )
+        )
+    assert shown == [0, 1, 0]
+    assert attacked == [0, 1], "nothing is attacked again"
+
+
 # Every script at its smallest.
 
 
