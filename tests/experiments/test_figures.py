@@ -15,7 +15,9 @@ import phase
 import phase_summary
 import pytest
 import regroup
+import report
 import separation_real
+import separation_variants
 
 from facemix_jax import data, defenses, fitting, models, results, runs
 from facemix_jax._validate import DataError, UsageError
@@ -326,6 +328,20 @@ def test_the_phase_picture_is_a_png():
     assert phase_summary.picture(phase_cells()).startswith(b"\x89PNG")
 
 
+@pytest.mark.parametrize(
+    ("sizes", "words"),
+    [
+        ({"images": 16}, "images is 16, but a group has 32"),
+        ({"scored": 40, "group_sizes": (8, 16)}, "16 does not divide images_scored_at_once 40"),
+        ({"group_sizes": (128,), "images": 128}, "128 does not divide images_scored_at_once 64"),
+    ],
+)
+def test_phase_refuses_sizes_that_do_not_fit_before_it_begins(sizes, words):
+    with pytest.raises(UsageError, match=words):
+        phase.Config(**sizes)
+    phase.Config(scored=40, group_sizes=(8, 20))
+
+
 # Figure 5.
 
 
@@ -385,6 +401,23 @@ def test_figure_5_shows_the_faces_that_its_scores_are_of(tmp_path, monkeypatch, 
         )
     assert shown == [0, 1, 0]
     assert attacked == [0, 1], "nothing is attacked again"
+
+
+@pytest.mark.parametrize("script", [regroup, separation_variants])
+def test_the_images_of_a_given_run_are_where_they_are_now(
+    script, tmp_path, monkeypatch, tiny_source
+):
+    class LoadedError(Exception):
+        pass
+
+    def load(workdir, *, data_dir=None):
+        raise LoadedError(data_dir)
+
+    monkeypatch.setattr(report, "celeba", lambda *arguments: tiny_source)
+    monkeypatch.setattr(runs, "load", load)
+    config = script.Config(data_dir="now", workdir=tmp_path, image_size=tiny_source.image_size)
+    with pytest.raises(LoadedError, match="now"):
+        script.main(config)
 
 
 # Every script at its smallest.
