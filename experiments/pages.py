@@ -22,9 +22,9 @@ def filled(page: str) -> str:
 
     def tables(match: re.Match[str]) -> str:
         found = results.load(Path(__file__).parent / "results" / f"{match[2]}.json")
-        commits = {cell.get("commit") for cell in found.cells} - {None}
         # Older files say it once, for all cells; outside a checkout it is not known.
-        commits = commits or {found.provenance["commit"]} - {None}
+        commits = {cell.get("commit") or "" for cell in found.cells} - {""}
+        commits = commits or {found.provenance["commit"] or ""} - {""}
         made_by = f", commits {', '.join(sorted({name[:9] for name in commits}))}" * bool(commits)
         made = [rendering.markdown(table) for table in found.tables]
         source = (
