@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 import secrets
-import tempfile
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -64,7 +64,8 @@ class Make:
     Command: ``python experiments/challenge.py make --public CHALLENGE --private HIDDEN.npz``. No
     files are needed: faces are drawn at every scale.
 
-    Run time: about a minute at ``smoke`` on two cores, most of it training the network.
+    Run time: about a minute at ``smoke`` on two cores, most of it training the network, beside
+    ``private`` in a folder that a second call goes on with.
 
     Expected: a folder that may be published, and a file that may not.
 
@@ -95,16 +96,22 @@ class Make:
     def __post_init__(self) -> None:
         """Checks sizes and places."""
         positive(groups=self.groups, known_groups=self.known_groups)
-        if self.private.resolve().is_relative_to(self.public.resolve()):
-            raise UsageError(
-                f"private is {self.private}, inside of {self.public}, which is published. Keep "
-                f"the hidden truth elsewhere."
-            )
+        for path in (self.private, self.training):
+            if path.resolve().is_relative_to(self.public.resolve()):
+                raise UsageError(
+                    f"private is {self.private}, but {path} is inside of {self.public}, which is "
+                    f"published. Keep the hidden truth elsewhere."
+                )
         if self.private.exists() or (self.public.exists() and any(self.public.iterdir())):
             raise UsageError(
                 f"{self.private} or {self.public} is there already. A challenge is never written "
                 f"over another one: choose other names."
             )
+
+    @property
+    def training(self) -> Path:
+        """Work directory of the network until all is written."""
+        return self.private.with_name(f"{self.private.name}.run")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -135,16 +142,20 @@ def make(config: Make) -> None:
         data=data.DataConfig(
             image_size=chosen.image_size,
             train_examples=chosen.train_examples,
-            test_examples=chosen.test_examples,
+            # The known groups are of these.
+            test_examples=max(
+                chosen.test_examples or synthetic.TEST_EXAMPLES,
+                config.known_groups * config.group_size,
+            ),
         ),
         model=ModelConfig(cut=config.cut, width=chosen.width, tile=config.tile),
         defense=DefenseConfig(group_size=config.group_size, noise=config.noise),
         train=chosen.train,
     )
     source = data.load_source(wanted.data)
-    with tempfile.TemporaryDirectory() as folder:
-        state = fitting.fit(wanted, Path(folder) / "run", source=source, show_progress=False)
+    state = fitting.fit(wanted, config.training, source=source, show_progress=False)
     publish(config, runs.from_state(wanted, source, state))
+    shutil.rmtree(config.training)
 
 
 def publish(config: Make, run: runs.Run) -> None:

@@ -1,6 +1,9 @@
 """The paper's Figure 5: faces as they are, as they are sent, and as attackers draw them again."""
 
 import dataclasses
+import hashlib
+import io
+import json
 import re
 import time
 from collections.abc import Mapping, Sequence
@@ -145,7 +148,7 @@ def main(config: Config) -> None:
     shown = {}
     for name in config.systems:
         label = "_".join(re.findall(r"\w+", name))
-        kept = config.pictures / f"{config.scale}-{label}.npz"
+        kept = config.pictures / f"{config.scale}-{label}-{digest(config, source, which)}.npz"
         done = cells.has(which if name == ANONYMIZER else None, system=name)
         if not (done and kept.exists()):
             began = time.perf_counter()
@@ -153,7 +156,9 @@ def main(config: Config) -> None:
             found, faces = attacked(target, rows, config, chosen)
             kept.parent.mkdir(parents=True, exist_ok=True)
             first: dict[str, Any] = {label: x[: config.faces] for label, x in faces.items()}
-            np.savez(kept, **first)
+            file = io.BytesIO()
+            np.savez(file, **first)
+            write_atomically(kept, file.getvalue())
             if not done:
                 found["seconds"] = round(time.perf_counter() - began, 1)
                 if name == ANONYMIZER:
@@ -165,6 +170,13 @@ def main(config: Config) -> None:
     path = config.pictures / f"figure5_{config.scale}.png"
     write_atomically(path, picture(shown, {cell["system"]: cell for cell in cells.cells}))
     print(f"{path}: {config.faces} faces of the test split, seed {config.seed}")
+
+
+def digest(config: Config, source: data.Source, anonymizer: str | None) -> str:
+    """Stands for what the faces of a system follow from: other scores are of other faces."""
+    options = {**report.options(config), "systems": None}
+    text = json.dumps([options, runs.images_of(source), anonymizer], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def drawn_rows(config: Config, chosen: Scale, source: data.Source) -> HostArray:
@@ -347,7 +359,9 @@ def tables(cells: Sequence[Mapping[str, Any]], *, drawn: bool = False) -> list[r
             values = {name: of[score] for name, of in cell["scores"].items()}
             strongest = max(values[name] for name in ATTACKERS if name in values)
             listed = [*(values.get(name) for name in names), strongest, values.get(OWNER)]
-            rows.append(results.Row(label=cell["system"], cells=tuple(map(measured, listed))))
+            rows.append(
+                results.Row(label=cell["system"], cells=tuple(map(report.measured, listed)))
+            )
         more = (results.Column(name=name, format="fixed3") for name in ("strongest", OWNER))
         return results.ResultTable(
             title=f"{title}, {cells[0]['images']} {'drawn ' * drawn}test images",
@@ -373,16 +387,11 @@ def tables(cells: Sequence[Mapping[str, Any]], *, drawn: bool = False) -> list[r
             heads = (ICA, "no attack", OWNER, "share of signs right")
             columns = tuple(results.Column(name=name, format="fixed3") for name in heads)
             row = results.Row(
-                label=cell["system"], cells=tuple(measured(scores[name]) for name in names)
+                label=cell["system"], cells=tuple(report.measured(scores[name]) for name in names)
             )
             title = "Mean matched |correlation| with the faces that were mixed"
             found.append(results.ResultTable(title=title, columns=columns, rows=(row,)))
     return found
-
-
-def measured(value: float | None) -> tuple[results.Value, ...]:
-    """A cell of a table; empty where there is nothing."""
-    return () if value is None else (results.mean_over_seeds([value]),)
 
 
 if __name__ == "__main__":

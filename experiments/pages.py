@@ -22,13 +22,14 @@ def filled(page: str) -> str:
 
     def tables(match: re.Match[str]) -> str:
         found = results.load(Path(__file__).parent / "results" / f"{match[2]}.json")
-        commits = sorted({str(cell.get("commit", ""))[:9] for cell in found.cells} - {""})
-        # Older files say it once, for all cells.
-        commits = commits or [str(found.provenance["commit"])[:9]]
+        # Older files say it once, for all cells; outside a checkout it is not known.
+        commits = {cell.get("commit") or "" for cell in found.cells} - {""}
+        commits = commits or {found.provenance["commit"] or ""} - {""}
+        made_by = f", commits {', '.join(sorted({name[:9] for name in commits}))}" * bool(commits)
         made = [rendering.markdown(table) for table in found.tables]
         source = (
             f"*{found.provenance['device']}, {found.provenance['cores']} cores, "
-            f"{str(found.provenance['date'])[:10]}, commits {', '.join(commits)}; "
+            f"{str(found.provenance['date'])[:10]}{made_by}; "
             f"`experiments/results/{match[2]}.json`.*\n"
         )
         return match[1] + "\n" + "\n".join([*made, source]) + "\n" + match[3]

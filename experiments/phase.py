@@ -25,13 +25,14 @@ from facemix_jax import (
 )
 from facemix_jax._files import write_atomically
 from facemix_jax._types import Array, HostArray, RngKey
-from facemix_jax._validate import positive
+from facemix_jax._validate import UsageError, divides, positive
 from facemix_jax.attacks import robust, separation
 from facemix_jax.defenses import Defense, DefenseConfig
 from facemix_jax.models import ModelConfig
 
 ATTACKS = {attack.name: attack for attack in (separation.GRADIENT_ICA, robust.ROBUST)}
-
+AT_ONCE = 64
+"""Images that are scored with the same secrets."""
 
 SMOKE = Grid((2, 8), (0.0, 1.0), ("float32", "int4"))
 
@@ -81,7 +82,20 @@ class Config:
 
     def __post_init__(self) -> None:
         """Checks the sizes."""
-        positive(images=self.images, scored=self.scored)
+        sizes = self.grid.group_sizes
+        positive(images=self.images, scored=self.scored, group_size=min(sizes))
+        if self.images < max(sizes):
+            raise UsageError(
+                f"images is {self.images}, but a group has {max(sizes)}. Give more images, or "
+                f"smaller group_sizes."
+            )
+        for size in sizes:
+            divides(
+                size,
+                f"Use group_sizes that divide {AT_ONCE}, and a multiple of them for scored.",
+                divisor_name="the group size",
+                images_scored_at_once=min(AT_ONCE, self.scored),
+            )
 
     @property
     def grid(self) -> Grid:
@@ -186,16 +200,16 @@ class Scored:
         self._run = run
         self._apply = jax.jit(run.model.main.apply)
         rows = run.source.splits["test"][:images]
-        rows = rows[: len(rows) // 64 * 64] if len(rows) > 64 else rows
+        rows = rows[: len(rows) // AT_ONCE * AT_ONCE] if len(rows) > AT_ONCE else rows
         self._labels = run.source.attributes[rows]
         pre = jax.jit(run.model.pre.apply)
         self._activations = [
             pre(run.variables["pre"], data.normalize(run.source.images(some)))
-            for some in np.array_split(rows, max(1, len(rows) // 64))
+            for some in np.array_split(rows, max(1, len(rows) // AT_ONCE))
         ]
 
     def __call__(self, defense: Defense, seed: int) -> dict[str, float]:
-        """Accuracy and balanced accuracy with fresh secrets for every 64 images."""
+        """Accuracy and balanced accuracy with fresh secrets for every ``AT_ONCE`` images."""
         main = inference.main_variables(self._run.variables, defense)
         logits = [
             self._answer(defense, main, jax.random.key(2**16 * seed + index), part)

@@ -94,7 +94,7 @@ def main(config: Config) -> None:
     settings: dict[str, tuple[Any, Any]] = {"image": (model, model.init(jax.random.key(0)))}
     which: dict[str, str] = {}
     if config.workdir is not None:
-        run = runs.load(config.workdir)
+        run = runs.load(config.workdir, data_dir=config.data_dir)
         settings["trained stem"] = run.model, run.variables
         which["trained stem"] = report.run_hash(run)
     cells = report.Cells(config.output, config, chooses=("most",), summarize=summarize)

@@ -139,16 +139,20 @@ def _alone(folder: Path) -> Iterator[None]:
         os.close(handle)
 
 
+def _holds(cells: Sequence[Mapping[str, Any]], what: Mapping[str, Any]) -> bool:
+    return any(what.items() <= cell.items() for cell in cells)
+
+
 class Cells:
     """Measurements in a results file, written one by one: a script goes on where it stopped.
 
-    Several processes may add to one file at the same time.
+    Several processes may add to one file at the same time; of two that measure the same cell the
+    first counts. The file names the devices of all of its cells.
 
     Args:
         output: the file.
         name: of the script, with its scale.
         config: the script's options.
-        device: on which other processes measured; None for this one's.
         chooses: options that only choose among cells; the others must be those that the file was
             begun with.
         summarize: makes tables and charts of all cells, after each.
@@ -166,13 +170,12 @@ class Cells:
         config: Any,
         *,
         name: str | None = None,
-        device: str | None = None,
         chooses: Sequence[str] = (),
         summarize: Callable[[list[dict[str, Any]]], Summary] = lambda cells: ((), ()),
     ) -> None:
         self._output, self._options, self._summarize = output, options(config), summarize
         self._name = name or output.stem
-        self._device = device
+        self._missing: list[dict[str, Any]] = []
         stored = self._stored()
         self.cells: list[dict[str, Any]] = stored.get("cells", [])
         # As JSON has them: tuples are lists there.
@@ -202,43 +205,53 @@ class Cells:
                         f"this one is {of_run}. Use that work directory, or another --output."
                     )
                 return True
+        self._missing.append(what)
         return False
 
     def add(self, cell: dict[str, Any], *, instead_of: Mapping[str, Any] | None = None) -> None:
         """Prints the cell and writes all of them.
 
         Args:
-            cell: what was measured.
+            cell: what was measured, with ``device`` where that is not this process's.
             instead_of: description of cells that it takes the place of.
         """
         print(json.dumps(cell), flush=True)
-        self.save({**cell, "commit": provenance()["commit"]}, instead_of=instead_of)
+        here = provenance()
+        where = {"device": here["device"], **cell}["device"]
+        self.save({**cell, "commit": here["commit"], "device": where}, instead_of=instead_of)
 
     def save(self, *more: dict[str, Any], instead_of: Mapping[str, Any] | None = None) -> None:
         """Writes all cells, those of other processes as well, and what they come to."""
         self._output.parent.mkdir(parents=True, exist_ok=True)
         with _alone(self._output.parent):
+            stored = self._stored()
+            before = stored.get("provenance", {})
             kept = [
-                cell
-                for cell in self._stored().get("cells", [])
+                # Older cells do not say where they were measured, but their file does.
+                {**cell, "device": cell.get("device", before["device"])}
+                for cell in stored.get("cells", [])
                 if instead_of is None or not instead_of.items() <= cell.items()
             ]
-            self.cells = [*kept, *more]
-            self._write()
+            there = [what for what in self._missing if _holds(kept, what)]
+            new = [cell for cell in more if not any(_holds([cell], what) for what in there)]
+            self.cells = [*kept, *new]
+            self._write(provenance() if new or not before else before)
 
     def _stored(self) -> dict[str, Any]:
         return json.loads(self._output.read_text()) if self._output.exists() else {}
 
-    def _write(self) -> None:
+    def _write(self, made: dict[str, Any]) -> None:
         tables, charts = self._summarize(self.cells)
-        measured = {} if self._device is None else {"device": self._device}
+        devices = {name for cell in self.cells for name in cell["device"].split(", ") if name}
+        if devices:
+            made = {**made, "device": ", ".join(sorted(devices))}
         results.save(
             self._output,
             results.Results(
                 name=self._name,
                 tables=tuple(tables),
                 charts=tuple(charts),
-                provenance={**provenance(), **measured},
+                provenance=made,
                 config=self._options,
                 cells=self.cells,
             ),

@@ -75,7 +75,7 @@ def main(config: Config) -> None:
         )
         settings[name] = model, model.init(jax.random.key(config.seed))
     if config.workdir is not None:
-        run = runs.load(config.workdir)
+        run = runs.load(config.workdir, data_dir=config.data_dir)
         settings["trained stem"] = run.model, run.variables
         which["trained stem"] = report.run_hash(run)
 

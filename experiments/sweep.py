@@ -80,7 +80,6 @@ def keep(config: Config, rows: list[dict[str, Any]]) -> None:
         config.output or scales.output("sweep", config.scale),
         config,
         name=f"sweep, scale {config.scale}",
-        device=", ".join(sorted({row["device"] for row in rows})),
         chooses=("grid", "seeds"),
         summarize=lambda cells: ((table(cells, scale),), ()),
     )

@@ -75,11 +75,8 @@ CLOUDS = (FACEMIX, "2 clouds", "4 clouds", "8 clouds")
 _AUXILIARY = 512
 """The attacker's own images."""
 
-SMOKE = {
-    FACEMIX: (UTILITY, "gradient_ica"),
-    "4 clouds": ("gradient_ica",),
-    "blinding 4": (UTILITY, "gradient_ica"),
-}
+_QUICK = (UTILITY, "gradient_ica")
+SMOKE = {FACEMIX: _QUICK, "4 clouds": ("gradient_ica",), "blinding 4": _QUICK}
 """Of the smoke test: the other attack takes long to compile."""
 
 
@@ -103,8 +100,8 @@ class Config:
         identity_dir: as in ``table2.py``.
         cache_dir: folder for decoded images; None for the data set's default.
         workdirs: folder for the runs; finished ones are not trained again.
-        variants: which ones, in order.
-        parts: which ones.
+        variants: which ones, in order; None for all, at ``smoke`` for a few.
+        parts: which ones; None for all, at ``smoke`` for what compiles soon.
         num_groups: groups of images attacked.
         seed: of training and attacks.
         output: JSON file; None for ``results/variants_SCALE.json``.
@@ -115,8 +112,8 @@ class Config:
     identity_dir: str | None = None
     cache_dir: str | None = None
     workdirs: Path = Path("runs")
-    variants: tuple[str, ...] = tuple(VARIANTS)
-    parts: tuple[str, ...] = PARTS
+    variants: tuple[str, ...] | None = None
+    parts: tuple[str, ...] | None = None
     num_groups: int = 16
     seed: int = 0
     output: Path | None = None
@@ -125,11 +122,12 @@ class Config:
 def main(config: Config) -> None:
     """Runs the cells that the JSON file lacks, and writes each into it."""
     one_of(("smoke", "cpu"), scale=config.scale)
-    for name in config.variants:
-        one_of(VARIANTS, variant=name)
-    for part in config.parts:
-        one_of(PARTS, part=part)
     small = config.scale == "smoke"
+    chosen = config.variants or tuple(SMOKE if small else VARIANTS)
+    for name in chosen:
+        one_of(VARIANTS, variant=name)
+    for part in config.parts or ():
+        one_of(PARTS, part=part)
     scale = scales.SCALES[config.scale]
     place = measuring.celeba(config, identity_dir=config.identity_dir)
     size = f"{summaries.images(scale, 'CelebA')}, {summaries.size(scale)}"
@@ -140,9 +138,9 @@ def main(config: Config) -> None:
         chooses=("variants", "parts", "seed"),
         summarize=lambda cells: (variants_summary.tables(cells, size), ()),
     )
-    for name in config.variants:
+    for name in chosen:
         what = {"variant": name, "seed": config.seed}
-        parts = SMOKE.get(name, ()) if small else config.parts
+        parts = config.parts or (SMOKE.get(name, _QUICK) if small else PARTS)
         if name not in CLOUDS:
             parts = tuple(part for part in parts if part not in RECOGNITION)
         if place.identity_dir is None:  # another call may have the folder

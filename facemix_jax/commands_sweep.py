@@ -74,6 +74,15 @@ class Sweep(Output):
         if self.runner != "submitit_debug":  # the trials' processes need the accelerator
             jax.config.update("jax_platforms", "cpu")
         base, folder = absolute(self.config), self._folder
+        problems: list[str] = []
+
+        def execute(trials: Sequence[Trial]) -> None:
+            try:
+                self._execute(trials)
+            except sweep_runners.DiedError as error:  # what the others found is worth a summary
+                NOTES.print(str(error))
+                problems.append(str(error))
+
         if self.search:
             space = sweep_search.parse_space(self.search)
             varied = list(space)
@@ -87,7 +96,7 @@ class Sweep(Output):
                 metric=self.metric,
                 split=self.split,
                 check=_check,
-                execute=self._execute,
+                execute=execute,
                 say=NOTES.print,
             )
         else:
@@ -95,7 +104,7 @@ class Sweep(Output):
             varied = [name for name in grid if name != "train.seed"]
             trials = sweep.expand(base, grid, self.num_seeds, folder)
             _check(trials)
-            self._execute(trials)
+            execute(trials)
         rows = sweep.write_summary(folder, trials, self.split)
         if self.search:
             rows.sort(key=lambda row: -row.get(self.metric, 0.0))
@@ -105,10 +114,13 @@ class Sweep(Output):
         for path in failed:
             NOTES.print(f"failed: {path}")
         if failed:
-            raise FacemixError(
+            problems.append(
                 f"{len(failed)} of {len(trials)} runs failed; the summary is of the others. "
-                f"{failed[0]} says why. The same command tries them again."
+                f"{failed[0]} says why."
             )
+        if problems:
+            again = "A search does not try" if self.search else "The same command tries"
+            raise FacemixError(" ".join([*problems, f"{again} them again."]))
 
     @property
     def _folder(self) -> Path:

@@ -11,7 +11,8 @@ from jax.sharding import Mesh
 from facemix_jax import data, defenses, hosts, loop, population, runs, sharding, training
 from facemix_jax._validate import UsageError, one_of
 from facemix_jax.checkpoint import Checkpoints
-from facemix_jax.loop import DivergedError, Member, Options, Plan, StoppedError
+from facemix_jax.hosts import StoppedError
+from facemix_jax.loop import DivergedError, Member, Options, Plan
 from facemix_jax.records import read_records
 from facemix_jax.runs import RunConfig
 from facemix_jax.sharding import MeshConfig
@@ -144,6 +145,7 @@ def fit_together(
             if member.state is None and not member.diverged:
                 _load([member], plan, whole, plan.num_steps, None)
                 member.state = sharding.gather(member.state, whole)
+        stop.asked = hosts.any_of(stop.asked)  # all processes stop, or none
     reasons = {member.workdir: str(member.diverged) for member in members if member.diverged}
     if reasons:
         error = DivergedError("\n".join(reasons.values()))

@@ -156,10 +156,16 @@ def fetch(tree: Any) -> Any:
     return jax.tree.map(whole, tree)
 
 
+class StoppedError(FacemixError):
+    """The work was asked to stop; it saved and can go on."""
+
+
 class StopSignals:
     """Notes SIGINT and SIGTERM, so that the step in hand ends and is saved.
 
     A second SIGINT does what it did before: by default it raises ``KeyboardInterrupt`` at once.
+    A signal that came too late to end anything early raises ``StoppedError`` at the end: a script
+    would otherwise go on with its next work.
     """
 
     asked = False
@@ -186,7 +192,12 @@ class StopSignals:
         handler = self._before[number]
         signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
-    def __exit__(self, *exc: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         """Puts back what was there before."""
         for number in self._before:
             self._put_back(number)
+        if self.asked and kind is None:
+            raise StoppedError(
+                "Stopped after the last step; everything is saved. The same command goes on from "
+                "there."
+            )

@@ -39,10 +39,6 @@ class DivergedError(FacemixError):
     states: list[TrainState | None]
 
 
-class StoppedError(FacemixError):
-    """The run was asked to stop; it saved and can go on."""
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
     """What changes how a training is watched, and nothing that it computes.
@@ -145,7 +141,7 @@ def train(
                 notes.begin(step)
             if asked and step < plan.num_steps:
                 where = ", ".join(str(member.workdir) for member in members)
-                raise StoppedError(
+                raise hosts.StoppedError(
                     f"Stopped after step {step} of {plan.num_steps}; everything is saved in "
                     f"{where}. The same command goes on from there."
                 )

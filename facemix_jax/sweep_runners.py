@@ -21,6 +21,10 @@ _POLL_S = 0.2
 Group = Sequence[Path]
 
 
+class DiedError(FacemixError):
+    """Programs died without a word, for example for lack of memory; all others ended."""
+
+
 def run(
     groups: Sequence[Group],
     *,
@@ -47,7 +51,7 @@ def run(
 
     Raises:
         UsageError: the runner's package is not installed.
-        FacemixError: a program died without a word.
+        DiedError: at least one program died without a word; all others are done.
         StoppedError: SIGINT or SIGTERM; the programs saved.
     """
     if not groups:
@@ -148,7 +152,7 @@ def _names(group: Group) -> str:
 
 def _complain(died: Sequence[str]) -> None:
     if died:
-        raise FacemixError(
+        raise DiedError(
             f"{len(died)} of the sweep's programs died: {'; '.join(died)}. Their messages are "
-            f"above or in the runner's logs. The same command tries them again."
+            f"above or in the runner's logs."
         )

@@ -23,6 +23,9 @@ from facemix_jax.provenance import provenance
 from facemix_jax.runs import Run, RunConfig
 from facemix_jax.training import TrainState
 
+_FAILURES = (FacemixError, jax.errors.JaxRuntimeError)
+"""What ends one trial and not the sweep; the second is mostly memory that ran out."""
+
 RESULT, FAILURE, CHOICE = "result.json", "failure.json", "together.json"
 
 
@@ -132,7 +135,7 @@ def _run(waiting: Sequence[Path], split: str, method: str, show_progress: bool) 
                 _fail(workdir, reason)
     except StoppedError:
         raise
-    except FacemixError as error:
+    except _FAILURES as error:
         for workdir in waiting:
             _fail(workdir, str(error))
         return
@@ -140,7 +143,7 @@ def _run(waiting: Sequence[Path], split: str, method: str, show_progress: bool) 
         if state is not None:
             try:
                 found = utilities(runs.from_state(config, source, state), split)
-            except FacemixError as error:
+            except _FAILURES as error:
                 _fail(workdir, str(error))
                 continue
             found["provenance"] = provenance()

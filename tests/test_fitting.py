@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from fitting_support import config_of, fit_in
 
-from facemix_jax import checkpoint, fitting, runs, training
+from facemix_jax import checkpoint, fitting, loop, runs, training
 from facemix_jax._files import write_atomically
 from facemix_jax._validate import FacemixError, UsageError
 from facemix_jax.checkpoint import CheckpointError, Checkpoints
@@ -97,6 +97,28 @@ def test_a_signal_saves_and_the_same_call_goes_on_exactly(finished, tiny_source,
     stopped = fitting.read_records(tmp_path)[-1]["step"]
     assert stopped < 8
     assert_same(uninterrupted, fit_in(tmp_path, tiny_source))
+
+
+@pytest.mark.parametrize("at", [loop._Notes, checkpoint.Checkpoints])
+def test_a_signal_after_the_last_step_stops_as_well(
+    finished, tiny_source, tmp_path, monkeypatch, at
+):
+    """While the last steps are waited for, and while a finished run is read."""
+    workdir, uninterrupted = finished
+    name, left = ("write", 5) if at is loop._Notes else ("restore", 1)
+    real, calls = getattr(at, name), []
+
+    def signalled(*args):
+        calls.append(args)
+        if len(calls) == left:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(*args)
+
+    monkeypatch.setattr(at, name, signalled)
+    workdir = tmp_path if name == "write" else workdir
+    with pytest.raises(fitting.StoppedError, match="after the last step; everything is saved"):
+        fit_in(workdir, tiny_source)
+    assert_same(uninterrupted, fit_in(workdir, tiny_source))
 
 
 def test_records_after_the_checkpoint_are_dropped_on_resume(finished, tiny_source, tmp_path):

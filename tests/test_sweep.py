@@ -197,8 +197,33 @@ def test_a_sweep_goes_on_where_its_images_and_devices_are_now(tmp_path):
 def test_a_program_that_dies_is_named(tmp_path):
     missing = tmp_path / "nowhere" / "trial"
     options = {"split": "test", "method": "auto", "folder": tmp_path, "options": {}, "say": print}
-    with pytest.raises(FacemixError, match=r"trial .*exit code 1.*tries them again"):
+    with pytest.raises(sweep_runners.DiedError, match=r"trial .*exit code 1"):
         sweep_runners.run([[missing]], runner="process", parallel=1, **options)
+
+
+@pytest.mark.filterwarnings("ignore:.*Journal.*:Warning")
+@pytest.mark.parametrize("way", ["--grid", "--search"])
+def test_a_sweep_goes_on_past_programs_that_die(tmp_path, monkeypatch, capsys, way):
+    if way == "--search":
+        pytest.importorskip("optuna")
+    asked = []
+
+    def stand_in(groups, **options):
+        fitting = [[w] for g in groups for w in g if runs.read_config(w).model.width < 64]
+        asked.extend(w for group in groups for w in group)
+        write_results(fitting, lambda c: 0.5)
+        if len(fitting) < len(groups):
+            raise sweep_runners.DiedError("1 of the sweep's programs died: exit code -9.")
+
+    monkeypatch.setattr(sweep_runners, "run", stand_in)
+    command = ["sweep", "--workdir", str(tmp_path), "--trials", "8", way, "model.width=8,64"]
+    assert cli.main(command) == 1
+    assert "exit code -9" in capsys.readouterr().err
+    rows = json.loads((tmp_path / "summary.json").read_text())["rows"]
+    assert {row["model.width"]: row["seeds"] for row in rows} == {8: 1, 64: 0}
+    asked.clear()
+    cli.main(command)
+    assert len(asked) == (way == "--grid"), "what died counts as tried in a search"
 
 
 @pytest.mark.slow

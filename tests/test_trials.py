@@ -5,6 +5,7 @@ import errno
 import json
 import threading
 
+import jax
 import numpy as np
 import pytest
 from sweep_support import BASE, SMALL, result_of
@@ -70,6 +71,18 @@ def test_a_run_that_cannot_be_scored_leaves_the_others_their_results(tmp_path, m
     assert not (good / "failure.json").exists()
     assert trials.scored(bad, "test") is None
     assert "NaN" in (bad / "failure.json").read_text()
+
+
+def test_a_run_too_large_for_the_device_says_so(tmp_path, monkeypatch):
+    def fit(*args, **options):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+
+    monkeypatch.setattr(data, "load_source", lambda config: TinySource())
+    monkeypatch.setattr(fitting, "fit_together", fit)
+    workdirs = group_of_two(tmp_path)
+    trials.run(workdirs)
+    for workdir in workdirs:
+        assert "Out of memory" in (workdir / "failure.json").read_text()
 
 
 def test_a_test_split_without_one_group_stops_train_before_it_trains(tmp_path, monkeypatch, capsys):

@@ -4,7 +4,8 @@ Training steps beside PyTorch and beside the device's own limits, parts beside J
 drawing as a share of the step; groups separated per second (beside scikit-learn on the host),
 rounding by dtype and precision with what tf32 does to mixing, eight seeds in one program, and the
 laboratory's speed over many keys. Each writes ``results/DEVICE/NAME.json``; one that fails or
-takes longer than its share of ten minutes is reported, and the others go on. Nearly all of the
+takes longer than its share of ten minutes is reported and leaves what it has measured in
+``NAME.partial.json``, and the others go on. Nearly all of the
 time is compilation, which hardly uses the device. So most scripts are rehearsed first, all at the
 same time, which leaves what they compile in JAX's cache; then each is measured alone. Runs on
 whatever device JAX finds, and needs scikit-learn (the extra ``dev``). The sizes are chosen for an
@@ -15,8 +16,10 @@ accelerator; on a CPU give ``--small``.
 """
 
 import argparse
+import contextlib
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 import tempfile
@@ -79,18 +82,41 @@ def main() -> int:
     for name in options.only:
         limit = MEASUREMENTS[name][0]
         print(f"{name} on {device} ...", flush=True)
-        try:
-            done = subprocess.run(
-                command(name, folder / f"{name}.json"),
-                check=False,
-                env=environment,
-                timeout=limit if limited else None,
-            )
-            failed += done.returncode != 0
-        except subprocess.TimeoutExpired:
-            print(f"{name} took longer than {limit} s and was stopped", flush=True)
+        partial = folder / f"{name}.partial.json"
+        partial.unlink(missing_ok=True)
+        if measure(command(name, partial), environment, limit if limited else None):
+            os.replace(partial, folder / f"{name}.json")
+        else:
             failed += 1
     return failed
+
+
+def measure(command: list[str], environment: dict[str, str], limit: int | None) -> bool:
+    """Runs one command, and says why where it did not end well.
+
+    Args:
+        command: stopped with all that it started.
+        environment: of it.
+        limit: seconds after which it is stopped.
+    """
+    process = subprocess.Popen(command, env=environment, start_new_session=True)
+    try:
+        code = process.wait(limit)
+    except subprocess.TimeoutExpired:
+        print(f"it took longer than {limit} s and was stopped", flush=True)
+        return False
+    finally:
+        _stop(process)
+    if code:
+        print(f"it failed with exit code {code}", flush=True)
+    return not code
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """Ends a session's leader and all that it started: they would compute beside the next."""
+    with contextlib.suppress(ProcessLookupError):  # all have ended
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def rehearse(commands: list[list[str]], environment: dict[str, str], limit: int | None) -> None:
@@ -103,7 +129,10 @@ def rehearse(commands: list[list[str]], environment: dict[str, str], limit: int 
     """
     shared = environment | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
     silent = subprocess.DEVNULL
-    processes = [subprocess.Popen(c, env=shared, stdout=silent, stderr=silent) for c in commands]
+    processes = [
+        subprocess.Popen(c, env=shared, stdout=silent, stderr=silent, start_new_session=True)
+        for c in commands
+    ]
     end = None if limit is None else time.monotonic() + limit
     try:
         for process in processes:
@@ -112,8 +141,7 @@ def rehearse(commands: list[list[str]], environment: dict[str, str], limit: int 
         print(f"stopped rehearsing after {limit} s", flush=True)
     finally:
         for process in processes:
-            process.kill()
-            process.wait()
+            _stop(process)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from facemix_jax import _runtime
+from facemix_jax._files import write_atomically
 from facemix_jax.provenance import provenance
 
 HERE = pathlib.Path(__file__).parent
@@ -202,7 +203,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if name in record:
             print(f"{name:28} {record[name]:.3f}")
     options.json.parent.mkdir(parents=True, exist_ok=True)
-    options.json.write_text(json.dumps(record, indent=1) + "\n")
+    write_atomically(options.json, json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":

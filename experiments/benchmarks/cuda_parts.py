@@ -22,6 +22,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from facemix_jax import _runtime, group_products, mixing
+from facemix_jax._files import write_atomically
 from facemix_jax._types import Array
 from facemix_jax.models import dense, stem
 from facemix_jax.provenance import provenance
@@ -139,7 +140,7 @@ def main() -> None:
         }
         print(name, json.dumps(record["parts"][name]), flush=True)
         options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(record, indent=1) + "\n")
+        write_atomically(options.json, json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":

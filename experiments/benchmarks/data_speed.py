@@ -32,6 +32,7 @@ import numpy as np
 from PIL import Image
 
 from facemix_jax import _runtime, data, defenses, models, training
+from facemix_jax._files import write_atomically
 from facemix_jax.data import files, synthetic
 from facemix_jax.provenance import provenance
 
@@ -179,7 +180,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     record["waiting"] = waiting(source, options.rounds, options.steps)
     print(json.dumps(record, indent=1))
     options.json.parent.mkdir(parents=True, exist_ok=True)
-    options.json.write_text(json.dumps(record, indent=1) + "\n")
+    write_atomically(options.json, json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":

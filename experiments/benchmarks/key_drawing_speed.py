@@ -19,6 +19,7 @@ import cpu_training
 import jax
 
 from facemix_jax import _runtime, defenses
+from facemix_jax._files import write_atomically
 from facemix_jax.provenance import provenance
 
 RESULT = pathlib.Path(__file__).parent.parent / "results" / "key_drawing_speed.json"
@@ -84,7 +85,7 @@ def main() -> None:
     for size, share in shares.items():
         print(f"M = {size:4}: {share:8.3%} of the step")
     options.json.parent.mkdir(parents=True, exist_ok=True)
-    options.json.write_text(json.dumps(record, indent=1) + "\n")
+    write_atomically(options.json, json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":

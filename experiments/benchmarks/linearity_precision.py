@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from facemix_jax import _runtime, models
+from facemix_jax._files import write_atomically
 from facemix_jax._types import Array
 from facemix_jax.linearity import precision, theory
 from facemix_jax.models import ModelConfig, operations
@@ -84,7 +85,7 @@ def main() -> None:
         print(name)
         for row in record[name]:
             print(" ", json.dumps(row))
-    options.json.write_text(json.dumps(record, indent=1) + "\n")
+    write_atomically(options.json, json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":

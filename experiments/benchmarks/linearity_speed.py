@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from facemix_jax import _runtime, linearity, models
+from facemix_jax._files import write_atomically
 from facemix_jax.provenance import provenance
 
 RESULT = pathlib.Path(__file__).parent.parent / "results" / "linearity_speed.json"
@@ -82,7 +83,7 @@ def main() -> None:
         "seconds": round(measured(options.keys), 1),
     }
     print(json.dumps(record, indent=1))
-    options.json.write_text(json.dumps(record, indent=1) + "\n")
+    write_atomically(options.json, json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ import jax
 import numpy as np
 
 from facemix_jax import _runtime, defenses, models, population, sharding, training
+from facemix_jax._files import write_atomically
 from facemix_jax.provenance import provenance
 from facemix_jax.sharding import MeshConfig
 
@@ -112,7 +113,7 @@ def main() -> None:
             "cells": cells,
         }
         options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(record, indent=1) + "\n")
+        write_atomically(options.json, json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":

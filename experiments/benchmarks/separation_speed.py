@@ -29,6 +29,7 @@ from sklearn.exceptions import ConvergenceWarning
 from threadpoolctl import threadpool_limits
 
 from facemix_jax import _runtime, attacks, data, metrics, mixing
+from facemix_jax._files import write_atomically
 from facemix_jax._types import Array, HostArray
 from facemix_jax.attacks import nonnegative, vectors
 from facemix_jax.provenance import provenance
@@ -126,7 +127,7 @@ def main(options: argparse.Namespace) -> None:
         "load_average": round(os.getloadavg()[0], 1),
     }
     print(json.dumps(report, indent=2))
-    options.json.write_text(json.dumps(report, indent=2) + "\n")
+    write_atomically(options.json, json.dumps(report, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ from unittest import mock
 import numpy as np
 
 from facemix_jax import _runtime
+from facemix_jax._files import write_atomically
 
 HERE = pathlib.Path(__file__).parent
 RESULT = HERE.parent / "results" / "serving_speed.json"
@@ -252,7 +253,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         cloud.stop()
     _print(record)
     options.json.parent.mkdir(parents=True, exist_ok=True)
-    options.json.write_text(json.dumps(record, indent=1) + "\n")
+    write_atomically(options.json, json.dumps(record, indent=1) + "\n")
 
 
 def _print(record: dict[str, Any]) -> None:

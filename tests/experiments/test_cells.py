@@ -1,6 +1,7 @@
 """Results files: which cells count as measured, and which a later call measures again."""
 
 import dataclasses
+import json
 from pathlib import Path
 
 import figure4
@@ -16,6 +17,7 @@ import summaries
 import systems
 from PIL import Image
 
+from facemix_jax import results
 from facemix_jax._validate import UsageError
 from facemix_jax.runs import Run, RunConfig
 
@@ -57,6 +59,40 @@ def test_a_cell_takes_the_place_of_those_it_describes(tmp_path):
         cells.add({"row": row, "value": 1})
     cells.add({"row": "a", "value": 2}, instead_of={"row": "a"})
     assert [(c["row"], c["value"]) for c in cells_in(tmp_path).cells] == [("b", 1), ("a", 2)]
+
+
+def test_a_file_names_the_devices_that_measured_its_cells(tmp_path, monkeypatch):
+    def on(device):
+        monkeypatch.setattr(report, "provenance", lambda: {"device": device, "commit": None})
+        return cells_in(tmp_path)
+
+    def named():
+        return results.load(tmp_path / "x.json").provenance["device"]
+
+    on("GPU").add({"row": "a"})
+    on("CPU").save()
+    assert named() == "GPU", "what measured nothing is not named"
+    on("CPU").add({"row": "b"})
+    assert named() == "CPU, GPU"
+    assert [c["device"] for c in cells_in(tmp_path).cells] == ["GPU", "CPU"]
+    stored = json.loads((tmp_path / "x.json").read_text())
+    for cell in stored["cells"]:
+        del cell["device"]
+    (tmp_path / "x.json").write_text(json.dumps({**stored, "provenance": {"device": "older"}}))
+    on("CPU").add({"row": "c"})
+    assert named() == "CPU, older"
+
+
+def test_a_cell_that_another_process_measured_meanwhile_is_not_added_again(tmp_path):
+    calls = [cells_in(tmp_path), cells_in(tmp_path)]
+    for cells in calls:
+        assert not cells.has(row="a", seed=0)
+        assert not cells.has(row="a", seed=1)
+    for value, cells in enumerate(calls):
+        cells.add({"row": "a", "seed": 0, "value": value})
+    calls[1].add({"row": "a", "seed": 1, "value": 2})
+    found = [(c["seed"], c["value"]) for c in cells_in(tmp_path).cells]
+    assert found == [(0, 0), (1, 2)]
 
 
 PLACE = measuring.Place(

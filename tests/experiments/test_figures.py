@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import struct
+import zipfile
 
 import challenge
 import challenge_scoring as scoring
@@ -13,9 +15,11 @@ import phase
 import phase_summary
 import pytest
 import regroup
+import report
 import separation_real
+import separation_variants
 
-from facemix_jax import data, defenses, models, results, runs
+from facemix_jax import data, defenses, fitting, models, results, runs
 from facemix_jax._validate import DataError, UsageError
 from facemix_jax.serving import wire
 
@@ -71,9 +75,10 @@ def test_a_submission_is_read_as_it_is(tmp_path):
         ({"recovered": normal(0), "more": normal(0)}, "not recovered.npy alone"),
         ({"recovered": normal(0)[1:]}, "holds shape"),
         ({"recovered": normal(0).astype(np.int32)}, "holds int32"),
-        ({"recovered": np.full(SHAPE, np.nan)}, "NaN or infinite"),
+        ({"recovered": np.full(SHAPE, np.nan)}, "NaN, or numbers"),
+        ({"recovered": np.full(SHAPE, 1e200)}, "numbers beyond 1e[+]100"),
         ({"recovered": np.zeros((80, 50, 4, 2))}, "more than float64"),
-        ({"recovered": np.array([{}], object)}, "cannot be read"),
+        ({"recovered": np.array([{}], object)}, "holds object"),
     ],
 )
 def test_malformed_submissions_are_refused(tmp_path, arrays, reason):
@@ -87,6 +92,40 @@ def test_files_that_are_no_submission_are_refused(tmp_path):
     for path in (text, tmp_path / "missing.npz"):
         with pytest.raises(UsageError, match="cannot be read"):
             scoring.read_submission(path, SHAPE)
+
+
+@pytest.mark.parametrize(
+    ("header", "reason"),
+    [
+        ("{'descr': '<f8', 'fortran_order': False, 'shape': (10000000000000,)}", "holds shape"),
+        ("{'descr': '<f8', (((", "cannot be read"),
+        (None, "cannot be read"),
+    ],
+)
+def test_what_a_submission_says_of_itself_is_not_trusted(tmp_path, header, reason):
+    path = tmp_path / "mine.npz"
+    magic = b"" if header is None else b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header))
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("recovered.npy", magic + (header or "abc").encode())
+    with pytest.raises(UsageError, match=reason):
+        scoring.read_submission(path, SHAPE)
+
+
+def test_a_damaged_submission_is_refused(tmp_path):
+    path = tmp_path / "mine.npz"
+    np.savez_compressed(path, recovered=normal(0))
+    raw = bytearray(path.read_bytes())
+    raw[200:260] = b"\xff" * 60
+    path.write_bytes(raw)
+    with pytest.raises(UsageError, match="cannot be read"):
+        scoring.read_submission(path, SHAPE)
+
+
+@pytest.mark.parametrize("factor", [1e-300, scoring.LARGEST / 10])
+def test_the_scale_of_a_submission_does_not_count(factor):
+    scores = scoring.scores_of(np.float64(normal(0)) * factor, normal(0))
+    assert scores.correlation == pytest.approx(1)
+    assert np.isfinite(scores.squared_error)
 
 
 # The challenge's two sides.
@@ -195,6 +234,31 @@ def test_a_challenge_is_not_written_over_another_or_beside_its_truth(sides, tmp_
             challenge.Make(public=public, private=tmp_path / "a" / "hidden.npz")
 
 
+def test_a_stopped_challenge_keeps_its_training_until_all_is_written(tmp_path, monkeypatch):
+    config = challenge.Make(
+        public=tmp_path / "public", private=tmp_path / "hidden.npz", known_groups=20
+    )
+    seen = []
+
+    def fit(wanted, workdir, **options):
+        seen.append((wanted.data.test_examples, sorted(p.name for p in tmp_path.glob("*/*"))))
+        workdir.mkdir(exist_ok=True)
+        (workdir / "checkpoint").touch()
+        if len(seen) == 1:
+            raise fitting.StoppedError("everything is saved")
+
+    monkeypatch.setattr(data, "load_source", lambda config: None)
+    monkeypatch.setattr(fitting, "fit", fit)
+    monkeypatch.setattr(runs, "from_state", lambda *arguments: None)
+    monkeypatch.setattr(challenge, "publish", lambda *arguments: None)
+    with pytest.raises(fitting.StoppedError):
+        challenge.make(config)
+    challenge.make(config)
+    images = 20 * config.group_size
+    assert seen == [(images, []), (images, ["checkpoint"])]
+    assert not list(tmp_path.iterdir()), "nothing is left of it, and it was never in public"
+
+
 def test_an_encrypted_submission_is_refused(sides, tmp_path):
     _, mixtures = scoring.read_public(sides.public)
     path = tmp_path / "mine.npz"
@@ -263,6 +327,20 @@ def test_the_phase_picture_is_a_png():
     assert phase_summary.picture(phase_cells()).startswith(b"\x89PNG")
 
 
+@pytest.mark.parametrize(
+    ("sizes", "words"),
+    [
+        ({"images": 16}, "images is 16, but a group has 32"),
+        ({"scored": 40, "group_sizes": (8, 16)}, "16 does not divide images_scored_at_once 40"),
+        ({"group_sizes": (128,), "images": 128}, "128 does not divide images_scored_at_once 64"),
+    ],
+)
+def test_phase_refuses_sizes_that_do_not_fit_before_it_begins(sizes, words):
+    with pytest.raises(UsageError, match=words):
+        phase.Config(**sizes)
+    phase.Config(scored=40, group_sizes=(8, 20))
+
+
 # Figure 5.
 
 
@@ -292,6 +370,53 @@ def test_figure_5_refuses_broken_groups_and_unknown_systems():
         figure5.Config(faces=12)
     with pytest.raises(UsageError, match="unknown"):
         figure5.Config(systems=("mosaic",))
+
+
+def test_figure_5_shows_the_faces_that_its_scores_are_of(tmp_path, monkeypatch, tiny_source):
+    attacked, shown = [], []
+
+    def attack(target, rows, config, chosen):
+        attacked.append(config.seed)
+        return {"scores": {}}, {"raw": np.full((8, 2, 2, 3), config.seed)}
+
+    def picture(faces, cells):
+        shown.append(faces["blurring 8x8"]["raw"].flat[0])
+        return b""
+
+    monkeypatch.setattr(data, "load_source", lambda config: tiny_source)
+    monkeypatch.setattr(figure5, "build", lambda *arguments: None)
+    monkeypatch.setattr(figure5, "attacked", attack)
+    monkeypatch.setattr(figure5, "picture", picture)
+    monkeypatch.setattr(figure5, "tables", lambda cells, drawn: [])
+    for seed in (0, 1, 0):
+        figure5.main(
+            figure5.Config(
+                scale="smoke",
+                systems=("blurring 8x8",),
+                seed=seed,
+                pictures=tmp_path,
+                output=tmp_path / f"{seed}.json",
+            )
+        )
+    assert shown == [0, 1, 0]
+    assert attacked == [0, 1], "nothing is attacked again"
+
+
+@pytest.mark.parametrize("script", [regroup, separation_variants])
+def test_the_images_of_a_given_run_are_where_they_are_now(
+    script, tmp_path, monkeypatch, tiny_source
+):
+    class LoadedError(Exception):
+        pass
+
+    def load(workdir, *, data_dir=None):
+        raise LoadedError(data_dir)
+
+    monkeypatch.setattr(report, "celeba", lambda *arguments: tiny_source)
+    monkeypatch.setattr(runs, "load", load)
+    config = script.Config(data_dir="now", workdir=tmp_path, image_size=tiny_source.image_size)
+    with pytest.raises(LoadedError, match="now"):
+        script.main(config)
 
 
 # Every script at its smallest.

@@ -126,6 +126,19 @@ def test_the_page_holds_the_tables_of_the_results():
         assert pages.filled(page.read_text()) == page.read_text()
 
 
+@pytest.mark.parametrize(
+    ("commits", "words"),
+    [([None, "b" * 40, "a" * 40], "commits aaaaaaaaa, bbbbbbbbb;"), ([None], "2026-01-01;")],
+)
+def test_pages_name_the_commits_that_are_known(monkeypatch, commits, words):
+    made = {"device": "cpu", "cores": 2, "date": "2026-01-01T00", "commit": None}
+    found = results.Results(name="x", provenance=made, cells=[{"commit": c} for c in commits])
+    monkeypatch.setattr(results, "load", lambda path: found)
+    page = pages.filled("<!-- results: x -->\n<!-- end -->\n")
+    assert words in page
+    assert "None" not in page
+
+
 def test_older_files_name_their_commit_below_their_tables():
     page = pages.filled("<!-- results: accuracy_cpu -->\n<!-- end -->")
     assert "commits 97351dd83;" in page

@@ -1,10 +1,13 @@
-"""Variants of mixing: what the table says of given cells."""
+"""Variants of mixing: what is measured, and what the table says of given cells."""
+
+from types import SimpleNamespace
 
 import numpy as np
+import pytest
 import variants
 import variants_summary
 
-from facemix_jax import defenses
+from facemix_jax import defenses, results
 
 FILTERED = {"floor": 0.6, "owner": 1.0, "granted": 1.0, "guess": 0.5}
 
@@ -78,3 +81,22 @@ def test_what_is_recognised_stands_beside_what_separation_finds():
     assert row.cells[names.index("activations, strongest")][0].value == 0.9
     assert row.cells[names.index("faces, Pix2Pix")][0].value == 0.5
     assert len(variants_summary.tables(CELLS, "drawn faces")) == 1
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        ({"parts": ("robust",), "variants": ("int4",)}, {("int4", "robust")}),
+        ({"variants": ("int4",)}, {("int4", "utility"), ("int4", "gradient_ica")}),
+        ({}, {(name, part) for name, parts in variants.SMOKE.items() for part in parts}),
+    ],
+)
+def test_what_is_asked_for_is_measured_at_every_scale(tmp_path, monkeypatch, asked, expected):
+    monkeypatch.setattr(variants, "trained", lambda *arguments: None)
+    monkeypatch.setattr(variants, "utility", lambda *arguments: {})
+    scene = SimpleNamespace(attacked=lambda part: {})
+    monkeypatch.setattr(variants, "Scene", lambda *arguments: scene)
+    monkeypatch.setattr(variants_summary, "tables", lambda *arguments: ())
+    output = tmp_path / "v.json"
+    variants.main(variants.Config(scale="smoke", output=output, **asked))
+    assert {(c["variant"], c["part"]) for c in results.load(output).cells} == expected
