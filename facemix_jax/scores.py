@@ -1,7 +1,7 @@
 """Scores of a work directory against the strongest attack, kept in it as ``scores.json``."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +48,8 @@ def scores(
 ) -> dict[str, Any]:
     """Utility and the strongest attack's figures of a run's newest checkpoint.
 
-    What was found for this step and split before is read instead of computed; a sweep's
-    ``result.json`` serves for the utility.
+    What was found before is read instead of computed, if it was of this network, step and split
+    and of images from the same place; a sweep's ``result.json`` serves for the utility.
 
     Args:
         workdir: of the run.
@@ -65,14 +65,16 @@ def scores(
     Raises:
         FacemixError: the run or its images cannot be read, or nothing can be written.
     """
-    step = newest_step(workdir)
-    stored = _read(workdir / SCORES, step, split)
-    if stored is not None and "strongest" in stored:
+    asked = {"step": newest_step(workdir), "split": split}
+    of = _of(workdir, data_dir)
+    stored = _read(workdir / SCORES, {**asked, **of})
+    if stored is not None:
         return stored
     say(f"evaluating {workdir}")
     run = runs.load(workdir, data_dir=data_dir)
-    found = _read(workdir / trials.RESULT, step, split) or trials.utilities(run, split)
-    found = {**found, **_attack(run, found, split, say), "provenance": provenance()}
+    found = _read(workdir / trials.RESULT, asked) if of == _of(workdir, None) else None
+    found = found or trials.utilities(run, split)
+    found = {**found, **of, **_attack(run, found, split, say), "provenance": provenance()}
     try:
         write_atomically(workdir / SCORES, json.dumps(found, indent=1) + "\n")
     except OSError as error:
@@ -82,14 +84,24 @@ def scores(
     return found
 
 
-def _read(path: Path, step: int, split: str) -> dict[str, Any] | None:
-    """What is stored for this step and split; None where that is nothing, or damaged."""
+def _of(workdir: Path, data_dir: str | None) -> dict[str, Any]:
+    """What else scores depend on, as JSON has it: the run, its images and where they are read."""
+    config = runs.read_config(workdir)
+    of = {
+        "config": runs.portable(config),
+        "images": runs.read_images(workdir),
+        "data_dir": data_dir or config.data.data_dir,
+    }
+    return dict(json.loads(json.dumps(of)))
+
+
+def _read(path: Path, asked: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What is stored, if it answers what is asked; None where it does not, or is damaged."""
     try:
         stored = json.loads(path.read_text())
     except (OSError, ValueError):
         return None
-    fits = isinstance(stored, dict) and (stored.get("step"), stored.get("split")) == (step, split)
-    return stored if fits else None
+    return stored if isinstance(stored, dict) and asked.items() <= stored.items() else None
 
 
 def _attack(

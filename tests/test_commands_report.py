@@ -38,11 +38,14 @@ def report(capsys, *arguments):
 
 
 def with_seed(workdir, to, seed):
-    """A copy of a run that passes for one of another seed."""
+    """A copy of a scored run that passes for one of another seed."""
     shutil.copytree(workdir, to)
     config = json.loads((to / "config.json").read_text())
     config["train"]["seed"] = seed
     (to / "config.json").write_text(json.dumps(config))
+    stored = json.loads((to / "scores.json").read_text())
+    stored["config"]["train"]["seed"] = seed
+    (to / "scores.json").write_text(json.dumps(stored))
     return to
 
 
@@ -75,6 +78,7 @@ def test_a_run_is_scored_once_and_averaged_with_its_other_seeds(
     monkeypatch.setattr(runs, "load", None)  # what is stored is not computed again
     other = with_seed(workdir, tmp_path / "seeds" / "seed-1", seed=1)
     with_seed(workdir, tmp_path / "seeds" / "seed-2", seed=2)
+    stored = json.loads((other / "scores.json").read_text())
     stored["protected"]["accuracy"] += 0.01
     (other / "scores.json").write_text(json.dumps(stored))
     code, printed, _ = report(
@@ -128,15 +132,37 @@ def test_faces_drawn_from_whole_images_count_as_activations(tiny_source):
     assert 0 < whole.floor < 0.99
 
 
-def test_scores_of_another_step_or_split_are_not_taken(workdir):
-    stored = {"step": 4, "split": "test", "strongest": {}}
-    (workdir / "scores.json").write_text(json.dumps(stored))
-    assert scores.scores(workdir, split="test") == stored
-    assert scores._read(workdir / "scores.json", 3, "test") is None
-    assert scores._read(workdir / "scores.json", 4, "valid") is None
-    (workdir / "scores.json").write_text("{")
-    assert scores._read(workdir / "scores.json", 4, "test") is None
-    (workdir / "scores.json").unlink()
+def test_only_scores_of_the_same_network_and_images_are_taken(workdir, tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    shutil.copytree(workdir, folder, ignore=shutil.ignore_patterns("scores.json"))
+    monkeypatch.setattr(runs, "load", Mock())
+    monkeypatch.setattr(scores.trials, "utilities", lambda run, split: {"step": 4, "split": split})
+    monkeypatch.setattr(scores, "_attack", lambda *_: {"of": "this network"})
+    kept = scores.scores(folder, split="test")
+    monkeypatch.setattr(scores, "_attack", lambda *_: {"of": "computed"})
+    assert scores.scores(folder, split="test") == kept
+
+    def assert_computed(**changed):
+        content = (folder / "scores.json").read_text()
+        assert scores.scores(folder, **{"split": "test", **changed})["of"] == "computed"
+        (folder / "scores.json").write_text(content)
+
+    assert_computed(split="valid")
+    assert_computed(data_dir="elsewhere")
+    for name, change in (
+        ("config.json", lambda of: of["train"].update(seed=7)),
+        ("images.json", lambda of: of.update(labels="others")),
+        ("scores.json", lambda of: of.update(step=3)),
+    ):
+        content = (folder / name).read_text()
+        of = json.loads(content)
+        change(of)
+        (folder / name).write_text(json.dumps(of))
+        assert_computed()
+        (folder / name).write_text(content)
+    assert scores.scores(folder, split="test") == kept
+    (folder / "scores.json").write_text("{")
+    assert_computed()
 
 
 def test_the_page_is_one_file_with_the_truth_first(capsys, files, tmp_path):
