@@ -14,7 +14,8 @@ from facemix_jax._validate import FacemixError, UsageError
 from facemix_jax.attacks import Figure, Target
 from facemix_jax.attacks.base import own_split, truth_by_group
 from facemix_jax.attacks.blind import CORRELATION, recovery
-from facemix_jax.data import normalize
+from facemix_jax.attacks.restoration import RESTORATION
+from facemix_jax.data import denormalize, normalize
 from facemix_jax.provenance import provenance
 from facemix_jax.runs import Run
 
@@ -59,7 +60,7 @@ def scores(
 
     Returns:
         As ``trials.utilities``, with ``strongest`` (a figure, and ``attack``, which reached it),
-        ``faces`` (what Pix2Pix reached; None where a key protects) and ``skipped`` (attack to the
+        ``faces`` (what Pix2Pix reached, and the ``strongest``; None where a key protects) and ``skipped`` (attack to the
         reason why it could not run).
 
     Raises:
@@ -131,19 +132,38 @@ def _attack(
         ((name, figure) for name, figure in candidates if figure["name"] == CORRELATION),
         key=lambda candidate: candidate[1]["value"],
     )
-    faces = found.results.get(_FACES)
     return {
         "strongest": {"attack": attack, **strongest},
-        "faces": None if faces is None else output.figure_dict(faces.figures[0]),
+        "faces": _faces(run, found),
         "skipped": found.skipped,
     }
+
+
+def _faces(run: Run, found: Any) -> dict[str, Any] | None:
+    """What Pix2Pix draws, beside the better of it and what ridge regression restores."""
+    if _FACES not in found.results:
+        return None
+    figure = found.results[_FACES].figures[0]
+    strongest = figure.value
+    restored = found.results.get(RESTORATION.name)
+    if restored is not None and _sends_images(run):
+        unit = 2 * np.clip(np.asarray(denormalize(restored.recovered)), 0, 1) - 1
+        error = np.square(unit - (found.recording.images / np.float32(127.5) - 1)).mean()
+        strongest = max(strongest, -float(error))
+    # The owner sees what the attacker sees.
+    figure = figure._replace(owner=max(figure.owner, strongest))
+    return {**output.figure_dict(figure), "strongest": strongest}
+
+
+def _sends_images(run: Run) -> bool:
+    return run.config.model.cut == 0 and run.model.spec.tiles == 1
 
 
 def _figures(run: Run, found: Any) -> Iterator[tuple[str, Figure]]:
     for name, result in found.results.items():
         for figure in result.figures:
             yield name, figure
-        if name == _FACES and run.config.model.cut == 0 and run.model.spec.tiles == 1:
+        if name == _FACES and _sends_images(run):
             # The faces it draws are the activations, before they are normalised.
             drawn = np.asarray(normalize(255 * result.recovered))[:, None]
             truth, sent = (

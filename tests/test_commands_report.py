@@ -13,8 +13,18 @@ import pytest
 from test_report import Parser
 from test_results import CHART, RESULTS, TABLE
 
-from facemix_jax import attacks, checkpoint, cli, defenses, fitting, results, runs, scores
-from facemix_jax.data import DataConfig
+from facemix_jax import (
+    attacks,
+    checkpoint,
+    cli,
+    defenses,
+    fitting,
+    results,
+    run_tables,
+    runs,
+    scores,
+)
+from facemix_jax.data import DataConfig, normalize
 from facemix_jax.defenses import DefenseConfig
 from facemix_jax.models import ModelConfig, resnet18
 from facemix_jax.results import Results
@@ -113,9 +123,10 @@ def test_without_a_key_what_undoes_the_perturbation_is_the_strongest(tmp_path):
     assert found["strongest"]["attack"] in ("restoration", "pix2pix", "ridge")
     assert found["strongest"]["value"] == found["strongest"]["owner"]
     assert found["faces"]["name"].startswith("minus mean squared error")
+    assert found["faces"]["value"] <= found["faces"]["strongest"] == found["faces"]["owner"]
 
 
-def test_faces_drawn_from_whole_images_count_as_activations(tiny_source):
+def test_without_a_key_faces_count_as_activations_and_restored_images_as_faces(tiny_source):
     model = resnet18(cut=0, image_size=tiny_source.image_size, num_attributes=3, width=4)
     target = attacks.Target(
         model=model,
@@ -130,6 +141,17 @@ def test_faces_drawn_from_whole_images_count_as_activations(tiny_source):
     _, (_, whole) = scores._figures(run, Mock(results={"pix2pix": drawn}, recording=recording))
     assert whole.value == pytest.approx(1, abs=1e-5)  # the very images were drawn
     assert 0 < whole.floor < 0.99
+
+    drawn = drawn._replace(figures=(figure._replace(value=-0.5, owner=-0.5),))
+    restored = Mock(recovered=normalize(recording.images))
+    found = Mock(results={"pix2pix": drawn, "restoration": restored}, recording=recording)
+    faces = scores._faces(run, found)
+    assert faces["value"] == -0.5
+    assert faces["strongest"] == faces["owner"] == pytest.approx(0, abs=1e-6)
+    columns = {column.name: column for column, _ in run_tables._FACES}
+    assert columns["Pix2Pix"].strongest == "strongest"
+    run.config.model.cut = 1  # what is restored are activations
+    assert scores._faces(run, found)["strongest"] == -0.5
 
 
 def test_only_scores_of_the_same_network_and_images_are_taken(workdir, tmp_path, monkeypatch):
