@@ -26,8 +26,9 @@ def utility_table(result: dict[str, Any]) -> Table:
         for name in ("clean", "protected")
         if name in result
     ]
-    majority = f"{result['clean']['majority_accuracy']:.2%}"
-    rows.append(("always the more frequent class", majority, "50.00%"))
+    names = ("majority_accuracy", "majority_balanced_accuracy")
+    accuracy, balanced = (f"{result['clean'][name]:.2%}" for name in names)
+    rows.append(("always the more frequent class", accuracy, balanced))
     figure = result["leakage"][0]
     learned = f"attacker {figure['value']:.3f}, floor {figure['floor']:.3f}"
     rows.append(
