@@ -287,7 +287,7 @@ def summarize(cells: Sequence[Mapping[str, Any]]) -> report.Summary:
                 columns=tuple(columns.values()),
                 rows=report.rows(flat, lambda c: str(c["run"]), columns),
                 note="Gradient ICA, no attack and owner: mean matched |correlation| with the "
-                "activations; the plain network sends them as they are.",
+                f"activations; the plain network sends them as they are. {report.QUICK}",
             )
         )
     return tables, ()

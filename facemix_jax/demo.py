@@ -243,7 +243,7 @@ def render(result: Result, source: Source) -> str:
                     "Mean |correlation| with the true activations, matched one to one within each "
                     "group: 1 is perfect. No attack: the mixtures themselves.",
                     leakage,
-                    "The attacker " + activations.figures[0].threat_model + ". The key advantage "
+                    f"{output.QUICK} The attacker " + activations.figures[0].threat_model + ". The key advantage "
                     "is what holding the secret is worth: owner minus attacker. Attack on "
                     f"{len(activations.truth)} groups: {result.attack_seconds:.1f} s with "
                     "compilation.",

@@ -18,6 +18,9 @@ from facemix_jax.provenance import provenance
 NOTES = Console(stderr=True, highlight=False, markup=False)
 """Progress and remarks; brackets, as in paths and shapes, are no markup."""
 
+QUICK = "Gradient ICA is a quick attack: facemix attack runs the strongest."
+"""Stands below its figures."""
+
 
 def utility_table(result: dict[str, Any]) -> Table:
     """Accuracy, and below it what leaks, so that neither is seen without the other."""
@@ -42,7 +45,7 @@ def utility_table(result: dict[str, Any]) -> Table:
 
 def figures_table(title: str, figures: Sequence[Figure]) -> Table:
     """Privacy figures between their floor and the owner's own recovery."""
-    return table(
+    made = table(
         title,
         ("no attack", "gradient ICA", "owner", "key advantage"),
         [
@@ -50,6 +53,8 @@ def figures_table(title: str, figures: Sequence[Figure]) -> Table:
             for f in figures
         ],
     )
+    made.caption = QUICK
+    return made
 
 
 def figure_dict(figure: Figure) -> dict[str, Any]:
