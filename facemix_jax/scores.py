@@ -10,7 +10,7 @@ import numpy as np
 
 from facemix_jax import checkpoint, output, runs, trials
 from facemix_jax._files import write_atomically
-from facemix_jax._validate import FacemixError, UsageError
+from facemix_jax._validate import UsageError
 from facemix_jax.attacks import Figure, Target
 from facemix_jax.attacks.base import own_split, truth_by_group
 from facemix_jax.attacks.blind import CORRELATION, recovery
@@ -56,7 +56,7 @@ def scores(
         workdir: of the run.
         split: whose images are scored and attacked.
         data_dir: where the images are now; None for where they were.
-        say: told what takes time.
+        say: told what takes time, and where scores cannot be kept.
 
     Returns:
         As ``trials.utilities``, with ``strongest`` (a figure, and ``attack``, which reached it),
@@ -64,14 +64,14 @@ def scores(
         reason why it could not run).
 
     Raises:
-        FacemixError: the run or its images cannot be read, or nothing can be written.
+        FacemixError: the run or its images cannot be read.
     """
     asked = {"step": newest_step(workdir), "split": split}
     of = _of(workdir, data_dir)
     stored = _read(workdir / SCORES, {**asked, **of})
     if stored is not None:
         return stored
-    say(f"evaluating {workdir}")
+    say(f"evaluating {workdir} ...")
     run = runs.load(workdir, data_dir=data_dir)
     found = _read(workdir / trials.RESULT, asked) if of == _of(workdir, None) else None
     found = found or trials.utilities(run, split)
@@ -79,9 +79,7 @@ def scores(
     try:
         write_atomically(workdir / SCORES, json.dumps(found, indent=1) + "\n")
     except OSError as error:
-        raise FacemixError(
-            f"The scores of {workdir} cannot be kept there: {error}. Make the folder writable."
-        ) from error
+        say(f"the scores of {workdir} cannot be kept there and have to be found again: {error}")
     return found
 
 
@@ -124,7 +122,7 @@ def _attack(
         target,
         (suite.STRONGEST,),
         rng_key=jax.random.key(0),
-        say=lambda name: say(f"  attack: {name}"),
+        say=lambda name: say(f"  attack: {name} ..."),
     )
     candidates = [(utility["attack"], figure) for figure in utility["leakage"]]
     candidates += [(name, output.figure_dict(figure)) for name, figure in _figures(run, found)]

@@ -186,6 +186,11 @@ def test_only_scores_of_the_same_network_and_images_are_taken(workdir, tmp_path,
     (folder / "scores.json").write_text("{")
     assert_computed()
 
+    monkeypatch.setattr(scores, "write_atomically", Mock(side_effect=OSError("read-only")))
+    said = []
+    assert scores.scores(folder, split="valid", say=said.append)["of"] == "computed"
+    assert "read-only" in said[-1]
+
 
 def test_the_page_is_one_file_with_the_truth_first(capsys, files, tmp_path):
     out = tmp_path / "out"
