@@ -130,6 +130,7 @@ def summarize(cells: Sequence[Mapping[str, Any]]) -> report.Summary:
         flat += [
             {
                 **figure,
+                **_guesses(figure),
                 **{name: cell[name] for name in named},
                 "after": after.get(figure["name"]),
                 "separated": (cell["gradient_ica"] or {}).get("value", report.derived(1.0)),
@@ -163,6 +164,17 @@ def summarize(cells: Sequence[Mapping[str, Any]]) -> report.Summary:
         f"nothing is mixed and they are sent as they are. {report.QUICK}",
     )
     return ((table,), ()) if cells else ((), ())
+
+
+def _guesses(figure: Mapping[str, Any]) -> dict[str, Any]:
+    """What follows without a picture; other faces and other people's attributes were drawn."""
+    chance, floor = figure["chance"], figure["floor"]
+    if figure["name"].startswith("minus mean squared error") or "answers matched" in figure["name"]:
+        return {}
+    return {
+        "chance": report.derived(chance),
+        "floor": report.derived(floor) if floor == chance else floor,
+    }
 
 
 def attack(target: attacks.Target, name: str, config: Config) -> dict[str, Any]:

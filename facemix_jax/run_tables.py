@@ -125,9 +125,23 @@ def _steps(members: Sequence[Scored]) -> tuple[Value, ...]:
     return (Value(value=members[0].scores["step"], mark="derived"),)
 
 
+def _strongest(name: str) -> Read:
+    """A figure of the strongest attack; where nothing is protected it follows without one."""
+
+    def read(members: Sequence[Scored]) -> tuple[Value, ...]:
+        (found,) = _mean("strongest", name)(members)
+        return (found,) if _attacked(members) else (Value(value=found.value, mark="derived"),)
+
+    return read
+
+
+def _attacked(members: Sequence[Scored]) -> bool:
+    return runs.read_config(members[0].workdir).defense.defense != "none"
+
+
 def _attack(members: Sequence[Scored]) -> tuple[Value, ...]:
     names = sorted({run.scores["strongest"]["attack"] for run in members})
-    return (Value(value=", ".join(names), mark="measured"),)
+    return (Value(value=", ".join(names), mark="measured" if _attacked(members) else "derived"),)
 
 
 def _shares(name: str, *readers: Read) -> tuple[Column, Read]:
@@ -149,10 +163,10 @@ _COLUMNS: tuple[tuple[Column, Read], ...] = (
         _mean("clean", "balanced_accuracy"),
     ),
     _shares("always the more frequent answer", _mean("clean", "majority_accuracy")),
-    _figure("no attack", "strongest", "floor"),
-    _figure(ATTACKER, "strongest", "value"),
-    _figure("owner", "strongest", "owner"),
-    _figure("key advantage", "strongest", "key_advantage"),
+    (Column(name="no attack", format="fixed3"), _strongest("floor")),
+    (Column(name=ATTACKER, format="fixed3"), _strongest("value")),
+    (Column(name="owner", format="fixed3"), _strongest("owner")),
+    (Column(name="key advantage", format="fixed3"), _strongest("key_advantage")),
     (Column(name="reached by"), _attack),
 )
 _FACES: tuple[tuple[Column, Read], ...] = (

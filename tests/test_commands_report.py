@@ -113,6 +113,17 @@ def test_a_run_is_scored_once_and_averaged_with_its_other_seeds(
     assert int(line["strongest attack (measured, seeds)"]) == 3
 
 
+def test_figures_without_an_attack_are_not_called_measured(tmp_path, monkeypatch):
+    stored = {"attack": "x", "floor": 1.0, "value": 1.0, "owner": 1.0, "key_advantage": 0.0}
+    plain = dataclasses.replace(CONFIG, defense=DefenseConfig(defense="none"))
+    for config, mark in ((plain, "derived"), (CONFIG, "measured")):
+        monkeypatch.setattr(runs, "read_config", Mock(return_value=config))
+        members = [run_tables.Scored(tmp_path, {"strongest": stored})]
+        cells = {column.name: read(members) for column, read in run_tables._COLUMNS[6:]}
+        assert {value.mark for cell in cells.values() for value in cell} == {mark}
+        assert {"no attack", "strongest attack", "owner", "key advantage"} <= set(cells)
+
+
 @pytest.mark.slow
 def test_without_a_key_what_undoes_the_perturbation_is_the_strongest(tmp_path):
     config = dataclasses.replace(
