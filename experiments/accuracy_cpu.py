@@ -128,7 +128,7 @@ def summarize(cells: Sequence[Mapping[str, Any]]) -> report.Summary:
         columns=tuple(columns.values()),
         rows=tuple(rows),
         note="M = 8, cut 1. Gradient ICA, no attack and owner: mean matched |correlation| with the "
-        "activations; the plain network sends them as they are.",
+        f"activations; the plain network sends them as they are. {report.QUICK}",
     )
     return (table,), ()
 

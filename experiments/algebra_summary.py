@@ -75,6 +75,9 @@ def attacks_of(parts: Mapping[str, Any]) -> ResultTable:
         "owner": Column(name="owner", format="fixed3"),
     }
     flat = [{**row, "value": row.get("value", row.get("attacker"))} for row in flat]
+    for row in flat:
+        if row["part"] in ("span", "weak_randomness") and row["chance"] is not None:
+            row["chance"] = report.derived(row["chance"])  # the others' guesses were drawn
     about = parts.get("about", {})
     return ResultTable(
         title=f"Algebra and what separation opens: {about.get('dataset', '')}",

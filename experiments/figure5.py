@@ -390,7 +390,9 @@ def tables(cells: Sequence[Mapping[str, Any]], *, drawn: bool = False) -> list[r
                 label=cell["system"], cells=tuple(report.measured(scores[name]) for name in names)
             )
             title = "Mean matched |correlation| with the faces that were mixed"
-            found.append(results.ResultTable(title=title, columns=columns, rows=(row,)))
+            found.append(
+                results.ResultTable(title=title, columns=columns, rows=(row,), note=report.QUICK)
+            )
     return found
 
 

@@ -18,6 +18,9 @@ from facemix_jax.provenance import provenance
 
 Summary = tuple[Sequence[results.ResultTable], Sequence[results.Chart]]
 
+QUICK = "Gradient ICA is a quick attack; robust, the strongest, finds as much or more."
+"""Stands below its figures where nothing stronger was run."""
+
 
 def faces(data_dir: str | None, cache_dir: str | None, image_size: tuple[int, int]) -> data.Source:
     """CelebA from its official files; drawn faces, a few, where there is no folder."""

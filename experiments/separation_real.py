@@ -124,7 +124,8 @@ def summarize(cells: Sequence[Mapping[str, Any]]) -> report.Summary:
         title=f"Gradient ICA: {cells[0]['dataset']}, mean matched |correlation|",
         columns=tuple(columns.values()),
         rows=report.rows(cells, lambda c: f"{_place(c['cut'])}, M = {c['group_size']}", columns),
-        note="The image itself is mixed, or what the untrained stem of a network makes of it.",
+        note="The image itself is mixed, or what the untrained stem of a network makes of it. "
+        f"{report.QUICK}",
     )
     curves = [
         report.curve(

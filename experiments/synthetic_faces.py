@@ -251,6 +251,7 @@ def summarize(cells: Sequence[Mapping[str, Any]]) -> report.Summary:
             )
         )
     if "identities" in parts:
+        persons = parts["identities"]
         columns = {
             "recognised": Column(name="recognised", format="percent"),
             "chance": Column(name="chance", format="percent"),
@@ -261,7 +262,7 @@ def summarize(cells: Sequence[Mapping[str, Any]]) -> report.Summary:
                 title="Persons in new pictures of drawn faces",
                 columns=tuple(columns.values()),
                 rows=report.rows(
-                    [parts["identities"]],
+                    [{**persons, "chance": report.derived(persons["chance"])}],
                     lambda c: f"{c['people']} people, {c['pictures_each']} pictures of each",
                     columns,
                 ),
@@ -281,13 +282,16 @@ def summarize(cells: Sequence[Mapping[str, Any]]) -> report.Summary:
             "floor": Column(name="no attack", format="fixed3"),
             "owner": Column(name="owner", format="fixed3"),
         }
+        for cell in flat:
+            if cell["run"] == "plain":  # no attack was run
+                cell |= {name: report.derived(1.0) for name in ("value", "floor", "owner")}
         tables.append(
             ResultTable(
                 title="Plain and FaceMix on drawn faces",
                 columns=tuple(columns.values()),
                 rows=report.rows(flat, lambda c: str(c["run"]), columns),
                 note="Gradient ICA, no attack and owner: mean matched |correlation| with the "
-                "activations; the plain network sends them as they are.",
+                f"activations; the plain network sends them as they are. {report.QUICK}",
             )
         )
     return tables, ()

@@ -113,7 +113,7 @@ def row_of(cells: Sequence[Mapping[str, Any]], label: str) -> dict[str, Any]:
     row: dict[str, Any] = {"label": label, **parts.get(UTILITY, {})}
     for name in ("rows_sent", "rows_ahead"):
         if name in row:
-            row[name] = f"{row[name]:g}"
+            row[name] = report.derived(row[name])
     met = [parts[name] for name in SEPARATIONS if name in parts]
     row |= {cell["part"]: cell["value"] for cell in met}
     if met:

@@ -56,7 +56,7 @@ class Report(Output):
                         workdir,
                         split=self.split,
                         data_dir=self.data_dir,
-                        say=lambda text: NOTES.print(f"{text} ..."),
+                        say=lambda text: NOTES.print(text, soft_wrap=True),
                     ),
                 )
                 for workdir in workdirs

@@ -25,7 +25,8 @@ class Utility(NamedTuple):
         examples: how many images were scored.
         accuracy: mean over attributes, in [0, 1].
         balanced_accuracy: mean over attributes of the mean recall of both classes.
-        majority_accuracy: of always predicting the more frequent class: what 0.5 balanced gets.
+        majority_accuracy: of always predicting the more frequent class.
+        majority_balanced_accuracy: of the same: 0.5, but more where images of a class are missing.
         per_attribute: name to (accuracy, balanced accuracy).
     """
 
@@ -33,6 +34,7 @@ class Utility(NamedTuple):
     accuracy: float
     balanced_accuracy: float
     majority_accuracy: float
+    majority_balanced_accuracy: float
     per_attribute: dict[str, tuple[float, float]]
 
 
@@ -74,6 +76,7 @@ def evaluate_utility(
         accuracy=float(scores[0].mean()),
         balanced_accuracy=float(scores[1].mean()),
         majority_accuracy=float((of_class.max(1) / of_class.sum(1)).mean()),
+        majority_balanced_accuracy=float((1 / (of_class > 0).sum(1)).mean()),
         per_attribute={
             name: (float(a), float(b))
             for name, a, b in zip(source.attribute_names, *scores, strict=True)

@@ -125,9 +125,23 @@ def _steps(members: Sequence[Scored]) -> tuple[Value, ...]:
     return (Value(value=members[0].scores["step"], mark="derived"),)
 
 
+def _strongest(name: str) -> Read:
+    """A figure of the strongest attack; where nothing is protected it follows without one."""
+
+    def read(members: Sequence[Scored]) -> tuple[Value, ...]:
+        (found,) = _mean("strongest", name)(members)
+        return (found,) if _attacked(members) else (Value(value=found.value, mark="derived"),)
+
+    return read
+
+
+def _attacked(members: Sequence[Scored]) -> bool:
+    return runs.read_config(members[0].workdir).defense.defense != "none"
+
+
 def _attack(members: Sequence[Scored]) -> tuple[Value, ...]:
     names = sorted({run.scores["strongest"]["attack"] for run in members})
-    return (Value(value=", ".join(names), mark="measured"),)
+    return (Value(value=", ".join(names), mark="measured" if _attacked(members) else "derived"),)
 
 
 def _shares(name: str, *readers: Read) -> tuple[Column, Read]:
@@ -149,20 +163,22 @@ _COLUMNS: tuple[tuple[Column, Read], ...] = (
         _mean("clean", "balanced_accuracy"),
     ),
     _shares("always the more frequent answer", _mean("clean", "majority_accuracy")),
-    _figure("no attack", "strongest", "floor"),
-    _figure(ATTACKER, "strongest", "value"),
-    _figure("owner", "strongest", "owner"),
-    _figure("key advantage", "strongest", "key_advantage"),
+    (Column(name="no attack", format="fixed3"), _strongest("floor")),
+    (Column(name=ATTACKER, format="fixed3"), _strongest("value")),
+    (Column(name="owner", format="fixed3"), _strongest("owner")),
+    (Column(name="key advantage", format="fixed3"), _strongest("key_advantage")),
     (Column(name="reached by"), _attack),
 )
 _FACES: tuple[tuple[Column, Read], ...] = (
     _figure("a random face", "faces", "chance"),
     _figure("the mean face", "faces", "floor"),
-    _figure("Pix2Pix", "faces", "value"),
+    (Column(name="Pix2Pix", format="fixed3", strongest="strongest"), _mean("faces", "value")),
+    _figure("strongest", "faces", "strongest"),
     _figure("owner", "faces", "owner"),
 )
 _FACES_NOTE = (
-    "Minus the mean squared error of faces in [-1, 1]; 0 is perfect. Without a key the owner sees "
+    "Minus the mean squared error of faces in [-1, 1]; 0 is perfect. Strongest: the better of "
+    "Pix2Pix and, where images themselves are sent, ridge regression. Without a key the owner sees "
     "what the attacker sees."
 )
 
@@ -180,7 +196,8 @@ def _note(scored: Sequence[Scored]) -> str:
             "Attacks: mean matched |correlation| of what they recover with the activations at the "
             "cut, 1 is all; no attack: of what is sent; owner: of what the owner of the key "
             "recovers; key advantage: owner minus attack, what the secret is worth. Accuracy over "
-            "all attributes; balanced as the network is used, 50% for a guess.",
+            "all attributes; balanced as the network is used, 50% for always the more frequent answer "
+            "(more where the images lack one of the two).",
             *sorted(reasons),
         ]
     )

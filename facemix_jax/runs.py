@@ -244,9 +244,10 @@ def check_claim(
             f"{workdir} holds a run with another configuration: {'; '.join(differences)}. "
             f"Give the same configuration to go on with it, or another --workdir."
         )
-    if images is None or not (workdir / "images.json").exists():
+    kept = None if images is None else read_images(workdir)
+    if kept is None:
         return
-    differences = _differences({"images": _read_images(workdir)}, {"images": images})
+    differences = _differences({"images": kept}, {"images": images})
     if differences:
         raise UsageError(
             f"{workdir} holds a run on other training images: {'; '.join(differences)}. Give the "
@@ -314,8 +315,15 @@ def _started(workdir: Path) -> bool:
     return newest(workdir / "checkpoints") is not None or (workdir / "result.json").exists()
 
 
-def _read_images(workdir: Path) -> dict[str, Any]:
+def read_images(workdir: Path) -> dict[str, Any] | None:
+    """``images_of`` what a run was trained on; None where nothing says.
+
+    Raises:
+        FacemixError: it cannot be read.
+    """
     path = workdir / "images.json"
+    if not path.exists():
+        return None
     try:
         return dict(json.loads(path.read_text()))
     except (OSError, ValueError, TypeError) as error:

@@ -1,7 +1,7 @@
 """Scores of a work directory against the strongest attack, kept in it as ``scores.json``."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +10,12 @@ import numpy as np
 
 from facemix_jax import checkpoint, output, runs, trials
 from facemix_jax._files import write_atomically
-from facemix_jax._validate import FacemixError, UsageError
+from facemix_jax._validate import UsageError
 from facemix_jax.attacks import Figure, Target
 from facemix_jax.attacks.base import own_split, truth_by_group
 from facemix_jax.attacks.blind import CORRELATION, recovery
-from facemix_jax.data import normalize
+from facemix_jax.attacks.restoration import RESTORATION
+from facemix_jax.data import denormalize, normalize
 from facemix_jax.provenance import provenance
 from facemix_jax.runs import Run
 
@@ -48,48 +49,58 @@ def scores(
 ) -> dict[str, Any]:
     """Utility and the strongest attack's figures of a run's newest checkpoint.
 
-    What was found for this step and split before is read instead of computed; a sweep's
-    ``result.json`` serves for the utility.
+    What was found before is read instead of computed, if it was of this network, step and split
+    and of images from the same place; a sweep's ``result.json`` serves for the utility.
 
     Args:
         workdir: of the run.
         split: whose images are scored and attacked.
         data_dir: where the images are now; None for where they were.
-        say: told what takes time.
+        say: told what takes time, and where scores cannot be kept.
 
     Returns:
         As ``trials.utilities``, with ``strongest`` (a figure, and ``attack``, which reached it),
-        ``faces`` (what Pix2Pix reached; None where a key protects) and ``skipped`` (attack to the
+        ``faces`` (what Pix2Pix reached, and the ``strongest``; None where a key protects) and ``skipped`` (attack to the
         reason why it could not run).
 
     Raises:
-        FacemixError: the run or its images cannot be read, or nothing can be written.
+        FacemixError: the run or its images cannot be read.
     """
-    step = newest_step(workdir)
-    stored = _read(workdir / SCORES, step, split)
-    if stored is not None and "strongest" in stored:
+    asked = {"step": newest_step(workdir), "split": split}
+    of = _of(workdir, data_dir)
+    stored = _read(workdir / SCORES, {**asked, **of})
+    if stored is not None:
         return stored
-    say(f"evaluating {workdir}")
+    say(f"evaluating {workdir} ...")
     run = runs.load(workdir, data_dir=data_dir)
-    found = _read(workdir / trials.RESULT, step, split) or trials.utilities(run, split)
-    found = {**found, **_attack(run, found, split, say), "provenance": provenance()}
+    found = _read(workdir / trials.RESULT, asked) if of == _of(workdir, None) else None
+    found = found or trials.utilities(run, split)
+    found = {**found, **of, **_attack(run, found, split, say), "provenance": provenance()}
     try:
         write_atomically(workdir / SCORES, json.dumps(found, indent=1) + "\n")
     except OSError as error:
-        raise FacemixError(
-            f"The scores of {workdir} cannot be kept there: {error}. Make the folder writable."
-        ) from error
+        say(f"the scores of {workdir} cannot be kept there and have to be found again: {error}")
     return found
 
 
-def _read(path: Path, step: int, split: str) -> dict[str, Any] | None:
-    """What is stored for this step and split; None where that is nothing, or damaged."""
+def _of(workdir: Path, data_dir: str | None) -> dict[str, Any]:
+    """What else scores depend on, as JSON has it: the run, its images and where they are read."""
+    config = runs.read_config(workdir)
+    of = {
+        "config": runs.portable(config),
+        "images": runs.read_images(workdir),
+        "data_dir": data_dir or config.data.data_dir,
+    }
+    return dict(json.loads(json.dumps(of)))
+
+
+def _read(path: Path, asked: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What is stored, if it answers what is asked; None where it does not, or is damaged."""
     try:
         stored = json.loads(path.read_text())
     except (OSError, ValueError):
         return None
-    fits = isinstance(stored, dict) and (stored.get("step"), stored.get("split")) == (step, split)
-    return stored if fits else None
+    return stored if isinstance(stored, dict) and asked.items() <= stored.items() else None
 
 
 def _attack(
@@ -111,7 +122,7 @@ def _attack(
         target,
         (suite.STRONGEST,),
         rng_key=jax.random.key(0),
-        say=lambda name: say(f"  attack: {name}"),
+        say=lambda name: say(f"  attack: {name} ..."),
     )
     candidates = [(utility["attack"], figure) for figure in utility["leakage"]]
     candidates += [(name, output.figure_dict(figure)) for name, figure in _figures(run, found)]
@@ -119,19 +130,38 @@ def _attack(
         ((name, figure) for name, figure in candidates if figure["name"] == CORRELATION),
         key=lambda candidate: candidate[1]["value"],
     )
-    faces = found.results.get(_FACES)
     return {
         "strongest": {"attack": attack, **strongest},
-        "faces": None if faces is None else output.figure_dict(faces.figures[0]),
+        "faces": _faces(run, found),
         "skipped": found.skipped,
     }
+
+
+def _faces(run: Run, found: Any) -> dict[str, Any] | None:
+    """What Pix2Pix draws, beside the better of it and what ridge regression restores."""
+    if _FACES not in found.results:
+        return None
+    figure = found.results[_FACES].figures[0]
+    strongest = figure.value
+    restored = found.results.get(RESTORATION.name)
+    if restored is not None and _sends_images(run):
+        unit = 2 * np.clip(np.asarray(denormalize(restored.recovered)), 0, 1) - 1
+        error = np.square(unit - (found.recording.images / np.float32(127.5) - 1)).mean()
+        strongest = max(strongest, -float(error))
+    # The owner sees what the attacker sees.
+    figure = figure._replace(owner=max(figure.owner, strongest))
+    return {**output.figure_dict(figure), "strongest": strongest}
+
+
+def _sends_images(run: Run) -> bool:
+    return run.config.model.cut == 0 and run.model.spec.tiles == 1
 
 
 def _figures(run: Run, found: Any) -> Iterator[tuple[str, Figure]]:
     for name, result in found.results.items():
         for figure in result.figures:
             yield name, figure
-        if name == _FACES and run.config.model.cut == 0 and run.model.spec.tiles == 1:
+        if name == _FACES and _sends_images(run):
             # The faces it draws are the activations, before they are normalised.
             drawn = np.asarray(normalize(255 * result.recovered))[:, None]
             truth, sent = (

@@ -260,8 +260,9 @@ def test_demo_writes_one_report_and_a_second_run_is_short(capsys, tmp_path, monk
         assert set(result["leakage"]) == {"cut 0", "cut 1"}
     page = (tmp_path / "d" / "report.html").read_text()
     assert page.count("<img") == 2
-    for word in ("not a cipher", "no attack", "gradient ICA", "key advantage", "balanced"):
+    for word in ("not a cipher", "no attack", output.QUICK, "key advantage", "balanced"):
         assert word in page
+    assert output.figures_table("", []).caption == output.QUICK
 
 
 def test_version_is_the_packages(capsys):

@@ -13,8 +13,18 @@ import pytest
 from test_report import Parser
 from test_results import CHART, RESULTS, TABLE
 
-from facemix_jax import attacks, checkpoint, cli, defenses, fitting, results, runs, scores
-from facemix_jax.data import DataConfig
+from facemix_jax import (
+    attacks,
+    checkpoint,
+    cli,
+    defenses,
+    fitting,
+    results,
+    run_tables,
+    runs,
+    scores,
+)
+from facemix_jax.data import DataConfig, normalize
 from facemix_jax.defenses import DefenseConfig
 from facemix_jax.models import ModelConfig, resnet18
 from facemix_jax.results import Results
@@ -38,11 +48,14 @@ def report(capsys, *arguments):
 
 
 def with_seed(workdir, to, seed):
-    """A copy of a run that passes for one of another seed."""
+    """A copy of a scored run that passes for one of another seed."""
     shutil.copytree(workdir, to)
     config = json.loads((to / "config.json").read_text())
     config["train"]["seed"] = seed
     (to / "config.json").write_text(json.dumps(config))
+    stored = json.loads((to / "scores.json").read_text())
+    stored["config"]["train"]["seed"] = seed
+    (to / "scores.json").write_text(json.dumps(stored))
     return to
 
 
@@ -75,6 +88,7 @@ def test_a_run_is_scored_once_and_averaged_with_its_other_seeds(
     monkeypatch.setattr(runs, "load", None)  # what is stored is not computed again
     other = with_seed(workdir, tmp_path / "seeds" / "seed-1", seed=1)
     with_seed(workdir, tmp_path / "seeds" / "seed-2", seed=2)
+    stored = json.loads((other / "scores.json").read_text())
     stored["protected"]["accuracy"] += 0.01
     (other / "scores.json").write_text(json.dumps(stored))
     code, printed, _ = report(
@@ -99,6 +113,17 @@ def test_a_run_is_scored_once_and_averaged_with_its_other_seeds(
     assert int(line["strongest attack (measured, seeds)"]) == 3
 
 
+def test_figures_without_an_attack_are_not_called_measured(tmp_path, monkeypatch):
+    stored = {"attack": "x", "floor": 1.0, "value": 1.0, "owner": 1.0, "key_advantage": 0.0}
+    plain = dataclasses.replace(CONFIG, defense=DefenseConfig(defense="none"))
+    for config, mark in ((plain, "derived"), (CONFIG, "measured")):
+        monkeypatch.setattr(runs, "read_config", Mock(return_value=config))
+        members = [run_tables.Scored(tmp_path, {"strongest": stored})]
+        cells = {column.name: read(members) for column, read in run_tables._COLUMNS[6:]}
+        assert {value.mark for cell in cells.values() for value in cell} == {mark}
+        assert {"no attack", "strongest attack", "owner", "key advantage"} <= set(cells)
+
+
 @pytest.mark.slow
 def test_without_a_key_what_undoes_the_perturbation_is_the_strongest(tmp_path):
     config = dataclasses.replace(
@@ -109,9 +134,10 @@ def test_without_a_key_what_undoes_the_perturbation_is_the_strongest(tmp_path):
     assert found["strongest"]["attack"] in ("restoration", "pix2pix", "ridge")
     assert found["strongest"]["value"] == found["strongest"]["owner"]
     assert found["faces"]["name"].startswith("minus mean squared error")
+    assert found["faces"]["value"] <= found["faces"]["strongest"] == found["faces"]["owner"]
 
 
-def test_faces_drawn_from_whole_images_count_as_activations(tiny_source):
+def test_without_a_key_faces_count_as_activations_and_restored_images_as_faces(tiny_source):
     model = resnet18(cut=0, image_size=tiny_source.image_size, num_attributes=3, width=4)
     target = attacks.Target(
         model=model,
@@ -127,16 +153,54 @@ def test_faces_drawn_from_whole_images_count_as_activations(tiny_source):
     assert whole.value == pytest.approx(1, abs=1e-5)  # the very images were drawn
     assert 0 < whole.floor < 0.99
 
+    drawn = drawn._replace(figures=(figure._replace(value=-0.5, owner=-0.5),))
+    restored = Mock(recovered=normalize(recording.images))
+    found = Mock(results={"pix2pix": drawn, "restoration": restored}, recording=recording)
+    faces = scores._faces(run, found)
+    assert faces["value"] == -0.5
+    assert faces["strongest"] == faces["owner"] == pytest.approx(0, abs=1e-6)
+    columns = {column.name: column for column, _ in run_tables._FACES}
+    assert columns["Pix2Pix"].strongest == "strongest"
+    run.config.model.cut = 1  # what is restored are activations
+    assert scores._faces(run, found)["strongest"] == -0.5
 
-def test_scores_of_another_step_or_split_are_not_taken(workdir):
-    stored = {"step": 4, "split": "test", "strongest": {}}
-    (workdir / "scores.json").write_text(json.dumps(stored))
-    assert scores.scores(workdir, split="test") == stored
-    assert scores._read(workdir / "scores.json", 3, "test") is None
-    assert scores._read(workdir / "scores.json", 4, "valid") is None
-    (workdir / "scores.json").write_text("{")
-    assert scores._read(workdir / "scores.json", 4, "test") is None
-    (workdir / "scores.json").unlink()
+
+def test_only_scores_of_the_same_network_and_images_are_taken(workdir, tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    shutil.copytree(workdir, folder, ignore=shutil.ignore_patterns("scores.json"))
+    monkeypatch.setattr(runs, "load", Mock())
+    monkeypatch.setattr(scores.trials, "utilities", lambda run, split: {"step": 4, "split": split})
+    monkeypatch.setattr(scores, "_attack", lambda *_: {"of": "this network"})
+    kept = scores.scores(folder, split="test")
+    monkeypatch.setattr(scores, "_attack", lambda *_: {"of": "computed"})
+    assert scores.scores(folder, split="test") == kept
+
+    def assert_computed(**changed):
+        content = (folder / "scores.json").read_text()
+        assert scores.scores(folder, **{"split": "test", **changed})["of"] == "computed"
+        (folder / "scores.json").write_text(content)
+
+    assert_computed(split="valid")
+    assert_computed(data_dir="elsewhere")
+    for name, change in (
+        ("config.json", lambda of: of["train"].update(seed=7)),
+        ("images.json", lambda of: of.update(labels="others")),
+        ("scores.json", lambda of: of.update(step=3)),
+    ):
+        content = (folder / name).read_text()
+        of = json.loads(content)
+        change(of)
+        (folder / name).write_text(json.dumps(of))
+        assert_computed()
+        (folder / name).write_text(content)
+    assert scores.scores(folder, split="test") == kept
+    (folder / "scores.json").write_text("{")
+    assert_computed()
+
+    monkeypatch.setattr(scores, "write_atomically", Mock(side_effect=OSError("read-only")))
+    said = []
+    assert scores.scores(folder, split="valid", say=said.append)["of"] == "computed"
+    assert "read-only" in said[-1]
 
 
 def test_the_page_is_one_file_with_the_truth_first(capsys, files, tmp_path):

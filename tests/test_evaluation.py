@@ -1,3 +1,5 @@
+import copy
+
 import jax
 import numpy as np
 import pytest
@@ -32,6 +34,17 @@ def test_utility_equals_the_naive_count_over_every_image(model, tiny_source):
     assert found.per_attribute["Bright"][0] == pytest.approx(right[:, 0].mean())
     base_rates = tiny_source.attributes[rows].mean(0)
     assert found.majority_accuracy == pytest.approx(np.maximum(base_rates, 1 - base_rates).mean())
+    assert found.majority_balanced_accuracy == 0.5
+
+
+def test_always_the_same_answer_is_balanced_to_more_where_a_class_is_missing(model, tiny_source):
+    source = copy.copy(tiny_source)
+    source.attributes = tiny_source.attributes * np.array([1, 0, 0], np.int8)
+    variables = jax.tree.map(np.zeros_like, model.init(jax.random.key(0)))  # says "no"
+    found = evaluation.evaluate_utility(
+        model, defenses.none(), variables, source, rng_key=jax.random.key(0)
+    )
+    assert found.balanced_accuracy == found.majority_balanced_accuracy == (0.5 + 1 + 1) / 3
 
 
 def test_leakage_carries_floor_owner_and_pictures(model, tiny_source):

@@ -266,6 +266,54 @@ def test_a_script_without_cells_has_nothing_to_show(name):
     assert not tables
 
 
+def test_figures_of_learned_attackers_stand_beside_the_same_after_separation():
+    found = results.load(ROOT / "experiments" / "results" / "learned_attackers.json")
+    ((table,), _) = learned_attackers.summarize(list(found.cells))
+    weak = next(column for column in table.columns if column.name == "attacker")
+    assert weak.strongest == "after gradient ICA"
+    shown = {row.label: cell(table, row.label, weak.strongest) for row in table.rows}
+    paired = {label: of for label, of in shown.items() if "of single rows" in label}
+    assert len(paired) == 4
+    assert all(of["measured"].value > 0.29 for of in paired.values())
+    assert not any(of for label, of in shown.items() if label not in paired)
+
+
+@pytest.mark.parametrize(
+    "name", ["accuracy_cpu", "synthetic_faces", "separation_real", "figure5_cpu"]
+)
+def test_where_gradient_ica_stands_alone_it_is_called_a_quick_attack(name):
+    found = results.load(ROOT / "experiments" / "results" / f"{name}.json")
+    alone = [
+        table
+        for table in found.tables
+        for column in table.columns
+        if column.name == "gradient ICA" and column.strongest is None
+    ]
+    assert alone
+    assert all(report.QUICK in table.note for table in alone)
+
+
+def test_what_follows_without_a_measurement_is_not_called_measured():
+    for name, label, columns in (
+        ("learned_attackers", "attributes on facemix", ("chance", "no attack")),
+        ("algebra_real", "span: ", ("chance",)),
+        ("synthetic_faces", "100 people", ("chance",)),
+        ("synthetic_faces", "plain", ("gradient ICA", "no attack", "owner")),
+        ("accuracy_cpu", "plain", ("gradient ICA", "no attack", "owner")),
+        ("variants_cpu", ROW, ("rows sent", "rows ahead")),
+    ):
+        found = results.load(ROOT / "experiments" / "results" / f"{name}.json")
+        tables, _ = SUMMARIES[name](list(found.cells))
+        table, label = next(
+            (table, row.label)
+            for table in tables
+            for row in table.rows
+            if row.label.startswith(label)
+        )
+        for column in columns:
+            assert list(cell(table, label, column)) == ["derived"], (name, column)
+
+
 def test_regrouping_is_shown_by_its_strongest_way():
     cell = {"setting": "image", "group_size": 2, "groups": 4, "mixtures": 8, "share_right": 0.5}
     cell |= {"average_linkage_of_energies": 0.75, "chain": 0.9, "chain_worst_image": 0.8}
