@@ -3,6 +3,7 @@
 import errno
 import io
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -82,6 +83,19 @@ def test_cost_of_table_1_is_json_alone(capsys):
     text = json.dumps(json.loads(out))
     for number in ("15470264320", "1498546112", "11207952", "11378179", "457487808"):
         assert number in text
+
+
+def test_results_go_into_pipes_and_behind_links_and_neither_is_replaced(capsys, tmp_path):
+    pipe, link, file = (tmp_path / name for name in ("pipe", "link", "file"))
+    os.mkfifo(pipe)
+    link.symlink_to(file)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)  # a pipe without a reader cannot be opened
+    for path in (pipe, link):
+        assert run(capsys, "cost", "--json", path)[0] == 0
+    assert json.loads(os.read(reader, 2**16)) == json.loads(file.read_text())
+    os.close(reader)
+    assert pipe.is_fifo()
+    assert link.is_symlink()
 
 
 def test_cost_of_one_model(capsys):
