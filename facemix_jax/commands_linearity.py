@@ -16,7 +16,7 @@ from facemix_jax import charts, data, defenses, gathering, mixing, models, outpu
 from facemix_jax._files import write_atomically
 from facemix_jax._types import RngKey
 from facemix_jax._validate import FacemixError, UsageError, in_range, one_of, positive
-from facemix_jax.commands import Output, read_weights
+from facemix_jax.commands import Output, check_unused, read_weights
 from facemix_jax.linearity import study
 from facemix_jax.models import ModelConfig, from_torch
 from facemix_jax.output import NOTES
@@ -66,6 +66,10 @@ class Linearity(Output):
                 "--workdir and --weights are both given, but one network is measured. "
                 "Leave one of them out."
             )
+        if self.workdir is not None:
+            check_unused(self.model, Linearity.model, "the network is that of --workdir")
+        else:
+            check_unused(self, Linearity(), "drawn faces are measured", ("data_dir",))
         if self.out is not None:
             gathering.check_folder(self.out)
         rng_key = jax.random.key(self.seed)
