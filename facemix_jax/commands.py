@@ -26,6 +26,7 @@ from facemix_jax import (
 )
 from facemix_jax._types import HostArray
 from facemix_jax._validate import DataError, UsageError, one_of, positive
+from facemix_jax.data.source import SPLITS
 from facemix_jax.fitting import Options
 from facemix_jax.hosts import HostsConfig
 from facemix_jax.models import ModelConfig, from_torch
@@ -180,6 +181,7 @@ class Evaluate(Output):
 
     def run(self) -> None:
         """Runs the command."""
+        one_of(SPLITS, split=self.split)
         result = trials.utilities(runs.load(self.workdir, data_dir=self.data_dir), self.split)
         output.emit(self.json, result, output.utility_table(result))
 
