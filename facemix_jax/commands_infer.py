@@ -58,7 +58,7 @@ class Infer:
     token: Path | None = None
     """File that holds a bearer token."""
     timeout: float = 30.0
-    """Seconds that one attempt may take."""
+    """Seconds that one attempt may take; attempts that fail are repeated for two minutes."""
     spot_checks: int = 0
     """Rows of each request that are compared with main computed here, to find a dishonest cloud."""
     timing: bool = False
@@ -95,7 +95,7 @@ class Infer:
         )
         self._check_paths()
         root = key_ring.place(self.key).load()
-        with edge.EdgeClient(self.workdir, root, connection, config) as client:
+        with edge.EdgeClient(self.workdir, root, connection, config, NOTES.print) as client:
             size, names = client.segments.spec.image_size, client.segments.attribute_names
             pictures = np.stack([_read(path, size) for path in self.images])
             if self.timing:

@@ -231,8 +231,8 @@ def check_claim(
     if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
         reason = "permission denied" if place.is_dir() else "it is no folder"
         raise UsageError(
-            f"The work directory {workdir} cannot be written, for {place}: {reason}. Choose another "
-            f"--workdir."
+            f"The work directory {workdir} cannot be written, for {place}: {reason}. Choose "
+            f"another --workdir."
         )
     if not (workdir / "config.json").exists():
         return
