@@ -59,6 +59,10 @@ class Linearity(Output):
         positive(num_keys=self.num_keys, num_images=self.num_images)
         if self.group_size is not None:
             positive(group_size=self.group_size)
+            if self.group_size == 1:
+                raise UsageError(
+                    "group_size is 1, but one image is not mixed. Give a --group-size of 2 or more."
+                )
         in_range(0, 2**32 - 1, seed=self.seed)
         one_of(mixing.FAMILIES, family=self.family)
         if self.workdir is not None and self.weights is not None:

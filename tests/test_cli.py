@@ -135,6 +135,7 @@ def test_cost_of_one_model(capsys):
         (["attack", "--workdir", "w", "--seed", str(2**64)], ("seed is 18446744073709551616",)),
         (["linearity", "--seed", "-1"], ("seed is -1", "between 0 and 4294967295")),
         (["linearity", "--group-size", "-1"], ("group_size is -1", "greater than 0")),
+        (["linearity", "--group-size", "1"], ("group_size is 1", "2 or more")),
         (["linearity", "--family", "haa"], ("'haa' is unknown", "haar")),
         (["linearity", "--workdir", "w", "--cut", "5"], ("cut is 5", "that of --workdir")),
         (["linearity", "--data-dir", "d"], ("data_dir is 'd'", "drawn faces", "--data-dir")),
