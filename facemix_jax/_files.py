@@ -21,16 +21,28 @@ def explain(error: BaseException) -> str | None:
     return f"{what}. Give another path, or run as a user who may read and write it."
 
 
+def is_special(path: Path) -> bool:
+    """Whether a path is that of a device, pipe or socket, which no file can take the place of."""
+    return path.exists() and not path.is_file() and not path.is_dir()
+
+
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Writes a file that appears under its name only when it is complete and on the disk.
+
+    What a symbolic link points to is written, not the link; devices and pipes are written into.
 
     Raises:
         OSError: it cannot be written; what was there is left alone.
     """
+    content = content.encode() if isinstance(content, str) else content
+    if is_special(path):
+        path.write_bytes(content)
+        return
+    path = Path(os.path.realpath(path))
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with temporary.open("wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

@@ -22,6 +22,9 @@ if TYPE_CHECKING:  # the cloud's process imports this module, but no training an
 
 SEGMENTS = ("pre", "main", "post")
 
+_LONGEST_REASON = 200
+"""Characters; Orbax lists every array where one is damaged."""
+
 
 class CheckpointError(FacemixError):
     """A checkpoint that cannot be written or does not fit."""
@@ -212,6 +215,8 @@ def _explained(directory: Path) -> Iterator[None]:
         yield
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if len(reason) > _LONGEST_REASON:
+            reason = f"{reason[:_LONGEST_REASON]}..."
         raise CheckpointError(
             f"The checkpoint in {directory} cannot be written or read: {reason}. "
             f"Likely causes: (a) the disk is full: free space there, (b) no permission: choose "

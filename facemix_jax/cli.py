@@ -1,7 +1,8 @@
 """The command line: parses, runs one command, and turns what goes wrong into an exit code.
 
-Exit codes: 0 done, 1 failed, 2 wrong usage, 130 stopped by Ctrl-C or SIGTERM. Progress goes to
-standard error; with ``--json -`` standard output holds nothing but JSON.
+Exit codes: 0 done, 1 failed, 2 wrong usage, 130 stopped by Ctrl-C; trainings and sweeps, which save
+then, also by SIGTERM. Progress goes to standard error; with ``--json -`` standard output holds
+nothing but JSON.
 """
 
 import contextlib

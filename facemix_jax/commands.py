@@ -3,7 +3,9 @@
 import dataclasses
 import functools
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tyro
@@ -24,6 +26,7 @@ from facemix_jax import (
 )
 from facemix_jax._types import HostArray
 from facemix_jax._validate import DataError, UsageError, one_of, positive
+from facemix_jax.data.source import SPLITS
 from facemix_jax.fitting import Options
 from facemix_jax.hosts import HostsConfig
 from facemix_jax.models import ModelConfig, from_torch
@@ -178,6 +181,7 @@ class Evaluate(Output):
 
     def run(self) -> None:
         """Runs the command."""
+        one_of(SPLITS, split=self.split)
         result = trials.utilities(runs.load(self.workdir, data_dir=self.data_dir), self.split)
         output.emit(self.json, result, output.utility_table(result))
 
@@ -207,6 +211,10 @@ class Cost(Output):
     def run(self) -> None:
         """Runs the command."""
         if self.table1:
+            reason = "--table1 is of the paper's networks"
+            check_unused(self.model, ModelConfig(), reason)
+            names = ("image_size", "group_size", "num_attributes", "num_classes")
+            check_unused(self, Cost(), reason, names)
             table1 = costs_paper.format_table1(costs_paper.table1(link=self.link))
             resnet18 = costs_paper.format_resnet18(costs_paper.resnet18_table())
             output.emit(
@@ -231,6 +239,27 @@ class Cost(Output):
         )
         rows = costs.format_cost(report)
         output.emit(self.json, report, output.table(rows[0][0], rows[0][1:], rows[1:]))
+
+
+def check_unused(given: Any, default: Any, reason: str, names: Iterable[str] = ()) -> None:
+    """Makes sure that options which have no effect beside another one are not given.
+
+    Args:
+        given: the options, a dataclass.
+        default: what they are where none is given.
+        reason: why they have no effect.
+        names: of the fields; without them, all.
+
+    Raises:
+        UsageError: a field is another than by default.
+    """
+    for name in names or (field.name for field in dataclasses.fields(default)):
+        value = getattr(given, name)
+        if value != getattr(default, name):
+            raise UsageError(
+                f"{name} is {value!r}, but {reason}, so that it has no effect. Leave "
+                f"--{name.replace('_', '-')} out."
+            )
 
 
 def read_weights(path: Path) -> dict[str, HostArray]:

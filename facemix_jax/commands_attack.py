@@ -12,9 +12,10 @@ from rich.text import Text
 from facemix_jax import output, report, runs
 from facemix_jax._files import write_atomically
 from facemix_jax._types import HostArray
-from facemix_jax._validate import FacemixError, in_range
+from facemix_jax._validate import FacemixError, in_range, one_of
 from facemix_jax.attacks import AttackConfig, Figure, Target
 from facemix_jax.attacks.base import own_split
+from facemix_jax.data.source import SPLITS
 from facemix_jax.output import NOTES
 
 _PICTURED = 8
@@ -53,6 +54,9 @@ class Attack:
         from facemix_jax.attacks import suite
 
         in_range(0, 2**32 - 1, seed=self.seed)
+        one_of(SPLITS, split=self.split)
+        for name in self.attack:
+            one_of(suite.ATTACKS, attack=name)
         output.check_file(self.pictures, "--pictures")
         names = self.attack or tuple(suite.ATTACKS)
         trained = runs.load(self.workdir, data_dir=self.data_dir)

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import io
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -58,7 +59,7 @@ class Infer:
     token: Path | None = None
     """File that holds a bearer token."""
     timeout: float = 30.0
-    """Seconds that one attempt may take."""
+    """Seconds that one attempt may take; attempts that fail are repeated for two minutes."""
     spot_checks: int = 0
     """Rows of each request that are compared with main computed here, to find a dishonest cloud."""
     timing: bool = False
@@ -95,7 +96,7 @@ class Infer:
         )
         self._check_paths()
         root = key_ring.place(self.key).load()
-        with edge.EdgeClient(self.workdir, root, connection, config) as client:
+        with edge.EdgeClient(self.workdir, root, connection, config, NOTES.print) as client:
             size, names = client.segments.spec.image_size, client.segments.attribute_names
             pictures = np.stack([_read(path, size) for path in self.images])
             if self.timing:
@@ -120,6 +121,11 @@ class Infer:
                 raise UsageError(f"{path} is no file. Give JPEG or PNG files.")
         output.check_file(self.csv, "--csv")
         output.check_file(self.sheet, "--sheet")
+        given = [Path(path).resolve() for path in (self.csv, self.sheet, self.json) if path]
+        if len(set(given)) < len(given):
+            raise UsageError(
+                "Two of --csv, --sheet and --json name the same file. Give each a path of its own."
+            )
 
     def _emit(self, found: "Prediction", probabilities: HostArray, names: tuple[str, ...]) -> None:
         result: dict[str, Any] = {
@@ -134,7 +140,7 @@ class Infer:
             **{n: v for n, v in found._asdict().items() if n not in ("logits", "timing")},
         }
         rows = [
-            (path.name, ", ".join(_present(row, names)) or "(none)")
+            (_shown(path), ", ".join(_present(row, names)) or "(none)")
             for path, row in zip(self.images, probabilities, strict=True)
         ]
         table = output.table("picture", ("attributes more likely than not",), rows)
@@ -153,6 +159,11 @@ def _read(path: Path, size: ImageSize) -> HostArray:
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}. Give another file.") from None
     return decode.rgb(content, size, name=str(path))
+
+
+def _shown(path: Path) -> str:
+    """A file's name; bytes of it that are no UTF-8 cannot be shown."""
+    return os.fsencode(path.name).decode(errors="replace")
 
 
 def _probabilities(logits: HostArray) -> HostArray:
@@ -183,7 +194,8 @@ def _write_csv(
     for image, row in zip(images, probabilities, strict=True):
         writer.writerow([image, *(f"{p:.6f}" for p in row)])
     try:
-        write_atomically(path, text.getvalue())
+        # Names of files need not be UTF-8: they are written as they are.
+        write_atomically(path, text.getvalue().encode(errors="surrogateescape"))
     except OSError as error:
         raise FacemixError(
             f"The table cannot be written to {path}: {error}. Choose another --csv path."
@@ -232,7 +244,7 @@ def _draw(
         source,
         places.reshape(-1, columns),
         title=f"predicted through the cloud: {len(source)} pictures",
-        captions=[image.name for image in images],
+        captions=[_shown(image) for image in images],
     )
     sheet.save_png(path, drawn)
     NOTES.print(f"Sheet: {path}", soft_wrap=True)

@@ -16,7 +16,7 @@ from facemix_jax import charts, data, defenses, gathering, mixing, models, outpu
 from facemix_jax._files import write_atomically
 from facemix_jax._types import RngKey
 from facemix_jax._validate import FacemixError, UsageError, in_range, one_of, positive
-from facemix_jax.commands import Output, read_weights
+from facemix_jax.commands import Output, check_unused, read_weights
 from facemix_jax.linearity import study
 from facemix_jax.models import ModelConfig, from_torch
 from facemix_jax.output import NOTES
@@ -59,6 +59,10 @@ class Linearity(Output):
         positive(num_keys=self.num_keys, num_images=self.num_images)
         if self.group_size is not None:
             positive(group_size=self.group_size)
+            if self.group_size == 1:
+                raise UsageError(
+                    "group_size is 1, but one image is not mixed. Give a --group-size of 2 or more."
+                )
         in_range(0, 2**32 - 1, seed=self.seed)
         one_of(mixing.FAMILIES, family=self.family)
         if self.workdir is not None and self.weights is not None:
@@ -66,6 +70,10 @@ class Linearity(Output):
                 "--workdir and --weights are both given, but one network is measured. "
                 "Leave one of them out."
             )
+        if self.workdir is not None:
+            check_unused(self.model, Linearity.model, "the network is that of --workdir")
+        else:
+            check_unused(self, Linearity(), "drawn faces are measured", ("data_dir",))
         if self.out is not None:
             gathering.check_folder(self.out)
         rng_key = jax.random.key(self.seed)

@@ -7,6 +7,7 @@ from typing import Any
 from facemix_jax import output
 from facemix_jax._validate import UsageError, one_of
 from facemix_jax.commands import Output
+from facemix_jax.data.source import SPLITS
 from facemix_jax.output import NOTES
 from facemix_jax.results import TRUTH, Results, ResultTable, select
 
@@ -39,7 +40,7 @@ class Report(Output):
 
         if not self.results and not self.workdirs:
             raise UsageError("There is nothing to report. Give --results, --workdirs or both.")
-        one_of(("train", "valid", "test"), split=self.split)
+        one_of(SPLITS, split=self.split)
         read = gathering.read(self.results)
         workdirs = run_tables.find(self.workdirs)
         run_tables.check_distinct({workdir: scores.newest_step(workdir) for workdir in workdirs})

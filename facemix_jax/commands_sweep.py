@@ -12,6 +12,7 @@ from facemix_jax import models, output, population, runs, sweep, sweep_runners, 
 from facemix_jax._files import write_atomically
 from facemix_jax._validate import FacemixError, UsageError, one_of, positive
 from facemix_jax.commands import Output, absolute
+from facemix_jax.data.source import SPLITS
 from facemix_jax.output import NOTES
 from facemix_jax.runs import RunConfig
 from facemix_jax.sweep import Trial
@@ -68,7 +69,8 @@ class Sweep(Output):
         one_of(sweep_runners.RUNNERS, runner=self.runner)
         one_of(population.METHODS, seeds_method=self.seeds_method)
         one_of(sweep.METRICS, metric=self.metric)
-        one_of(("train", "valid", "test"), split=self.split)
+        one_of(SPLITS, split=self.split)
+        _options(self.runner_options)  # refused before any directory is made
         if bool(self.grid) == bool(self.search):
             raise UsageError("A sweep takes either --grid or --search. Give one of them.")
         if self.runner != "submitit_debug":  # the trials' processes need the accelerator

@@ -311,9 +311,9 @@ class Link:
     """A network between edge and cloud; the paper's 4G LTE by default.
 
     Attributes:
-        up_mbps: megabits per second from edge to cloud.
-        down_mbps: megabits per second from cloud to edge.
-        delay_s: seconds one way.
+        up_mbps: megabits per second from edge to cloud, from 1e-6 to 1e9.
+        down_mbps: megabits per second from cloud to edge, likewise.
+        delay_s: seconds one way, at most 1e9.
     """
 
     up_mbps: float = 15.0
@@ -323,7 +323,8 @@ class Link:
     def __post_init__(self) -> None:
         """Checks that the link carries something."""
         _validate.positive(up_mbps=self.up_mbps, down_mbps=self.down_mbps)
-        _validate.in_range(0, math.inf, delay_s=self.delay_s)
+        _validate.in_range(1e-6, 1e9, up_mbps=self.up_mbps, down_mbps=self.down_mbps)
+        _validate.in_range(0, 1e9, delay_s=self.delay_s)
 
     def seconds(self, up_bytes: float, down_bytes: float, rounds: int = 1) -> float:
         """Time on the wire; each round waits once each way.

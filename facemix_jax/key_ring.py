@@ -56,13 +56,16 @@ def place(location: str | None = None) -> Place:
             for ``keys.default_path``.
 
     Raises:
-        UsageError: the name of an entry is none.
+        UsageError: the name of an entry is none, or the path names no file.
     """
     if location is None:
         return SecretFile(keys.default_path())
     if location.startswith(PREFIX):
         return Entry(location.removeprefix(PREFIX) or DEFAULT_NAME)
-    return SecretFile(Path(location).expanduser())
+    path = Path(location).expanduser()
+    if path.name in ("", ".."):
+        raise UsageError(f"{location!r} names no file. Give the path of the secret's file.")
+    return SecretFile(path)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from facemix_jax._files import write_atomically
+from facemix_jax._files import is_special, write_atomically
 from facemix_jax._validate import FacemixError, UsageError
 from facemix_jax.attacks import Figure
 from facemix_jax.provenance import provenance
@@ -86,13 +86,16 @@ def check_file(path: str | Path | None, option: str) -> None:
         return
     place = Path(path)
     reason = "it is a folder" if place.is_dir() else None
-    if reason is None:
-        probe = place.with_name(f".{place.name}.probe.{os.getpid()}")
+    if is_special(place):
+        reason = None if os.access(place, os.W_OK) else "permission denied"
+    elif reason is None:
+        target = Path(os.path.realpath(place))
+        probe = target.with_name(f".{target.name}.probe.{os.getpid()}")
         try:
             probe.touch()
             probe.unlink()
         except OSError as error:
-            reason = f"{place.parent}: {error.strerror}"
+            reason = f"{target.parent}: {error.strerror}"
     if reason is not None:
         raise UsageError(f"{place} cannot be written: {reason}. Choose another {option} path.")
 

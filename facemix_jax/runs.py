@@ -16,6 +16,7 @@ import dataclasses
 import fcntl
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -230,9 +231,16 @@ def check_claim(
         images: ``images_of`` its source; None to compare configurations only.
 
     Raises:
-        UsageError: another configuration or other training images.
+        UsageError: another configuration or other training images, or it cannot be made or written.
         FacemixError: a file there cannot be read.
     """
+    place = next(each for each in (workdir, *workdir.absolute().parents) if each.exists())
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        reason = "permission denied" if place.is_dir() else "it is no folder"
+        raise UsageError(
+            f"The work directory {workdir} cannot be written, for {place}: {reason}. Choose "
+            f"another --workdir."
+        )
     if not (workdir / "config.json").exists():
         return
     found = read_config(workdir)  # what is no run's is never replaced

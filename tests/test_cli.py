@@ -3,6 +3,7 @@
 import errno
 import io
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -84,6 +85,19 @@ def test_cost_of_table_1_is_json_alone(capsys):
         assert number in text
 
 
+def test_results_go_into_pipes_and_behind_links_and_neither_is_replaced(capsys, tmp_path):
+    pipe, link, file = (tmp_path / name for name in ("pipe", "link", "file"))
+    os.mkfifo(pipe)
+    link.symlink_to(file)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)  # a pipe without a reader cannot be opened
+    for path in (pipe, link):
+        assert run(capsys, "cost", "--json", path)[0] == 0
+    assert json.loads(os.read(reader, 2**16)) == json.loads(file.read_text())
+    os.close(reader)
+    assert pipe.is_fifo()
+    assert link.is_symlink()
+
+
 def test_cost_of_one_model(capsys):
     code, out, _ = run(capsys, "cost", "--cut", 2)
     assert code == 0
@@ -101,6 +115,16 @@ def test_cost_of_one_model(capsys):
         (["train"], ("workdir",)),
         (["train", "--workdir", "w", "--batchsize", "3"], ("batchsize",)),
         (["evaluate", "--workdir", "missing"], ("missing is no work directory", "facemix train")),
+        (["train", "--workdir", __file__], (f"{__file__}: it is no folder", "--workdir")),
+        (["anonymize", "--workdir", f"{__file__}/x"], (f"{__file__}: it is no folder",)),
+        (["sweep", "--workdir", f"{__file__}/x", "--grid", "train.seed=1"], ("it is no folder",)),
+        (
+            ["sweep", "--workdir", "w", "--grid", "a", "--runner-options", "x"],
+            ("'x' is no option",),
+        ),
+        (["evaluate", "--workdir", "w", "--split", "tset"], ("'tset' is unknown", "'test'")),
+        (["attack", "--workdir", "w", "--split", "tset"], ("'tset' is unknown", "'test'")),
+        (["attack", "--workdir", "w", "--attack", "ica"], ("attack 'ica' is unknown",)),
         (["evaluate", "--workdir", __file__], ("is no work directory",)),
         (["attack", "--workdir", "w", "--steps", "0"], ("facemix: steps is 0", "greater than 0")),
         (["cost", "--json", "missing/x.json"], ("missing/x.json cannot be written", "--json")),
@@ -111,7 +135,12 @@ def test_cost_of_one_model(capsys):
         (["attack", "--workdir", "w", "--seed", str(2**64)], ("seed is 18446744073709551616",)),
         (["linearity", "--seed", "-1"], ("seed is -1", "between 0 and 4294967295")),
         (["linearity", "--group-size", "-1"], ("group_size is -1", "greater than 0")),
+        (["linearity", "--group-size", "1"], ("group_size is 1", "2 or more")),
         (["linearity", "--family", "haa"], ("'haa' is unknown", "haar")),
+        (["linearity", "--workdir", "w", "--cut", "5"], ("cut is 5", "that of --workdir")),
+        (["linearity", "--data-dir", "d"], ("data_dir is 'd'", "drawn faces", "--data-dir")),
+        (["cost", "--table1", "--network", "vgg16"], ("network is 'vgg16'", "--table1")),
+        (["cost", "--table1", "--group-size", "4"], ("group_size is 4", "Leave --group-size")),
         (["cost", "--up-mbps", "0"], ("up_mbps is 0", "greater than 0")),
         (["cost", "--num-attributes", "-1"], ("num_attributes is -1", "greater than 0")),
         (["cost", "--num-classes", "0"], ("num_classes is 0", "greater than 0")),

@@ -292,6 +292,16 @@ def test_link_time_is_bytes_over_rate_and_waiting():
         costs.Link(delay_s=-1)
 
 
+@pytest.mark.parametrize("value", [float("inf"), float("nan"), 1e-320])
+def test_link_times_are_finite_numbers(value):
+    for name in ("up_mbps", "down_mbps"):
+        with pytest.raises(_validate.UsageError, match=name):
+            costs.Link(**{name: value})
+    if value != 1e-320:
+        with pytest.raises(_validate.UsageError, match="delay_s"):
+            costs.Link(delay_s=value)
+
+
 # XLA's own count, a cross-check: it leaves zero padding out and counts additions and so on too.
 
 

@@ -286,11 +286,12 @@ def test_a_failed_save_keeps_earlier_checkpoints(finished, tiny_source, tmp_path
         checkpoints.save(state)
 
         def full(*args, **options):
-            raise OSError(28, "No space left on device")
+            raise OSError(28, f"No space left on device: {'array, ' * 1000}")
 
         monkeypatch.setattr(checkpoints._checkpointer, "save_checkpointables", full)
-        with pytest.raises(CheckpointError, match=r"No space left.*free space"):
+        with pytest.raises(CheckpointError, match=r"No space left.*free space") as refused:
             checkpoints.save(state)
+        assert len(str(refused.value)) < 1000
         assert checkpoints.latest() == 8
         assert_same(checkpoints.restore(state), state)
 

@@ -79,6 +79,12 @@ def test_a_text_means_an_entry_or_a_file(monkeypatch, tmp_path):
     assert isinstance(key_ring.place("./keyring:work"), key_ring.SecretFile)
 
 
+@pytest.mark.parametrize("path", ["", "/", ".", "~/.."])
+def test_what_names_no_file_is_refused(path):
+    with pytest.raises(UsageError, match=f"'{path}' names no file"):
+        key_ring.place(path)
+
+
 @pytest.mark.parametrize("name", ["a/b", "a b", "ä", "a" * 65, "a:b", "a\n"])
 def test_names_that_a_keyring_might_read_otherwise_are_refused(name):
     with pytest.raises(UsageError, match="letters, digits"):

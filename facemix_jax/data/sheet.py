@@ -93,11 +93,14 @@ class Undecoded:
 def choose(source: Source, split: str, *, rows: int, columns: int) -> HostArray:
     """Images of a split, always the same ones; int64 ``[rows, columns]``, -1 where too few.
 
+    Rows and columns that would be empty are left out.
+
     Raises:
         UsageError: an unknown or empty split, or numbers that are not positive.
     """
     indices = _split(source, split, rows, columns)
     chosen = np.random.default_rng(0).permutation(indices)[: rows * columns]
+    columns = min(columns, len(chosen))
     chosen = np.pad(chosen, (0, -len(chosen) % columns), constant_values=-1)
     return chosen.reshape(-1, columns)
 
@@ -114,6 +117,7 @@ def choose_people(source: Source, split: str, *, rows: int, columns: int) -> Hos
     people, counts = np.unique(source.identities[indices], return_counts=True)
     order = np.random.default_rng(0).permutation(len(people))
     order = order[np.argsort(-np.minimum(counts[order], columns), kind="stable")][:rows]
+    columns = min(columns, int(counts.max()))
     chosen = np.full((len(order), columns), -1, np.int64)
     for row, person in zip(chosen, people[order], strict=True):
         own = indices[source.identities[indices] == person][:columns]

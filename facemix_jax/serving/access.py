@@ -5,6 +5,7 @@ import datetime
 import hashlib
 import hmac
 import ipaddress
+import re
 import stat
 from collections import Counter
 from pathlib import Path
@@ -80,8 +81,9 @@ class Tokens:
     """The bearer tokens of a file; kept as hashes only.
 
     Each line is ``NAME SECRET [EXPIRES]``: who it is for, ``sha256:`` and 64 hexadecimal digits
-    or the token itself, and an ISO 8601 time with its zone. ``#`` starts a comment. A file with
-    tokens themselves must not be readable by others.
+    or the token itself, and an ISO 8601 time with its zone. ``#`` at the start of a word starts a
+    comment; within a token it is part of it. A file with tokens themselves must not be readable
+    by others.
 
     Raises:
         UsageError: the file cannot be read.
@@ -90,7 +92,7 @@ class Tokens:
 
     def __init__(self, path: Path) -> None:
         lines = read(path, "tokens").decode("utf-8", "replace").splitlines()
-        stripped = [line.split("#", 1)[0].split() for line in lines]
+        stripped = [re.split(r"(?:^|\s)#", line, maxsplit=1)[0].split() for line in lines]
         self._tokens = [
             _token(words, f"{path}, line {number}")
             for number, words in enumerate(stripped, 1)

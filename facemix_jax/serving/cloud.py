@@ -50,6 +50,9 @@ DRAIN_SECONDS = 30.0
 _HEADER_BYTES = 64 * 1024
 """Of a message, beyond its rows' bytes."""
 
+_LARGEST_BYTES = 2**31 - 1
+"""Of a message; gRPC keeps the limit in 32 bits."""
+
 
 class Cloud:
     """A running service.
@@ -86,6 +89,12 @@ class Cloud:
             raise UsageError(
                 f"max_rows is {config.max_rows}, but the training mixed groups of {group}, which "
                 f"arrive whole. Give at least --max-rows {group}."
+            )
+        most = (_LARGEST_BYTES - _HEADER_BYTES) // _row_bytes(self._served)
+        if config.max_rows > most:
+            raise UsageError(
+                f"max_rows is {config.max_rows}, but gRPC takes messages below 2 GiB, which hold "
+                f"{most} rows of this network. Give at most --max-rows {most}."
             )
         self._runner = Runner(config.max_rows, group if config.exact else None)
 
@@ -141,13 +150,12 @@ class Cloud:
                 if self._credentials is None
                 else self._server.add_secure_port(address, self._credentials)
             )
-            self._metrics_server = (
-                None
-                if config.metrics_port is None
-                else prometheus_client.start_http_server(
-                    config.metrics_port, config.host, self.metrics.registry
+            self._metrics_server = None
+            if config.metrics_port is not None:
+                address = f"{host}, metrics_port {config.metrics_port}"
+                self._metrics_server = prometheus_client.start_http_server(
+                    config.metrics_port, host, self.metrics.registry
                 )
-            )
         except (RuntimeError, OSError) as error:
             await self._batcher.close()
             reason = str(error).splitlines()[0]
@@ -291,11 +299,15 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
+def _row_bytes(served: Served) -> int:
+    """The most that a row takes in a message, with the scales of int8."""
+    shape = served.spec.activation_shape
+    return 4 * (math.prod(shape) + shape[-1])
+
+
 def _options(served: Served, max_rows: int) -> list[tuple[str, Any]]:
-    floats = max_rows * math.prod(served.spec.activation_shape)
-    scales = max_rows * served.spec.activation_shape[-1]
     return [
-        ("grpc.max_receive_message_length", 4 * (floats + scales) + _HEADER_BYTES),
+        ("grpc.max_receive_message_length", max_rows * _row_bytes(served) + _HEADER_BYTES),
         ("grpc.max_metadata_size", 16 * 1024),
         ("grpc.max_concurrent_streams", MAX_CALLS),
         ("grpc.so_reuseport", 0),  # a port in use is an error

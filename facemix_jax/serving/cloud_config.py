@@ -33,7 +33,8 @@ class CloudConfig:
     insecure: bool = False
     """Allow plain text on an address that is not loopback."""
     tokens: Path | None = None
-    """File of bearer tokens, a line each: NAME, sha256:HEX or the token, optionally its expiry."""
+    """File of bearer tokens, a line each: NAME, sha256:HEX or the token, optionally its expiry;
+    a word that starts with # starts a comment."""
     max_rows: int = 64
     """The most rows of one request and of one batch."""
     queue_rows: int = 512

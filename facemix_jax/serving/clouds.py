@@ -2,10 +2,12 @@
 
 import asyncio
 import dataclasses
+import secrets
+import ssl
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 import grpc.aio
@@ -14,7 +16,16 @@ from google.protobuf.message import DecodeError
 from facemix_jax._validate import FacemixError, UsageError
 from facemix_jax.serving import access, wire
 from facemix_jax.serving import wire_pb2 as pb
+from facemix_jax.serving.edge_types import EdgeConfig, Work
 
+_T = TypeVar("_T")
+
+_AGAIN = (
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.RESOURCE_EXHAUSTED,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+)
+_FIRST_WAIT_S, _LONGEST_WAIT_S = 0.05, 2.0
 _PAUSE_S = 2.0
 """For which a cloud that failed is passed over, as long as another one has not failed."""
 
@@ -49,10 +60,11 @@ class Connection:
             )
         for address in self.clouds:
             host, _, port = address.rpartition(":")
-            if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+            bare = ":" in host and not (host.startswith("[") and host.endswith("]"))
+            if not host or bare or not port.isdecimal() or not 0 < int(port) < 65536:
                 raise UsageError(
                     f"cloud is {address!r}, but must be HOST:PORT with a port from 1 to 65535. "
-                    f"Give for example localhost:50051."
+                    f"Give for example localhost:50051, or [::1]:50051."
                 )
         if (self.certificate is None) != (self.private_key is None):
             raise UsageError(
@@ -72,6 +84,10 @@ class CloudError(FacemixError):
     """A call that failed for good."""
 
 
+class LimitError(CloudError):
+    """One that exceeds a limit of the cloud, or is no call of its release."""
+
+
 class Cloud:
     """One address with its open channel; made inside the event loop that uses it.
 
@@ -84,6 +100,7 @@ class Cloud:
     def __init__(self, address: str, connection: Connection, max_reply_bytes: int) -> None:
         self.address = address
         self.passed_over_until = 0.0
+        self.answers = True
         options = [
             ("grpc.max_send_message_length", -1),
             ("grpc.max_receive_message_length", max_reply_bytes),
@@ -160,6 +177,9 @@ class Turns:
         self._clouds = clouds
         self._next = 0
 
+    def __len__(self) -> int:
+        return len(self._clouds)
+
     def take(self) -> Cloud:
         """The next one that is not passed over; where all are, the one that failed first."""
         now = time.monotonic()
@@ -173,14 +193,81 @@ class Turns:
         return chosen
 
 
+async def until_answered(
+    turns: Turns,
+    attempt: Callable[[Cloud], Awaitable[_T]],
+    config: EdgeConfig,
+    work: Work,
+    say: Callable[[str], None],
+) -> _T:
+    """What an attempt returns that some cloud answers before time is up.
+
+    A cloud that serves another model may be one of several that is older or newer: only where all
+    refuse is the call wrong.
+
+    Args:
+        turns: the clouds.
+        attempt: calls one.
+        config: how long.
+        work: counts attempts that failed.
+        say: told once of every cloud that does not answer, until it does.
+
+    Raises:
+        CloudError: they refuse, or cannot be reached until time is up.
+        WireError: from the attempt.
+    """
+    give_up = time.monotonic() + config.give_up_s
+    wait = _FIRST_WAIT_S
+    others = set()
+    while True:
+        cloud = turns.take()
+        try:
+            answer = await attempt(cloud)
+        except grpc.aio.AioRpcError as error:
+            if error.code() is grpc.StatusCode.FAILED_PRECONDITION:
+                others.add(cloud)
+                again = len(others) < len(turns)
+            else:
+                again = error.code() in _AGAIN and not is_too_large(error)
+            pause = wait * (0.5 + secrets.randbelow(1000) / 1000)
+            left = give_up - time.monotonic()
+            if not again or pause > left:
+                raise explained(cloud, error, config.timeout_s) from None
+            if cloud.answers:
+                say(
+                    f"No answer from {cloud.address} yet ({error.code().name}: {_details(error)}); "
+                    f"trying for another {left:.0f} s."
+                )
+            cloud.answers = False
+            cloud.failed()
+            work.retries += 1
+            await asyncio.sleep(pause)
+            wait = min(2 * wait, _LONGEST_WAIT_S)
+        else:
+            cloud.answers = True
+            return answer
+
+
 def check_files(connection: Connection) -> None:
     """Reads what the connection names, so that a wrong path is an error before any work.
 
     Raises:
-        UsageError: a file cannot be read, holds no PEM, or no token.
+        UsageError: a file cannot be read, holds no PEM, or no token, or the key is not that of the
+            certificate.
     """
     _token(connection)
     _credentials(connection)
+    if connection.certificate is not None:
+        try:  # an empty password: an encrypted key is none that gRPC can use
+            ssl.create_default_context().load_cert_chain(
+                connection.certificate, connection.private_key, password=""
+            )
+        except ssl.SSLError as error:
+            raise UsageError(
+                f"certificate {connection.certificate} and private_key {connection.private_key} "
+                f"cannot be used together: {error.reason}. Give a certificate and its own key, "
+                f"which is not encrypted."
+            ) from None
 
 
 async def fewest_rows(first: Cloud, clouds: Sequence[Cloud], timeout: float) -> int:
@@ -215,11 +302,17 @@ def explained(cloud: Cloud, error: grpc.aio.AioRpcError, timeout: float) -> Clou
         grpc.StatusCode.FAILED_PRECONDITION: "Use the work directory that the cloud serves.",
         grpc.StatusCode.INVALID_ARGUMENT: "Compare the releases and the limits of both sides.",
     }
-    details = ascii((error.details() or "").strip()[:300])[1:-1]
     remedy = remedies.get(error.code(), "Ask the cloud's operator.")
     if is_too_large(error):
         remedy = "Send fewer rows (request_rows), or start facemix serve with a larger --max-rows."
-    return CloudError(f"The cloud {cloud.address} answers {error.code().name}: {details}. {remedy}")
+    limit = is_too_large(error) or error.code() is grpc.StatusCode.INVALID_ARGUMENT
+    return (LimitError if limit else CloudError)(
+        f"The cloud {cloud.address} answers {error.code().name}: {_details(error)}. {remedy}"
+    )
+
+
+def _details(error: grpc.aio.AioRpcError) -> str:
+    return ascii((error.details() or "").strip()[:300])[1:-1]
 
 
 def _credentials(connection: Connection) -> grpc.ChannelCredentials:

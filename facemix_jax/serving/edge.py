@@ -20,7 +20,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
-import grpc
 import jax
 import numpy as np
 
@@ -34,22 +33,16 @@ from facemix_jax.serving.clouds import (
     Cloud,
     CloudError,
     Connection,
+    LimitError,
     Turns,
     check_files,
-    explained,
     fewest_rows,
-    is_too_large,
+    until_answered,
 )
 from facemix_jax.serving.edge_types import EdgeConfig, Prediction, Timing, Work
 from facemix_jax.serving.fillers import fillers
 from facemix_jax.serving.segments import Segments
 
-_AGAIN = (
-    grpc.StatusCode.UNAVAILABLE,
-    grpc.StatusCode.RESOURCE_EXHAUSTED,
-    grpc.StatusCode.DEADLINE_EXCEEDED,
-)
-_FIRST_WAIT_S, _LONGEST_WAIT_S = 0.05, 2.0
 _AT_ONCE = 4
 """Requests of one ``infer`` that are under way together."""
 
@@ -78,6 +71,7 @@ class AsyncEdgeClient:
         root: the user's secret, from ``keys.load`` or ``key_ring.place(...).load()``.
         connection: the clouds.
         config: how to send.
+        say: told once of every cloud that does not answer, until it does.
 
     Raises:
         UsageError: a file or the work directory cannot be used, or activations would be sent
@@ -90,6 +84,7 @@ class AsyncEdgeClient:
         root: RootSecret,
         connection: Connection,
         config: EdgeConfig | None = None,
+        say: Callable[[str], None] = lambda text: None,
     ) -> None:
         self.config = config or EdgeConfig()
         check_files(connection)
@@ -97,10 +92,12 @@ class AsyncEdgeClient:
         if not self.segments.protected and not self.config.unprotected:
             raise UsageError(
                 f"{workdir} was trained without a defence, so that the cloud would get activations "
-                f"as they are. Train with --defense facemix, or allow it with unprotected."
+                f"as they are. Train with --defense facemix, or allow it from Python: "
+                f"EdgeConfig(unprotected=True)."
             )
         self._root = root
         self._connection = connection
+        self._say = say
         self._max_rows: int | None = None
         self._turns: Turns | None = None
         self._clouds: list[Cloud] = []
@@ -153,9 +150,32 @@ class AsyncEdgeClient:
         else:
             company = np.repeat(unique[:1], missing, axis=0)  # nothing is mixed
         groups = np.concatenate([unique, company]).reshape(-1, size, *images.shape[1:])
-        count = -(-len(groups) // await self._groups_at_once())
-        count = max(count, min(len(self._connection.clouds), len(groups)))
         work = Work(Timing())
+        max_rows = await self._most_rows(ask=False)
+        try:
+            parts = await self._requests(groups, max_rows, work)
+        except LimitError:  # perhaps of a cloud that has started anew since it was asked
+            fewer = await self._most_rows(ask=True)
+            if fewer >= max_rows:
+                raise
+            parts = await self._requests(groups, fewer, work)
+        return Prediction(
+            logits=np.concatenate([group for part in parts for group in part])[place],
+            fillers=missing if self.segments.protected else 0,
+            repeated=len(images) - len(unique),
+            requests=len(parts),
+            retries=work.retries,
+            bytes_up=work.bytes_up,
+            bytes_down=work.bytes_down,
+            timing=work.timing,
+        )
+
+    async def _requests(
+        self, groups: HostArray, max_rows: int, work: Work
+    ) -> list[list[HostArray]]:
+        """Of every request what ``_request`` returns."""
+        at_once = max(1, min(self.config.request_rows, max_rows) // self.segments.group_size)
+        count = max(-(-len(groups) // at_once), min(len(self._connection.clouds), len(groups)))
         free = asyncio.Semaphore(_AT_ONCE)
 
         async def one(part: HostArray) -> list[HostArray]:
@@ -167,17 +187,7 @@ class AsyncEdgeClient:
                 parts = [tasks.create_task(one(p)) for p in np.array_split(groups, count)]
         except BaseExceptionGroup as errors:
             raise errors.exceptions[0] from None
-        logits = np.concatenate([group for part in parts for group in part.result()])[place]
-        return Prediction(
-            logits=logits,
-            fillers=missing if self.segments.protected else 0,
-            repeated=len(images) - len(unique),
-            requests=count,
-            retries=work.retries,
-            bytes_up=work.bytes_up,
-            bytes_down=work.bytes_down,
-            timing=work.timing,
-        )
+        return [part.result() for part in parts]
 
     async def _request(self, groups: HostArray, work: Work) -> list[HostArray]:
         """Logits ``[M, K, classes]`` of each of some groups uint8 ``[g, M, H, W, 3]``."""
@@ -190,17 +200,17 @@ class AsyncEdgeClient:
             work.called(request, response, time.perf_counter() - start, said)
             return await asyncio.to_thread(self._answer, key, request, response, work.timing)
 
-        return await self._until_answered(attempt, work)
+        return await self._answered(attempt, work)
 
-    async def _groups_at_once(self) -> int:
-        """Groups of one request, so many that every cloud that can be asked takes them."""
+    async def _most_rows(self, *, ask: bool) -> int:
+        """Rows of one request that every cloud takes which can be asked, at least a group."""
         size = self.segments.group_size
 
-        async def ask(cloud: Cloud) -> int:
+        async def fewest(cloud: Cloud) -> int:
             return await fewest_rows(cloud, self._clouds, self.config.timeout_s)
 
-        if self._max_rows is None:
-            max_rows = await self._until_answered(ask, Work(Timing()))
+        if self._max_rows is None or ask:
+            max_rows = await self._answered(fewest, Work(Timing()))
             if max_rows < size:
                 raise UsageError(
                     f"A cloud takes {max_rows} rows in one request, but the training mixed groups "
@@ -208,25 +218,10 @@ class AsyncEdgeClient:
                     f"--max-rows {size}."
                 )
             self._max_rows = max_rows
-        return max(1, min(self.config.request_rows, self._max_rows) // size)
+        return self._max_rows
 
-    async def _until_answered(self, attempt: Callable[[Cloud], Awaitable[_T]], work: Work) -> _T:
-        """What an attempt returns that some cloud answers before time is up."""
-        give_up = time.monotonic() + self.config.give_up_s
-        wait = _FIRST_WAIT_S
-        while True:
-            cloud = self._next_cloud()
-            try:
-                return await attempt(cloud)
-            except grpc.aio.AioRpcError as error:
-                pause = wait * (0.5 + secrets.randbelow(1000) / 1000)
-                again = error.code() in _AGAIN and not is_too_large(error)
-                if not again or time.monotonic() + pause > give_up:
-                    raise explained(cloud, error, self.config.timeout_s) from None
-                cloud.failed()
-                work.retries += 1
-                await asyncio.sleep(pause)
-                wait = min(2 * wait, _LONGEST_WAIT_S)
+    async def _answered(self, attempt: Callable[[Cloud], Awaitable[_T]], work: Work) -> _T:
+        return await until_answered(self._open(), attempt, self.config, work, self._say)
 
     def _pre(self, groups: HostArray, timing: Timing) -> list[Array]:
         with timing.measure("pre"):
@@ -304,7 +299,7 @@ class AsyncEdgeClient:
                 f"use it until its operator has explained this."
             )
 
-    def _next_cloud(self) -> Cloud:
+    def _open(self) -> Turns:
         if self._turns is None:
             floats = max(self.config.request_rows, self.segments.group_size)
             largest = 4 * floats * int(np.prod(self.segments.spec.response_shape)) + 2**16
@@ -312,7 +307,7 @@ class AsyncEdgeClient:
                 Cloud(address, self._connection, largest) for address in self._connection.clouds
             ]
             self._turns = Turns(self._clouds)
-        return self._turns.take()
+        return self._turns
 
     def _checked(self, images: HostArray) -> HostArray:
         images = np.asarray(images)
@@ -338,8 +333,9 @@ class EdgeClient:
         root: RootSecret,
         connection: Connection,
         config: EdgeConfig | None = None,
+        say: Callable[[str], None] = lambda text: None,
     ) -> None:
-        self._client = AsyncEdgeClient(workdir, root, connection, config)
+        self._client = AsyncEdgeClient(workdir, root, connection, config, say)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="edge", daemon=True)
         self._thread.start()

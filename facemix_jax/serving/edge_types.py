@@ -11,6 +11,9 @@ from facemix_jax._validate import in_range, one_of, positive
 from facemix_jax.serving import wire
 from facemix_jax.serving import wire_pb2 as pb
 
+_DAY_S = 86_400
+"""gRPC takes times of some centuries for times that are over."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EdgeConfig:
@@ -20,8 +23,8 @@ class EdgeConfig:
         wire: what mixtures travel as: ``float32``, ``bfloat16`` or ``int8``.
         request_rows: the most rows of one request, rounded down to whole groups. Clouds that take
             fewer get fewer; rows are then shuffled among fewer groups.
-        timeout_s: of one attempt, in seconds.
-        give_up_s: seconds after which a request that still fails is given up.
+        timeout_s: of one attempt, in seconds; at most a day.
+        give_up_s: seconds after which a request that still fails is given up; at most a day.
         spot_checks: rows of each request that are compared with main computed here.
         unprotected: allow a run with the defence ``none``, which sends activations as they are.
     """
@@ -37,6 +40,7 @@ class EdgeConfig:
         """Checks names and ranges."""
         one_of(wire.DTYPES, wire=self.wire)
         positive(request_rows=self.request_rows, timeout_s=self.timeout_s, give_up_s=self.give_up_s)
+        in_range(0, _DAY_S, timeout_s=self.timeout_s, give_up_s=self.give_up_s)
         in_range(0, self.request_rows, spot_checks=self.spot_checks)
 
 

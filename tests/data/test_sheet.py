@@ -126,6 +126,8 @@ def test_choices_are_of_the_split_distinct_and_always_the_same():
     assert len(set(chosen.ravel())) == 24
     assert set(chosen.ravel()) <= set(range(48))
     np.testing.assert_array_equal(chosen, sheet.choose(source, "train", rows=4, columns=6))
+    for choose in (sheet.choose, sheet.choose_people):  # an array of that width fits no memory
+        assert choose(source, "train", rows=4, columns=10**15).shape[1] <= len(source)
     small = sheet.choose(source, "test", rows=4, columns=5)
     assert small.shape == (3, 5)
     assert sorted(small[small >= 0]) == list(range(48, 60))

@@ -227,9 +227,9 @@ M = 4
 FAST = {"timeout_s": 10.0, "give_up_s": 10.0}
 
 
-def client_of(trained, root, *addresses, **options):
+def client_of(trained, root, *addresses, say=lambda text: None, **options):
     config = EdgeConfig(**{**FAST, **options})
-    return EdgeClient(trained[0], root, Connection(clouds=addresses), config)
+    return EdgeClient(trained[0], root, Connection(clouds=addresses), config, say)
 
 
 def pictures(count, start=0):

@@ -3,8 +3,10 @@
 import asyncio
 import logging
 import re
+import socket
 import threading
 import time
+import urllib.request
 
 import grpc
 import jax
@@ -362,6 +364,10 @@ def test_what_cannot_start_is_explained(trained, tmp_path):
         Cloud(CloudConfig(workdir=tmp_path))
     with pytest.raises(UsageError, match=r"groups of 4.*--max-rows 4"):
         Cloud(CloudConfig(workdir=workdir, max_rows=2))
+    with pytest.raises(UsageError, match=r"below 2 GiB.*at most --max-rows \d+\.$") as refused:
+        Cloud(CloudConfig(workdir=workdir, max_rows=10**9, queue_rows=10**9))
+    most = int(str(refused.value).rpartition(" ")[2].rstrip("."))
+    Cloud(CloudConfig(workdir=workdir, max_rows=most, queue_rows=most))
     with pytest.raises(UsageError, match=r"tls_cert .*cannot be read"):
         Cloud(CloudConfig(workdir=workdir, tls_cert=tmp_path / "no", tls_key=tmp_path / "no"))
 
@@ -370,6 +376,27 @@ def test_what_cannot_start_is_explained(trained, tmp_path):
             second = Cloud(CloudConfig(workdir=workdir, port=cloud.port))
             with pytest.raises(FacemixError, match=r"cannot listen.*--port"):
                 await second.start()
+            third = Cloud(CloudConfig(workdir=workdir, port=0, metrics_port=cloud.port))
+            with pytest.raises(FacemixError, match=f"127.0.0.1, metrics_port {cloud.port}:"):
+                await third.start()
+
+    asyncio.run(go())
+
+
+def test_metrics_are_told_on_an_ipv6_host_in_brackets(trained):
+    with socket.socket(socket.AF_INET6) as taken:
+        try:
+            taken.bind(("::1", 0))
+        except OSError:
+            pytest.skip("no IPv6 here")
+        port = taken.getsockname()[1]
+
+    async def go():
+        async with running(trained[0], host="[::1]", metrics_port=port):
+            address = f"http://[::1]:{port}/metrics"
+            page = await asyncio.to_thread(urllib.request.urlopen, address)
+            with page:
+                assert b"facemix_" in page.read()
 
     asyncio.run(go())
 

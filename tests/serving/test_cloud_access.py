@@ -148,6 +148,16 @@ def test_tokens_are_required_and_expire(trained, token_file):
     asyncio.run(go())
 
 
+def test_a_token_is_taken_whole_and_comments_start_words(tmp_path):
+    path = tmp_path / "tokens"
+    path.write_text("#all of them\nphone x#y  # a comment #\n\t# another\ntablet z #comment\n")
+    path.chmod(0o600)
+    tokens = access.Tokens(path)
+    assert (tokens.client("Bearer x#y"), tokens.client("Bearer z")) == ("phone", "tablet")
+    with pytest.raises(access.UnauthenticatedError):
+        tokens.client("Bearer x")
+
+
 @pytest.mark.parametrize(
     ("text", "mode", "words"),
     [

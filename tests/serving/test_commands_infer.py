@@ -2,7 +2,9 @@
 
 import csv
 import json
+import os
 import re
+import shutil
 from pathlib import Path
 
 import grpc
@@ -76,6 +78,19 @@ def test_json_csv_and_sheet_say_the_same(capsys, common, tmp_path):
         assert drawn.width > 400
 
 
+def test_names_that_are_no_utf8_are_written_as_they_are(capsys, place, cloud, tmp_path):
+    picture = tmp_path / os.fsdecode(b"fa\xe7ade.png")
+    shutil.copy(place / "face0.png", picture)
+    options = ["--workdir", place / "run", "--key", place / "key", "--cloud", cloud.address]
+    files = ["--csv", tmp_path / "a.csv", "--sheet", tmp_path / "a.png"]
+    code, out, err = run(capsys, *options, picture, *files, "--json", tmp_path / "a.json")
+    assert code == 0, err
+    assert "fa\N{REPLACEMENT CHARACTER}ade.png" in out
+    assert b"fa\xe7ade.png" in (tmp_path / "a.csv").read_bytes()
+    (image,) = json.loads((tmp_path / "a.json").read_text())["images"]
+    assert image["image"] == str(picture)
+
+
 def test_table_shows_pictures_and_where_time_went(capsys, common):
     code, out, _ = run(capsys, *common, "--wire", "int8", "--timing")
     assert code == 0
@@ -92,6 +107,7 @@ def test_table_shows_pictures_and_where_time_went(capsys, common):
         ({"--wire": "float16"}, "'float16' is unknown.*bfloat16"),
         ({"--spot-checks": "-1"}, "spot_checks is -1"),
         ({"--sheet": "missing/a.png"}, "cannot be written.*--sheet"),
+        ({"--csv": "same", "--json": "./same"}, "--csv, --sheet and --json name the same file"),
         ({"--token": "missing"}, "missing cannot be read"),
         ({"--workdir": "missing"}, "no work directory"),
         ({"images": []}, "No picture is given"),

@@ -4,6 +4,7 @@ import asyncio
 import functools
 import itertools
 import os
+import re
 import secrets
 
 import grpc
@@ -284,12 +285,28 @@ class TestRetries:
             client.predict(pictures(4))
         assert len(cloud.requests) == 1
 
-    def test_giving_up_says_why(self, trained, root):
+    def test_one_cloud_of_another_model_is_passed_over(self, trained, root, fake):
+        other = fake(lambda request: grpc.StatusCode.FAILED_PRECONDITION)
+        right = fake(honest(*trained[1:]))
+        for addresses in ((other.address, right.address), (right.address, other.address)):
+            with client_of(trained, root, *addresses) as client:
+                assert client.infer(pictures(8)).requests == 2
+        right.answer = other.answer
         with (
-            client_of(trained, root, "127.0.0.1:1", give_up_s=0.3) as client,
+            client_of(trained, root, other.address, right.address) as client,
+            pytest.raises(edge.CloudError, match="FAILED_PRECONDITION"),
+        ):
+            client.infer(pictures(4))
+
+    def test_giving_up_says_why_and_waiting_says_so_once(self, trained, root):
+        said = []
+        with (
+            client_of(trained, root, "127.0.0.1:1", give_up_s=0.5, say=said.append) as client,
             pytest.raises(edge.CloudError, match=r"127\.0\.0\.1:1 answers UNAVAILABLE.*address"),
         ):
             client.predict(pictures(4))
+        (line,) = said
+        assert re.match(r"No answer from 127\.0\.0\.1:1 yet \(UNAVAILABLE.*another 0 s", line)
 
 
 def _more_rows(response):

@@ -65,6 +65,24 @@ def test_a_cloud_that_cannot_be_asked_holds_nobody_up(trained, root, fake):
     assert sizes(cloud) == [8, 8]
 
 
+def test_a_cloud_that_starts_anew_with_fewer_rows_is_asked_again(trained, root, fake):
+    cloud = fake(16)
+    with client_of(trained, root, cloud.address) as client:
+        assert client.infer(pictures(16)).requests == 1
+        cloud.max_rows, answer = 4, cloud.answer
+        cloud.answer = lambda request: (
+            answer(request)
+            if request.activations.shape[0] <= 4
+            else grpc.StatusCode.INVALID_ARGUMENT
+        )
+        assert client.infer(pictures(16)).requests == 4
+        assert client.infer(pictures(16)).requests == 4
+        assert cloud.described == 2
+        cloud.answer = lambda request: grpc.StatusCode.INVALID_ARGUMENT
+        with pytest.raises(edge.CloudError, match="INVALID_ARGUMENT"):
+            client.infer(pictures(4))
+
+
 def test_less_than_a_group_is_refused_before_anything_is_sent(trained, root, fake):
     cloud = fake(3)
     with (

@@ -21,7 +21,7 @@ from facemix_jax import costs, costs_paper, keys
 from facemix_jax._validate import UsageError
 from facemix_jax.serving import edge, segments, wire
 from facemix_jax.serving import wire_pb2 as pb
-from facemix_jax.serving.clouds import Cloud
+from facemix_jax.serving.clouds import Cloud, check_files
 from facemix_jax.serving.edge import Connection, EdgeClient, EdgeConfig
 
 
@@ -304,6 +304,7 @@ def _identifiers(passed):
     [
         ({"clouds": ()}, "No cloud is given.*--cloud HOST:PORT"),
         ({"clouds": ("localhost",)}, "'localhost'.*HOST:PORT"),
+        ({"clouds": ("::1:5",)}, r"'::1:5'.*\[::1\]:50051"),
         ({"clouds": ("a:0",)}, "port from 1"),
         ({"clouds": ("a:1",), "insecure": True, "ca": "x"}, "contradicts"),
         ({"clouds": ("a:1",), "certificate": "x"}, "give both"),
@@ -312,6 +313,26 @@ def _identifiers(passed):
 def test_wrong_connections_say_what_to_do(options, words):
     with pytest.raises(UsageError, match=words):
         Connection(**options)
+
+
+def test_a_key_of_another_certificate_is_refused_before_any_work(tmp_path):
+    for name in ("phone", "tablet"):
+        certificate(tmp_path, name)
+
+    def check(key):
+        paths = tmp_path / "phone.pem", tmp_path / key
+        check_files(Connection(clouds=("a:1",), certificate=paths[0], private_key=paths[1]))
+
+    check("phone.key")
+    with pytest.raises(UsageError, match=r"phone\.pem.*tablet\.key cannot be used together"):
+        check("tablet.key")
+
+
+@pytest.mark.parametrize("seconds", [0, 1e10, float("inf"), float("nan")])
+def test_times_that_grpc_cannot_count_are_refused(seconds):
+    for name in ("timeout_s", "give_up_s"):
+        with pytest.raises(UsageError, match=f"{name} is {seconds}"):
+            EdgeConfig(**{name: seconds})
 
 
 def test_plain_text_is_for_loopback_or_by_flag_only():
