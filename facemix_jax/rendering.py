@@ -246,6 +246,8 @@ _LATEX_WIDTH = 16
 _LATEX = {
     "\\": r"\textbackslash{}",
     **{c: f"\\{c}" for c in "{}$&#_%"},
+    "[": "{[}",  # bare at the beginning of a line, an option of what ends the line before
+    "*": "{*}",
     "^": r"\textasciicircum{}",
     "~": r"\textasciitilde{}",
     "|": r"\textbar{}",
