@@ -20,6 +20,7 @@ from facemix_jax import (
     defenses,
     evaluation,
     fitting,
+    gathering,
     linearity,
     models,
     output,
@@ -82,6 +83,7 @@ def run(out: Path, *, say: Callable[[str], None]) -> Result:
     Raises:
         FacemixError: the folder cannot be written, or holds other runs.
     """
+    gathering.check_folder(out)
     started = time.perf_counter()
     say("drawing faces")
     source = data.load_source(_DATA)
@@ -243,7 +245,9 @@ def render(result: Result, source: Source) -> str:
                     "Mean |correlation| with the true activations, matched one to one within each "
                     "group: 1 is perfect. No attack: the mixtures themselves.",
                     leakage,
-                    f"{output.QUICK} The attacker " + activations.figures[0].threat_model + ". The key advantage "
+                    f"{output.QUICK} The attacker "
+                    + activations.figures[0].threat_model
+                    + ". The key advantage "
                     "is what holding the secret is worth: owner minus attacker. Attack on "
                     f"{len(activations.truth)} groups: {result.attack_seconds:.1f} s with "
                     "compilation.",

@@ -1,6 +1,7 @@
 """Results files and runs, gathered into one folder: a page, and files for papers and programs."""
 
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -134,7 +135,7 @@ def _parts(
             {
                 "csv": rendering.as_csv(table),
                 "md": rendering.markdown(table),
-                "tex": rendering.latex(table, label=f"tab:{stem}"),
+                "tex": rendering.latex(table, label=f"tab:{re.sub('[^A-Za-z0-9_-]', '-', stem)}"),
             },
             rendering.for_page(table),
         )

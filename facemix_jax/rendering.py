@@ -10,7 +10,6 @@ import textwrap
 from collections.abc import Callable, Iterable, Sequence
 
 from facemix_jax import report
-from facemix_jax._validate import UsageError
 from facemix_jax.report import Labelled
 from facemix_jax.results import MARKS, ResultTable, Row, Value
 
@@ -143,18 +142,7 @@ def latex(table: ResultTable, *, label: str = "") -> str:
 
 
 def as_csv(table: ResultTable) -> str:
-    """Numbers as they are stored: for each column and mark the value, half width and seeds.
-
-    Raises:
-        UsageError: a cell has two values of one mark.
-    """
-    for row in table.rows:
-        for cell, column in zip(row.cells, table.columns, strict=True):
-            if len({value.mark for value in cell}) < len(cell):
-                raise UsageError(
-                    f"row {row.label!r} has two values of one mark in {column.name!r}. Give each "
-                    f"a column of its own."
-                )
+    """Numbers as they are stored: for each column and mark the value, half width and seeds."""
     fields: list[tuple[int, str, str]] = []
     for place in range(len(table.columns)):
         values = [value for row in table.rows for value in row.cells[place]]
@@ -246,6 +234,8 @@ _LATEX_WIDTH = 16
 _LATEX = {
     "\\": r"\textbackslash{}",
     **{c: f"\\{c}" for c in "{}$&#_%"},
+    "[": "{[}",  # bare at the beginning of a line, an option of what ends the line before
+    "*": "{*}",
     "^": r"\textasciicircum{}",
     "~": r"\textasciitilde{}",
     "|": r"\textbar{}",

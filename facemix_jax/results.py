@@ -46,6 +46,7 @@ class Value:
         one_of(MARKS, mark=self.mark)
         if not isinstance(self.value, (int, float, str)):
             raise UsageError(f"value is {self.value!r}, but must be a number or text.")
+        _numbers(half_width=(self.half_width,), seeds=(self.seeds,))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,6 +67,7 @@ class Column:
     def __post_init__(self) -> None:
         """Checks the format."""
         one_of(FORMATS, format=self.format)
+        _texts(name=self.name)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -74,6 +76,10 @@ class Row:
 
     label: str
     cells: tuple[tuple[Value, ...], ...]
+
+    def __post_init__(self) -> None:
+        """Checks the label."""
+        _texts(label=self.label)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -93,7 +99,8 @@ class ResultTable:
     note: str = ""
 
     def __post_init__(self) -> None:
-        """Checks that rows fit and that no weak attacker's column stands alone."""
+        """Checks that rows fit, and that every weak attacker has its strongest beside it."""
+        _texts(title=self.title, note=self.note)
         names = {column.name for column in self.columns}
         for column in self.columns:
             if column.strongest is not None and column.strongest not in names:
@@ -106,6 +113,12 @@ class ResultTable:
                 raise UsageError(
                     f"row {row.label!r} has {len(row.cells)} cells for {len(self.columns)} columns."
                 )
+            for cell, column in zip(row.cells, self.columns, strict=True):
+                if len({value.mark for value in cell}) < len(cell):
+                    raise UsageError(
+                        f"row {row.label!r} has two values of one mark in {column.name!r}. Give "
+                        f"each a column of its own."
+                    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -119,8 +132,12 @@ class Curve:
     half_widths: tuple[float | None, ...] = ()
 
     def __post_init__(self) -> None:
-        """Checks the mark and the lengths."""
+        """Checks the mark, the points and their number."""
         one_of(MARKS, mark=self.mark)
+        _texts(label=self.label)
+        if None in (*self.x, *self.y):
+            raise UsageError(f"curve {self.label!r} has a point without a value. Leave it out.")
+        _numbers(x=self.x, y=self.y, half_widths=self.half_widths)
         if len(self.x) != len(self.y) or len(self.half_widths) not in (0, len(self.x)):
             raise UsageError(f"curve {self.label!r}: x, y and half_widths differ in length.")
 
@@ -147,6 +164,10 @@ class Chart:
     points: bool = False
     note: str = ""
 
+    def __post_init__(self) -> None:
+        """Checks the words."""
+        _texts(title=self.title, x_label=self.x_label, y_label=self.y_label, note=self.note)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Results:
@@ -167,6 +188,23 @@ class Results:
     provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     cells: Sequence[Mapping[str, Any]] = ()
+
+    def __post_init__(self) -> None:
+        """Checks the name."""
+        _texts(name=self.name)
+
+
+def _texts(**values: Any) -> None:
+    for name, value in values.items():
+        if not isinstance(value, str):
+            raise UsageError(f"{name} is {value!r}, but must be text.")
+
+
+def _numbers(**values: Sequence[Any]) -> None:
+    for name, several in values.items():
+        for value in several:
+            if value is not None and not isinstance(value, (int, float)):
+                raise UsageError(f"{name} is {value!r}, but must be a number.")
 
 
 def select(table: ResultTable, names: Sequence[str]) -> ResultTable:

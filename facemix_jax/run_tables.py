@@ -196,8 +196,8 @@ def _note(scored: Sequence[Scored]) -> str:
             "Attacks: mean matched |correlation| of what they recover with the activations at the "
             "cut, 1 is all; no attack: of what is sent; owner: of what the owner of the key "
             "recovers; key advantage: owner minus attack, what the secret is worth. Accuracy over "
-            "all attributes; balanced as the network is used, 50% for always the more frequent answer "
-            "(more where the images lack one of the two).",
+            "all attributes; balanced as the network is used, 50% for always the more frequent "
+            "answer (more where the images lack one of the two).",
             *sorted(reasons),
         ]
     )

@@ -60,8 +60,8 @@ def scores(
 
     Returns:
         As ``trials.utilities``, with ``strongest`` (a figure, and ``attack``, which reached it),
-        ``faces`` (what Pix2Pix reached, and the ``strongest``; None where a key protects) and ``skipped`` (attack to the
-        reason why it could not run).
+        ``faces`` (what Pix2Pix reached, and the ``strongest``; None where a key protects) and
+        ``skipped`` (attack to the reason why it could not run).
 
     Raises:
         FacemixError: the run or its images cannot be read.

@@ -130,6 +130,7 @@ def test_cost_of_one_model(capsys):
         (["cost", "--json", "missing/x.json"], ("missing/x.json cannot be written", "--json")),
         (["key", "show", "--json", "."], ("it is a folder", "--json")),
         (["linearity", "--out", f"{__file__}/x"], ("cannot be written", "--out")),
+        (["demo", "--out", f"{__file__}/x"], ("cannot be written", "--out")),
         (["attack", "--workdir", "w", "--pictures", "no/x.png"], ("no/x.png", "--pictures")),
         (["--tyro-print-completion", "fish"], ("'fish' is unknown", "zsh")),
         (["attack", "--workdir", "w", "--seed", str(2**64)], ("seed is 18446744073709551616",)),

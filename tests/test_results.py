@@ -57,6 +57,17 @@ def test_the_interval_is_students():
         (lambda: dataclasses.replace(TABLE, columns=TABLE.columns[:2]), "strongest 'strong'"),
         (lambda: dataclasses.replace(TABLE, rows=(Row(label="r", cells=((),)),)), "1 cells for 3"),
         (lambda: Curve(label="c", mark="paper", x=(1,), y=()), "differ in length"),
+        (lambda: Curve(label="c", mark="paper", x=(1,), y=(None,)), "a point without a value"),
+        (lambda: Curve(label="c", mark="paper", x=("1",), y=(1,)), "x is '1'"),
+        (lambda: Value(value=1.0, mark="paper", half_width="x"), "half_width is 'x'"),
+        (lambda: Results(name=3), "name is 3"),
+        (lambda: Row(label=None, cells=()), "label is None"),
+        (
+            lambda: dataclasses.replace(
+                TABLE, rows=(Row(label="r", cells=((PAPER, PAPER), (), ())),)
+            ),
+            "two values of one mark in 'accuracy'",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused(make, says):
