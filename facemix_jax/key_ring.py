@@ -133,8 +133,8 @@ class Entry:
         """
         if self._read() is not None:
             raise UsageError(
-                f"{self} exists and is left as it is. Replace it with facemix key rotate, or "
-                f"choose another name."
+                f"{self} exists and is left as it is. Replace it with facemix key rotate --path "
+                f"{self}, or choose another name."
             )
         return self._write()
 
@@ -165,7 +165,8 @@ class Entry:
         del text  # some reporters show the local variables of what raises
         raise KeyRingError(
             f"{self} is no root secret: it is not {2 * SECRET_BYTES} hexadecimal digits (it has "
-            f"{length} characters). Restore it, or replace it with facemix key rotate."
+            f"{length} characters). Restore it, or replace it with facemix key rotate --path "
+            f"{self}."
         )
 
     def show(self) -> dict[str, str]:
@@ -192,8 +193,8 @@ class Entry:
         if root is None:
             raise KeyRingError(
                 f"{self} was written, but the keyring does not return what was written: it keeps "
-                f"nothing, or another process wrote too. Look with facemix key show, or keep the "
-                f"secret in a file."
+                f"nothing, or another process wrote too. Look with facemix key show --path {self}, "
+                f"or keep the secret in a file."
             )
         return root
 

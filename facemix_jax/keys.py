@@ -20,6 +20,7 @@ import contextlib
 import datetime
 import os
 import secrets
+import shlex
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -132,8 +133,8 @@ def create(path: Path) -> RootSecret:
         _sync_folder(path)
     except FileExistsError:
         raise _validate.UsageError(
-            f"{path} exists and is left as it is. Replace it with facemix key rotate, or choose "
-            f"another path."
+            f"{path} exists and is left as it is. Replace it with {_command('rotate', path)}, or "
+            f"choose another path."
         ) from None
     except OSError as error:
         raise _unwritable(path, error) from None
@@ -278,17 +279,17 @@ def _read(path: Path) -> tuple[RootSecret, os.stat_result]:
         if not stat.S_ISREG(status.st_mode) or status.st_size != SECRET_BYTES:
             raise KeyFileError(
                 f"{path} is no root secret: it is not a file of {SECRET_BYTES} bytes (it has "
-                f"{status.st_size}). Restore it, or replace it with facemix key rotate."
+                f"{status.st_size}). Restore it, or replace it with {_command('rotate', path)}."
             )
         if status.st_uid != os.getuid():
             raise KeyFileError(
                 f"{path} belongs to user {status.st_uid}, not to {os.getuid()}, who runs this. "
-                f"Make a secret of your own with facemix key create."
+                f"Make a secret of your own at another path, with facemix key create --path FILE."
             )
         if mode & 0o077:
             raise KeyFileError(
                 f"{path} has mode {mode:04o}, but must be 0600: others may have read or changed "
-                f"it. Run chmod 600 {path}, then facemix key rotate."
+                f"it. Run chmod 600 {shlex.quote(str(path))}, then {_command('rotate', path)}."
             )
         return RootSecret(os.read(descriptor, SECRET_BYTES)), status
     finally:
@@ -320,7 +321,14 @@ def _sync_folder(path: Path) -> None:
 
 
 def _missing(path: Path) -> KeyFileError:
-    return KeyFileError(f"There is no root secret at {path}. Make one with facemix key create.")
+    return KeyFileError(
+        f"There is no root secret at {path}. Make one with {_command('create', path)}."
+    )
+
+
+def _command(name: str, path: Path) -> str:
+    """A command for a shell that acts on this secret, not on the one of the default path."""
+    return f"facemix key {name} --path {shlex.quote(str(path))}"
 
 
 def _unwritable(path: Path, error: OSError) -> KeyFileError:

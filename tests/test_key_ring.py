@@ -102,7 +102,9 @@ def test_what_was_created_is_loaded_and_belongs_to_its_name(memory):
 def test_create_replaces_nothing_even_if_malformed(memory):
     for text in ("", "no secret", "0" * 64):
         memory.entries["facemix", "default"] = text
-        with pytest.raises(UsageError, match=r"keyring:default exists.*rotate"):
+        with pytest.raises(
+            UsageError, match=r"keyring:default exists.*rotate --path keyring:default,"
+        ):
             key_ring.place("keyring:").create()
         assert memory.entries == {("facemix", "default"): text}
 
@@ -129,7 +131,9 @@ def test_a_missing_entry_is_named_with_its_remedy(memory):
 def test_a_malformed_entry_is_refused_without_showing_it_and_can_be_replaced(memory, text):
     memory.entries["facemix", "default"] = text
     place = key_ring.place("keyring:")
-    with pytest.raises(key_ring.KeyRingError, match=f"has {len(text)} char.*rotate") as caught:
+    with pytest.raises(
+        key_ring.KeyRingError, match=f"has {len(text)} char.*rotate --path keyring:default"
+    ) as caught:
         place.load()
     told = everything_told(caught.value)
     assert "s3cret" not in told
