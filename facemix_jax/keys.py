@@ -314,10 +314,12 @@ def _temporary(path: Path, content: bytes) -> Iterator[Path]:
 
 def _sync_folder(path: Path) -> None:
     """Makes a new name survive a loss of power, where the file system can."""
-    descriptor = os.open(path.parent, os.O_RDONLY)
     with contextlib.suppress(OSError):  # the file is in place by now
-        os.fsync(descriptor)
-    os.close(descriptor)
+        descriptor = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def _missing(path: Path) -> KeyFileError:

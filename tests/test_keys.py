@@ -353,6 +353,21 @@ def test_on_a_full_disk_nothing_is_lost_or_left(path, monkeypatch, failing):
     assert path.read_bytes() == before
 
 
+def test_a_folder_that_cannot_be_opened_is_no_failure_once_the_secret_is_in_place(
+    path, monkeypatch
+):
+    real_open = os.open
+
+    def open_no_folder(name, *rest, **more):
+        if os.path.isdir(name):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return real_open(name, *rest, **more)
+
+    monkeypatch.setattr(os, "open", open_no_folder)
+    for write in (keys.create, keys.rotate):
+        assert write(path).fingerprint == keys.load(path).fingerprint
+
+
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux has /dev/full")
 def test_a_disk_that_fills_while_the_secret_is_written(path, monkeypatch):
     path.parent.mkdir(parents=True)
