@@ -157,25 +157,26 @@ def _tables(result: dict[str, Any]) -> list[Any]:
     title = f"relative unmix error, M = {result['group_size']}, {result['images']} images"
     header = (f"mean of {result['keys']} keys", "over keys", "over inputs")
     ends = [
-        (f"of the {name}", *(f"{error[k]:.4f}" for k in _END_TO_END))
+        (f"of the {name}", *(_cell(error[k]) for k in _END_TO_END))
         for name, error in result["relative_unmix_error"].items()
     ]
     if result["nonnegative_floor"] is not None:
-        floor = f"{result['nonnegative_floor']:.4f}"
+        floor = _cell(result["nonnegative_floor"])
         ends.append(("of the features, at least (orthogonal families)", floor, "", ""))
     causes = result["causes"]
     rows = [
-        (name, *(f"{causes[k]['mean'][i]:.4f}" for k in ("alone", "without", "shares")))
+        (name, *(_cell(causes[k]["mean"][i]) for k in ("alone", "without", "shares")))
         for i, name in enumerate(causes["names"])
     ]
-    rows.append(("interaction", f"{causes['interaction']['mean']:.4f}", "", _share(causes)))
-    rows.append(("rounding", f"{causes['rounding']['mean']:.1e}", "", ""))
+    interaction, share = (_cell(causes[k]["mean"]) for k in ("interaction", "interaction_share"))
+    rows.append(("interaction", interaction, "", share))
+    rows.append(("rounding", _cell(causes["rounding"]["mean"], ".1e"), "", ""))
     layers = result["layers"]
     parts = [
         (
             name,
-            *(f"{layers['pairs']['mean'][start][i]:.4f}" for start in (i, 0)),
-            *(f"{layers[k]['mean'][i]:.4f}" for k in ("made", "shares")),
+            *(_cell(layers["pairs"]["mean"][start][i]) for start in (i, 0)),
+            *(_cell(layers[k]["mean"][i]) for k in ("made", "shares")),
         )
         for i, name in enumerate(layers["names"])
     ]
@@ -189,8 +190,9 @@ def _tables(result: dict[str, Any]) -> list[Any]:
 _END_TO_END = ("mean", "standard_deviation", "standard_deviation_over_inputs")
 
 
-def _share(causes: dict[str, Any]) -> str:
-    return f"{causes['interaction_share']['mean']:.4f}"
+def _cell(value: float | None, form: str = ".4f") -> str:
+    """Empty where there is no number, as of a share of no error at all."""
+    return "" if value is None else format(value, form)
 
 
 def write_files(folder: Path, result: dict[str, Any]) -> None:
@@ -266,7 +268,7 @@ def cause_bars(causes: dict[str, Any], *, title: str) -> bytes:
             [*causes[key][k], *[causes[n][k] if key == "alone" else np.nan for n in names[count:]]]
             for k in ("mean", "standard_deviation")
         )
-        series[label] = (np.array(heights), np.array(deviations))
+        series[label] = (np.array(heights, float), np.array(deviations, float))
     return charts.bars(names, series, title=title)
 
 

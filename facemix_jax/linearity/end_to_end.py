@@ -44,8 +44,12 @@ class UnmixError(NamedTuple):
 
     @property
     def standard_deviation_over_inputs(self) -> float:
-        """Of the groups' means over keys: how much the error depends on the images."""
-        return float(self.per_group.mean(0).std())
+        """Of the groups' means over keys: how much the error depends on the images.
+
+        A group whose result is zero has no relative error and is left out.
+        """
+        means = self.per_group.mean(0)
+        return float(means[jnp.isfinite(means)].std())
 
 
 def as_it_is(features: Array) -> Array:

@@ -109,6 +109,8 @@ def test_spread_is_told_apart_by_keys_and_by_inputs():
     )
     assert (error.mean, error.standard_deviation) == (4, 2)
     assert error.standard_deviation_over_inputs == 1
+    with_a_zero_result = jnp.pad(error.per_group, ((0, 0), (0, 1)), constant_values=jnp.inf)
+    assert error._replace(per_group=with_a_zero_result).standard_deviation_over_inputs == 1
 
 
 def test_main_is_compiled_once_for_all_group_sizes_and_families():
