@@ -23,6 +23,9 @@ from facemix_jax.output import NOTES
 from facemix_jax.runs import Run, RunConfig
 
 
+_GROUP_SIZE = 8
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Linearity(Output):
     """How far unmixing is from exact: end to end, layer by layer, by cause, and from rounding.
@@ -40,7 +43,7 @@ class Linearity(Output):
     """An .npz of torchvision's state_dict; without it and --workdir, weights are freshly drawn."""
     model: tyro.conf.OmitArgPrefixes[ModelConfig] = ModelConfig(width=16)
     group_size: int | None = None
-    """Images mixed together; the run's own, or 8."""
+    """Images mixed together; the run's own, or 8 where it mixed none."""
     family: str = "haar"
     """Of mixing matrices."""
     num_keys: int = 8
@@ -78,7 +81,8 @@ class Linearity(Output):
             gathering.check_folder(self.out)
         rng_key = jax.random.key(self.seed)
         part = self._part(rng_key)
-        group_size = self.group_size or max(part.defense.group_size, 2)
+        own = part.defense.group_size  # 1 where training mixed nothing
+        group_size = self.group_size or (own if own > 1 else _GROUP_SIZE)
         num_images = min(self.num_images, len(part.source.splits["test"]))
         num_images -= num_images % group_size
         if not num_images:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from types import SimpleNamespace
 
 import jax
 import matplotlib.image
@@ -109,6 +110,15 @@ def test_wrong_usage_says_what_to_do(capsys, workdir):
         assert out == ""
         for word in words:
             assert word in err
+
+
+def test_a_network_trained_without_mixing_is_measured_with_groups_of_eight(capsys, monkeypatch):
+    part = SimpleNamespace(
+        defense=SimpleNamespace(group_size=1), source=SimpleNamespace(splits={"test": range(7)})
+    )
+    monkeypatch.setattr(commands_linearity.Linearity, "_part", lambda *_: part)
+    code, _, err = run(capsys, "--num-images", 64)
+    assert (code, "fewer than one group of 8" in err) == (2, True)
 
 
 def rows_of(path):
