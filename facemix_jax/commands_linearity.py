@@ -68,6 +68,10 @@ class Linearity(Output):
                 )
         in_range(0, 2**32 - 1, seed=self.seed)
         one_of(mixing.FAMILIES, family=self.family)
+        draw = functools.partial(mixing.FAMILIES[self.family], num_groups=1)
+        # For the family's own refusal of a size, before anything is loaded.
+        size = self.group_size or _GROUP_SIZE
+        jax.eval_shape(functools.partial(draw, group_size=size), jax.random.key(self.seed))
         if self.workdir is not None and self.weights is not None:
             raise UsageError(
                 "--workdir and --weights are both given, but one network is measured. "

@@ -121,6 +121,12 @@ def test_a_network_trained_without_mixing_is_measured_with_groups_of_eight(capsy
     assert (code, "fewer than one group of 8" in err) == (2, True)
 
 
+def test_a_family_that_does_not_fit_the_group_size_is_refused_before_loading(capsys, monkeypatch):
+    monkeypatch.setattr(commands_linearity.Linearity, "_part", None)
+    code, _, err = run(capsys, "--family", "hadamard", "--group-size", 6)
+    assert (code, "needs a power of two" in err) == (2, True)
+
+
 def rows_of(path):
     with path.open() as file:
         return list(csv.DictReader(file))
