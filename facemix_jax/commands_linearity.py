@@ -122,7 +122,7 @@ class Linearity(Output):
                 part.variables["main"],
                 activations,
                 rng_key=rng_key,
-                group_sizes=[2**k for k in range(1, 8) if num_images % 2**k == 0],
+                group_sizes=_sweep_sizes(num_images, group_size),
             )
             write_files(self.out, result)
         output.emit(self.json, result, *_tables(result))
@@ -150,6 +150,11 @@ class Linearity(Output):
             variables,
             step=0,
         )
+
+
+def _sweep_sizes(num_images: int, group_size: int) -> list[int]:
+    """Powers of two that divide the images, and the one size that surely does."""
+    return sorted({group_size} | {2**k for k in range(1, 8) if num_images % 2**k == 0})
 
 
 def _in_dtype(part: Run, dtype: Any) -> models.SplitModel:

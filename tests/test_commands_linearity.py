@@ -127,6 +127,11 @@ def test_a_family_that_does_not_fit_the_group_size_is_refused_before_loading(cap
     assert (code, "needs a power of two" in err) == (2, True)
 
 
+def test_the_sweep_holds_the_chosen_group_size():
+    assert commands_linearity._sweep_sizes(9, 3) == [3]
+    assert commands_linearity._sweep_sizes(64, 8) == [2, 4, 8, 16, 32, 64]
+
+
 def rows_of(path):
     with path.open() as file:
         return list(csv.DictReader(file))
