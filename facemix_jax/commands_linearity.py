@@ -22,7 +22,6 @@ from facemix_jax.models import ModelConfig, from_torch
 from facemix_jax.output import NOTES
 from facemix_jax.runs import Run, RunConfig
 
-
 _GROUP_SIZE = 8
 
 
@@ -68,10 +67,10 @@ class Linearity(Output):
                 )
         in_range(0, 2**32 - 1, seed=self.seed)
         one_of(mixing.FAMILIES, family=self.family)
-        draw = functools.partial(mixing.FAMILIES[self.family], num_groups=1)
-        # For the family's own refusal of a size, before anything is loaded.
-        size = self.group_size or _GROUP_SIZE
-        jax.eval_shape(functools.partial(draw, group_size=size), jax.random.key(self.seed))
+        family = mixing.FAMILIES[self.family]
+        if self.group_size is not None:  # the family's own refusal, before anything is loaded
+            group_size = self.group_size
+            jax.eval_shape(lambda k: family(k, 1, group_size), jax.random.key(self.seed))
         if self.workdir is not None and self.weights is not None:
             raise UsageError(
                 "--workdir and --weights are both given, but one network is measured. "
@@ -112,7 +111,7 @@ class Linearity(Output):
                 rng_key=rng_key,
                 group_size=group_size,
                 num_keys=self.num_keys,
-                family=mixing.FAMILIES[self.family],
+                family=family,
             ),
         }
         if self.out is not None:
