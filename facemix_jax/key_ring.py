@@ -56,13 +56,19 @@ def place(location: str | None = None) -> Place:
             for ``keys.default_path``.
 
     Raises:
-        UsageError: the name of an entry is none, or the path names no file.
+        UsageError: the name of an entry is none, or the path names no file or an unknown user.
     """
     if location is None:
         return SecretFile(keys.default_path())
     if location.startswith(PREFIX):
         return Entry(location.removeprefix(PREFIX) or DEFAULT_NAME)
-    path = Path(location).expanduser()
+    try:
+        path = Path(location).expanduser()
+    except RuntimeError:
+        raise UsageError(
+            f"{location!r} begins with the folder of a user whom this system does not know. Give "
+            f"the whole path of the secret's file, or ./{location} for a name that begins with ~."
+        ) from None
     if path.name in ("", ".."):
         raise UsageError(f"{location!r} names no file. Give the path of the secret's file.")
     return SecretFile(path)

@@ -120,7 +120,7 @@ def create(path: Path) -> RootSecret:
 
     Raises:
         UsageError: the file exists; it is not touched.
-        KeyFileError: it cannot be written.
+        KeyFileError: it cannot be written, or the path is no plain file's.
     """
     root = secrets.token_bytes(SECRET_BYTES)
     try:
@@ -132,6 +132,8 @@ def create(path: Path) -> RootSecret:
             os.link(temporary, path)  # unlike a renaming, this replaces nothing
         _sync_folder(path)
     except FileExistsError:
+        if not path.is_file():
+            raise _no_file(path) from None
         raise _validate.UsageError(
             f"{path} exists and is left as it is. Replace it with {_command('rotate', path)}, or "
             f"choose another path."
@@ -153,11 +155,12 @@ def rotate(path: Path) -> RootSecret:
         path: the file.
 
     Raises:
-        KeyFileError: there is none, or it cannot be written; then the old one stays.
+        KeyFileError: there is none, or it is no plain file; or it cannot be written: then the old
+            one stays.
     """
-    path = path.resolve()  # the old secret itself is replaced, not a link to it
+    path = Path(os.path.realpath(path))  # the old secret itself is replaced, not a link to it
     if not path.is_file():
-        raise _missing(path)
+        raise _no_file(path) if os.path.lexists(path) else _missing(path)
     root = secrets.token_bytes(SECRET_BYTES)
     try:
         with _temporary(path, root) as temporary:
@@ -248,7 +251,9 @@ def _keystream(key: bytes, count: int) -> HostArray:
 
 def _normal(words: HostArray) -> HostArray:
     """Independent standard normal float64 numbers from an even number of words (Box-Muller)."""
-    uniform = ((words >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53  # never 0 or 1
+    uniform = (
+        (words >> np.uint64(11)).astype(np.float64) + 0.5
+    ) * 2.0**-53  # above 0; the largest words give 1
     radius, angle = np.sqrt(-2 * np.log(uniform[::2])), 2 * np.pi * uniform[1::2]
     return np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])
 
@@ -276,7 +281,9 @@ def _read(path: Path) -> tuple[RootSecret, os.stat_result]:
     try:
         status = os.fstat(descriptor)  # of what was opened, whatever the path means by now
         mode = stat.S_IMODE(status.st_mode)
-        if not stat.S_ISREG(status.st_mode) or status.st_size != SECRET_BYTES:
+        if not stat.S_ISREG(status.st_mode):
+            raise _no_file(path)
+        if status.st_size != SECRET_BYTES:
             raise KeyFileError(
                 f"{path} is no root secret: it is not a file of {SECRET_BYTES} bytes (it has "
                 f"{status.st_size}). Restore it, or replace it with {_command('rotate', path)}."
@@ -325,6 +332,12 @@ def _sync_folder(path: Path) -> None:
 def _missing(path: Path) -> KeyFileError:
     return KeyFileError(
         f"There is no root secret at {path}. Make one with {_command('create', path)}."
+    )
+
+
+def _no_file(path: Path) -> KeyFileError:
+    return KeyFileError(
+        f"{path} is no root secret: it exists, but is no plain file. Give the path of a file."
     )
 
 

@@ -85,6 +85,11 @@ def test_what_names_no_file_is_refused(path):
         key_ring.place(path)
 
 
+def test_the_folder_of_an_unknown_user_is_refused():
+    with pytest.raises(UsageError, match=r"whom this system does not know.*whole path"):
+        key_ring.place("~no-such-user/key")
+
+
 @pytest.mark.parametrize("name", ["a/b", "a b", "ä", "a" * 65, "a:b", "a\n"])
 def test_names_that_a_keyring_might_read_otherwise_are_refused(name):
     with pytest.raises(UsageError, match="letters, digits"):

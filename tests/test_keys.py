@@ -300,9 +300,13 @@ def test_a_file_of_another_size_is_refused_without_showing_it(path, size):
 def test_what_is_no_file_is_refused_at_once(tmp_path):
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe, 0o600)
-    for place in (pipe, tmp_path):
-        with pytest.raises(keys.KeyFileError, match="no root secret"):
-            keys.load(place)
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop)
+    for place in (pipe, tmp_path, loop):
+        for use in (keys.create, keys.rotate, keys.load):
+            expected = "symbolic links" if (place, use) == (loop, keys.load) else "no plain file"
+            with pytest.raises(keys.KeyFileError, match=expected):
+                use(place)
 
 
 def test_another_users_file_is_refused(path, monkeypatch):
