@@ -251,9 +251,8 @@ def _keystream(key: bytes, count: int) -> HostArray:
 
 def _normal(words: HostArray) -> HostArray:
     """Independent standard normal float64 numbers from an even number of words (Box-Muller)."""
-    uniform = (
-        (words >> np.uint64(11)).astype(np.float64) + 0.5
-    ) * 2.0**-53  # above 0; the largest words give 1
+    # Above 0, and at most 1: the largest words round to it.
+    uniform = ((words >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
     radius, angle = np.sqrt(-2 * np.log(uniform[::2])), 2 * np.pi * uniform[1::2]
     return np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])
 
