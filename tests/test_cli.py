@@ -280,6 +280,14 @@ def test_brackets_and_narrow_terminals_lose_nothing(capsys, monkeypatch):
         assert shown.count(number) >= 2
 
 
+def test_numbers_too_wide_for_the_terminal_keep_their_digits(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    numbers = ["1,498,546,112", "47,135,588,352", "49,551,507,456"]
+    output.emit(None, {}, output.table("network", ("a", "b", "c"), [("one", *numbers)]))
+    lines = [line.split("│")[2:-1] for line in capsys.readouterr().out.splitlines() if "│" in line]
+    assert ["".join(parts).replace(" ", "") for parts in zip(*lines, strict=True)] == numbers
+
+
 def test_notes_keep_brackets(capsys):
     """Paths and shapes have them; rich would take some for markup."""
     output.NOTES.print("left out: runs/[a]/[bold]x")
