@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -266,16 +265,24 @@ def read_weights(path: Path) -> dict[str, HostArray]:
     """An .npz of torchvision's state_dict.
 
     Raises:
-        DataError: the file cannot be read.
+        DataError: the file cannot be read, or holds a number that is not finite.
     """
     try:
         with path.open("rb") as file, np.lib.npyio.NpzFile(file) as arrays:
-            return dict(arrays)
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
+            weights = dict(arrays)
+    except Exception as error:  # zlib, zipfile, tokenize and more on files that are damaged
         raise DataError(
-            f"{path} cannot be read as weights: {error}. Write it where PyTorch is, with "
-            f"numpy.savez(path, **{{k: v.numpy() for k, v in model.state_dict().items()}})."
+            f"{path} cannot be read as weights: {str(error) or type(error).__name__}. Write it "
+            f"where PyTorch is, with numpy.savez(path, **{{k: v.numpy() for k, v in "
+            f"model.state_dict().items()}})."
         ) from error
+    for name, value in weights.items():
+        if value.dtype.kind == "f" and not np.isfinite(value).all():
+            raise DataError(
+                f"{path} holds numbers in {name} that are not finite. Write it from a network "
+                f"whose training did not diverge."
+            )
+    return weights
 
 
 def absolute(config: RunConfig) -> RunConfig:

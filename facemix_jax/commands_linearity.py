@@ -22,6 +22,8 @@ from facemix_jax.models import ModelConfig, from_torch
 from facemix_jax.output import NOTES
 from facemix_jax.runs import Run, RunConfig
 
+_GROUP_SIZE = 8
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Linearity(Output):
@@ -40,7 +42,7 @@ class Linearity(Output):
     """An .npz of torchvision's state_dict; without it and --workdir, weights are freshly drawn."""
     model: tyro.conf.OmitArgPrefixes[ModelConfig] = ModelConfig(width=16)
     group_size: int | None = None
-    """Images mixed together; the run's own, or 8."""
+    """Images mixed together; the run's own, or 8 where it mixed none."""
     family: str = "haar"
     """Of mixing matrices."""
     num_keys: int = 8
@@ -65,6 +67,10 @@ class Linearity(Output):
                 )
         in_range(0, 2**32 - 1, seed=self.seed)
         one_of(mixing.FAMILIES, family=self.family)
+        family = mixing.FAMILIES[self.family]
+        if self.group_size is not None:  # the family's own refusal, before anything is loaded
+            group_size = self.group_size
+            jax.eval_shape(lambda k: family(k, 1, group_size), jax.random.key(self.seed))
         if self.workdir is not None and self.weights is not None:
             raise UsageError(
                 "--workdir and --weights are both given, but one network is measured. "
@@ -78,7 +84,8 @@ class Linearity(Output):
             gathering.check_folder(self.out)
         rng_key = jax.random.key(self.seed)
         part = self._part(rng_key)
-        group_size = self.group_size or max(part.defense.group_size, 2)
+        own = part.defense.group_size  # 1 where training mixed nothing
+        group_size = self.group_size or (own if own > 1 else _GROUP_SIZE)
         num_images = min(self.num_images, len(part.source.splits["test"]))
         num_images -= num_images % group_size
         if not num_images:
@@ -104,7 +111,7 @@ class Linearity(Output):
                 rng_key=rng_key,
                 group_size=group_size,
                 num_keys=self.num_keys,
-                family=mixing.FAMILIES[self.family],
+                family=family,
             ),
         }
         if self.out is not None:
@@ -114,7 +121,7 @@ class Linearity(Output):
                 part.variables["main"],
                 activations,
                 rng_key=rng_key,
-                group_sizes=[2**k for k in range(1, 8) if num_images % 2**k == 0],
+                group_sizes=_sweep_sizes(num_images, group_size),
             )
             write_files(self.out, result)
         output.emit(self.json, result, *_tables(result))
@@ -144,6 +151,11 @@ class Linearity(Output):
         )
 
 
+def _sweep_sizes(num_images: int, group_size: int) -> list[int]:
+    """Powers of two that divide the images, and the one size that surely does."""
+    return sorted({group_size} | {2**k for k in range(1, 8) if num_images % 2**k == 0})
+
+
 def _in_dtype(part: Run, dtype: Any) -> models.SplitModel:
     return models.build(
         part.config.model,
@@ -157,25 +169,26 @@ def _tables(result: dict[str, Any]) -> list[Any]:
     title = f"relative unmix error, M = {result['group_size']}, {result['images']} images"
     header = (f"mean of {result['keys']} keys", "over keys", "over inputs")
     ends = [
-        (f"of the {name}", *(f"{error[k]:.4f}" for k in _END_TO_END))
+        (f"of the {name}", *(_cell(error[k]) for k in _END_TO_END))
         for name, error in result["relative_unmix_error"].items()
     ]
     if result["nonnegative_floor"] is not None:
-        floor = f"{result['nonnegative_floor']:.4f}"
+        floor = _cell(result["nonnegative_floor"])
         ends.append(("of the features, at least (orthogonal families)", floor, "", ""))
     causes = result["causes"]
     rows = [
-        (name, *(f"{causes[k]['mean'][i]:.4f}" for k in ("alone", "without", "shares")))
+        (name, *(_cell(causes[k]["mean"][i]) for k in ("alone", "without", "shares")))
         for i, name in enumerate(causes["names"])
     ]
-    rows.append(("interaction", f"{causes['interaction']['mean']:.4f}", "", _share(causes)))
-    rows.append(("rounding", f"{causes['rounding']['mean']:.1e}", "", ""))
+    interaction, share = (_cell(causes[k]["mean"]) for k in ("interaction", "interaction_share"))
+    rows.append(("interaction", interaction, "", share))
+    rows.append(("rounding", _cell(causes["rounding"]["mean"], ".1e"), "", ""))
     layers = result["layers"]
     parts = [
         (
             name,
-            *(f"{layers['pairs']['mean'][start][i]:.4f}" for start in (i, 0)),
-            *(f"{layers[k]['mean'][i]:.4f}" for k in ("made", "shares")),
+            *(_cell(layers["pairs"]["mean"][start][i]) for start in (i, 0)),
+            *(_cell(layers[k]["mean"][i]) for k in ("made", "shares")),
         )
         for i, name in enumerate(layers["names"])
     ]
@@ -189,8 +202,9 @@ def _tables(result: dict[str, Any]) -> list[Any]:
 _END_TO_END = ("mean", "standard_deviation", "standard_deviation_over_inputs")
 
 
-def _share(causes: dict[str, Any]) -> str:
-    return f"{causes['interaction_share']['mean']:.4f}"
+def _cell(value: float | None, form: str = ".4f") -> str:
+    """Empty where there is no number, as of a share of no error at all."""
+    return "" if value is None else format(value, form)
 
 
 def write_files(folder: Path, result: dict[str, Any]) -> None:
@@ -266,7 +280,7 @@ def cause_bars(causes: dict[str, Any], *, title: str) -> bytes:
             [*causes[key][k], *[causes[n][k] if key == "alone" else np.nan for n in names[count:]]]
             for k in ("mean", "standard_deviation")
         )
-        series[label] = (np.array(heights), np.array(deviations))
+        series[label] = (np.array(heights, float), np.array(deviations, float))
     return charts.bars(names, series, title=title)
 
 

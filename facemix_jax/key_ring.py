@@ -56,13 +56,19 @@ def place(location: str | None = None) -> Place:
             for ``keys.default_path``.
 
     Raises:
-        UsageError: the name of an entry is none, or the path names no file.
+        UsageError: the name of an entry is none, or the path names no file or an unknown user.
     """
     if location is None:
         return SecretFile(keys.default_path())
     if location.startswith(PREFIX):
         return Entry(location.removeprefix(PREFIX) or DEFAULT_NAME)
-    path = Path(location).expanduser()
+    try:
+        path = Path(location).expanduser()
+    except RuntimeError:
+        raise UsageError(
+            f"{location!r} begins with the folder of a user whom this system does not know. Give "
+            f"the whole path of the secret's file, or ./{location} for a name that begins with ~."
+        ) from None
     if path.name in ("", ".."):
         raise UsageError(f"{location!r} names no file. Give the path of the secret's file.")
     return SecretFile(path)
@@ -133,8 +139,8 @@ class Entry:
         """
         if self._read() is not None:
             raise UsageError(
-                f"{self} exists and is left as it is. Replace it with facemix key rotate, or "
-                f"choose another name."
+                f"{self} exists and is left as it is. Replace it with facemix key rotate --path "
+                f"{self}, or choose another name."
             )
         return self._write()
 
@@ -165,7 +171,8 @@ class Entry:
         del text  # some reporters show the local variables of what raises
         raise KeyRingError(
             f"{self} is no root secret: it is not {2 * SECRET_BYTES} hexadecimal digits (it has "
-            f"{length} characters). Restore it, or replace it with facemix key rotate."
+            f"{length} characters). Restore it, or replace it with facemix key rotate --path "
+            f"{self}."
         )
 
     def show(self) -> dict[str, str]:
@@ -192,8 +199,8 @@ class Entry:
         if root is None:
             raise KeyRingError(
                 f"{self} was written, but the keyring does not return what was written: it keeps "
-                f"nothing, or another process wrote too. Look with facemix key show, or keep the "
-                f"secret in a file."
+                f"nothing, or another process wrote too. Look with facemix key show --path {self}, "
+                f"or keep the secret in a file."
             )
         return root
 

@@ -20,6 +20,7 @@ import contextlib
 import datetime
 import os
 import secrets
+import shlex
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -119,7 +120,7 @@ def create(path: Path) -> RootSecret:
 
     Raises:
         UsageError: the file exists; it is not touched.
-        KeyFileError: it cannot be written.
+        KeyFileError: it cannot be written, or the path is no plain file's.
     """
     root = secrets.token_bytes(SECRET_BYTES)
     try:
@@ -131,9 +132,11 @@ def create(path: Path) -> RootSecret:
             os.link(temporary, path)  # unlike a renaming, this replaces nothing
         _sync_folder(path)
     except FileExistsError:
+        if not path.is_file():
+            raise _no_file(path) from None
         raise _validate.UsageError(
-            f"{path} exists and is left as it is. Replace it with facemix key rotate, or choose "
-            f"another path."
+            f"{path} exists and is left as it is. Replace it with {_command('rotate', path)}, or "
+            f"choose another path."
         ) from None
     except OSError as error:
         raise _unwritable(path, error) from None
@@ -152,11 +155,12 @@ def rotate(path: Path) -> RootSecret:
         path: the file.
 
     Raises:
-        KeyFileError: there is none, or it cannot be written; then the old one stays.
+        KeyFileError: there is none, or it is no plain file; or it cannot be written: then the old
+            one stays.
     """
-    path = path.resolve()  # the old secret itself is replaced, not a link to it
+    path = Path(os.path.realpath(path))  # the old secret itself is replaced, not a link to it
     if not path.is_file():
-        raise _missing(path)
+        raise _no_file(path) if os.path.lexists(path) else _missing(path)
     root = secrets.token_bytes(SECRET_BYTES)
     try:
         with _temporary(path, root) as temporary:
@@ -247,7 +251,8 @@ def _keystream(key: bytes, count: int) -> HostArray:
 
 def _normal(words: HostArray) -> HostArray:
     """Independent standard normal float64 numbers from an even number of words (Box-Muller)."""
-    uniform = ((words >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53  # never 0 or 1
+    # Above 0, and at most 1: the largest words round to it.
+    uniform = ((words >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
     radius, angle = np.sqrt(-2 * np.log(uniform[::2])), 2 * np.pi * uniform[1::2]
     return np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])
 
@@ -275,20 +280,22 @@ def _read(path: Path) -> tuple[RootSecret, os.stat_result]:
     try:
         status = os.fstat(descriptor)  # of what was opened, whatever the path means by now
         mode = stat.S_IMODE(status.st_mode)
-        if not stat.S_ISREG(status.st_mode) or status.st_size != SECRET_BYTES:
+        if not stat.S_ISREG(status.st_mode):
+            raise _no_file(path)
+        if status.st_size != SECRET_BYTES:
             raise KeyFileError(
                 f"{path} is no root secret: it is not a file of {SECRET_BYTES} bytes (it has "
-                f"{status.st_size}). Restore it, or replace it with facemix key rotate."
+                f"{status.st_size}). Restore it, or replace it with {_command('rotate', path)}."
             )
         if status.st_uid != os.getuid():
             raise KeyFileError(
                 f"{path} belongs to user {status.st_uid}, not to {os.getuid()}, who runs this. "
-                f"Make a secret of your own with facemix key create."
+                f"Make a secret of your own at another path, with facemix key create --path FILE."
             )
         if mode & 0o077:
             raise KeyFileError(
                 f"{path} has mode {mode:04o}, but must be 0600: others may have read or changed "
-                f"it. Run chmod 600 {path}, then facemix key rotate."
+                f"it. Run chmod 600 {shlex.quote(str(path))}, then {_command('rotate', path)}."
             )
         return RootSecret(os.read(descriptor, SECRET_BYTES)), status
     finally:
@@ -313,14 +320,29 @@ def _temporary(path: Path, content: bytes) -> Iterator[Path]:
 
 def _sync_folder(path: Path) -> None:
     """Makes a new name survive a loss of power, where the file system can."""
-    descriptor = os.open(path.parent, os.O_RDONLY)
     with contextlib.suppress(OSError):  # the file is in place by now
-        os.fsync(descriptor)
-    os.close(descriptor)
+        descriptor = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def _missing(path: Path) -> KeyFileError:
-    return KeyFileError(f"There is no root secret at {path}. Make one with facemix key create.")
+    return KeyFileError(
+        f"There is no root secret at {path}. Make one with {_command('create', path)}."
+    )
+
+
+def _no_file(path: Path) -> KeyFileError:
+    return KeyFileError(
+        f"{path} is no root secret: it exists, but is no plain file. Give the path of a file."
+    )
+
+
+def _command(name: str, path: Path) -> str:
+    """A command for a shell that acts on this secret, not on the one of the default path."""
+    return f"facemix key {name} --path {shlex.quote(str(path))}"
 
 
 def _unwritable(path: Path, error: OSError) -> KeyFileError:

@@ -67,6 +67,7 @@ def table(title: str, header: Sequence[str], rows: Sequence[Sequence[str | Text]
     made = Table(title, *header)
     for column in made.columns[1:]:
         column.justify = "right"
+        column.overflow = "fold"  # a number that lost its last digits would be another one
     for row in rows:
         made.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in row))
     return made

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from facemix_jax import attacks, cli, commands_attack, demo, output
-from facemix_jax.data import DataConfig
+from facemix_jax import attacks, cli, commands, commands_attack, demo, output
+from facemix_jax.data import DataConfig, DataError
 from facemix_jax.training import TrainConfig
 
 pytestmark = pytest.mark.library_promotes  # Optax
@@ -176,6 +176,25 @@ def test_unreadable_weights_say_how_to_write_them(capsys, tmp_path):
         assert not (tmp_path / "w").exists()
 
 
+def test_damaged_weights_are_refused_whatever_their_reader_makes_of_them(tmp_path):
+    file = io.BytesIO()
+    np.savez_compressed(file, w=np.random.default_rng(0).normal(size=200))
+    whole = bytearray(file.getvalue())
+    version = whole.rindex(b"PK\x01\x02") + 6  # in the list of the archive's files
+    for name, at, wrong in (("stream", 55, 0xFF), ("version", version, 120)):
+        damaged = whole.copy()
+        damaged[at] = wrong
+        (tmp_path / name).write_bytes(damaged)
+        with pytest.raises(DataError, match=rf"{name} cannot be read as weights: \w.*savez"):
+            commands.read_weights(tmp_path / name)
+
+
+def test_weights_that_are_not_finite_are_refused(tmp_path):
+    np.savez(tmp_path / "w.npz", good=np.ones(3, int), bad=np.array([1, np.nan]))
+    with pytest.raises(DataError, match=r"w.npz holds numbers in bad that are not finite"):
+        commands.read_weights(tmp_path / "w.npz")
+
+
 def test_weights_of_another_network_are_wrong_usage(capsys, tmp_path):
     np.savez(tmp_path / "w.npz", **{"conv1.weight": np.zeros((64, 3, 7, 7))})
     command = ("train", "--workdir", tmp_path / "run", *TRAIN)
@@ -259,6 +278,14 @@ def test_brackets_and_narrow_terminals_lose_nothing(capsys, monkeypatch):
     assert shown.count("inversion") == 1
     for number in ("-30.500", "-20.500", "-10.250", "0.000", "-1.125", "9.125"):
         assert shown.count(number) >= 2
+
+
+def test_numbers_too_wide_for_the_terminal_keep_their_digits(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    numbers = ["1,498,546,112", "47,135,588,352", "49,551,507,456"]
+    output.emit(None, {}, output.table("network", ("a", "b", "c"), [("one", *numbers)]))
+    lines = [line.split("│")[2:-1] for line in capsys.readouterr().out.splitlines() if "│" in line]
+    assert ["".join(parts).replace(" ", "") for parts in zip(*lines, strict=True)] == numbers
 
 
 def test_notes_keep_brackets(capsys):

@@ -1,6 +1,8 @@
 """``facemix key`` as a user meets it: results, exit codes, errors, and a clean standard output."""
 
 import json
+import re
+import shlex
 import sys
 
 import pytest
@@ -99,6 +101,39 @@ def test_a_secret_open_to_others(run, path):
     code, out, err = run("show", "--path", path)
     assert (code, out) == (1, "")
     assert "chmod 600" in err
+
+
+def damaged(path):
+    path.write_bytes(b"short")
+
+
+def open_to_others(path):
+    path.chmod(0o644)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "command"),
+    [
+        (lambda path: path.unlink(), "show"),
+        (damaged, "show"),
+        (open_to_others, "show"),
+        (lambda path: None, "create"),
+    ],
+    ids=["missing", "damaged", "open", "there"],
+)
+def test_remedies_act_on_the_secret_they_speak_of(run, tmp_path, monkeypatch, spoil, command):
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    run("create")
+    default = (tmp_path / "facemix" / "key").read_bytes()
+    path = tmp_path / "of work's" / "key"
+    run("create", "--path", path)
+    before = path.read_bytes()
+    spoil(path)
+    _, _, err = run(command, "--path", path)
+    shown = re.search("facemix key ((?:rotate|create) .*?key['\"]?)[.,]", err)[1]
+    assert run(*shlex.split(shown))[0] == 0
+    assert keys.load(path).fingerprint != keys.RootSecret(before).fingerprint
+    assert (tmp_path / "facemix" / "key").read_bytes() == default
 
 
 def test_without_the_extra_it_is_named(run, path, monkeypatch):

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from types import SimpleNamespace
 
 import jax
 import matplotlib.image
@@ -66,6 +67,38 @@ def test_tables_name_every_part(capsys, workdir):
         assert word in out
 
 
+@pytest.mark.slow
+def test_a_main_without_weights_or_layers_of_its_own_is_examined(capsys, tmp_path):
+    """All that is left for it is averaging, which is exact: there are shares of no error."""
+    code, out, _ = run(
+        capsys,
+        *("--width", 4, "--cut", 9, "--num-keys", 1, "--num-images", 8, "--group-size", 8),
+        *("--out", tmp_path / "out"),
+    )
+    assert code == 0
+    assert "interaction" in out
+    assert len(rows_of(tmp_path / "out" / "sweep.csv")) == 2 * 4 * 3
+
+
+def test_tables_leave_out_what_no_number_says():
+    none = {"mean": None, "standard_deviation": None}
+    of_one = {"mean": [None], "standard_deviation": [None]}
+    of_pairs = {"mean": [[None]], "standard_deviation": [[None]]}
+    result = {
+        **{"group_size": 8, "images": 8, "keys": 1, "nonnegative_floor": None},
+        "relative_unmix_error": {"features": {**none, "standard_deviation_over_inputs": None}},
+        "causes": {
+            **{"names": ["relu"], "alone": of_one, "without": of_one, "shares": of_one},
+            **{"interaction": none, "interaction_share": none, "rounding": none},
+        },
+        "layers": {"names": ["pool"], "pairs": of_pairs, "made": of_one, "shares": of_one},
+    }
+    ends, causes, layers = commands_linearity._tables(result)
+    for made, first in ((ends, "of the features"), (causes, "relu"), (layers, "pool")):
+        assert str(next(iter(made.columns[0].cells))) == first
+        assert {str(cell) for column in made.columns[1:] for cell in column.cells} == {""}
+
+
 def test_wrong_usage_says_what_to_do(capsys, workdir):
     for arguments, words in (
         (("--workdir", workdir, "--weights", "w.npz"), ("Leave one of them out",)),
@@ -77,6 +110,26 @@ def test_wrong_usage_says_what_to_do(capsys, workdir):
         assert out == ""
         for word in words:
             assert word in err
+
+
+def test_a_network_trained_without_mixing_is_measured_with_groups_of_eight(capsys, monkeypatch):
+    part = SimpleNamespace(
+        defense=SimpleNamespace(group_size=1), source=SimpleNamespace(splits={"test": range(7)})
+    )
+    monkeypatch.setattr(commands_linearity.Linearity, "_part", lambda *_: part)
+    code, _, err = run(capsys, "--num-images", 64)
+    assert (code, "fewer than one group of 8" in err) == (2, True)
+
+
+def test_a_family_that_does_not_fit_the_group_size_is_refused_before_loading(capsys, monkeypatch):
+    monkeypatch.setattr(commands_linearity.Linearity, "_part", None)
+    code, _, err = run(capsys, "--family", "hadamard", "--group-size", 6)
+    assert (code, "needs a power of two" in err) == (2, True)
+
+
+def test_the_sweep_holds_the_chosen_group_size():
+    assert commands_linearity._sweep_sizes(9, 3) == [3]
+    assert commands_linearity._sweep_sizes(64, 8) == [2, 4, 8, 16, 32, 64]
 
 
 def rows_of(path):

@@ -85,6 +85,11 @@ def test_what_names_no_file_is_refused(path):
         key_ring.place(path)
 
 
+def test_the_folder_of_an_unknown_user_is_refused():
+    with pytest.raises(UsageError, match=r"whom this system does not know.*whole path"):
+        key_ring.place("~no-such-user/key")
+
+
 @pytest.mark.parametrize("name", ["a/b", "a b", "ä", "a" * 65, "a:b", "a\n"])
 def test_names_that_a_keyring_might_read_otherwise_are_refused(name):
     with pytest.raises(UsageError, match="letters, digits"):
@@ -102,7 +107,9 @@ def test_what_was_created_is_loaded_and_belongs_to_its_name(memory):
 def test_create_replaces_nothing_even_if_malformed(memory):
     for text in ("", "no secret", "0" * 64):
         memory.entries["facemix", "default"] = text
-        with pytest.raises(UsageError, match=r"keyring:default exists.*rotate"):
+        with pytest.raises(
+            UsageError, match=r"keyring:default exists.*rotate --path keyring:default,"
+        ):
             key_ring.place("keyring:").create()
         assert memory.entries == {("facemix", "default"): text}
 
@@ -129,7 +136,9 @@ def test_a_missing_entry_is_named_with_its_remedy(memory):
 def test_a_malformed_entry_is_refused_without_showing_it_and_can_be_replaced(memory, text):
     memory.entries["facemix", "default"] = text
     place = key_ring.place("keyring:")
-    with pytest.raises(key_ring.KeyRingError, match=f"has {len(text)} char.*rotate") as caught:
+    with pytest.raises(
+        key_ring.KeyRingError, match=f"has {len(text)} char.*rotate --path keyring:default"
+    ) as caught:
         place.load()
     told = everything_told(caught.value)
     assert "s3cret" not in told

@@ -300,9 +300,13 @@ def test_a_file_of_another_size_is_refused_without_showing_it(path, size):
 def test_what_is_no_file_is_refused_at_once(tmp_path):
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe, 0o600)
-    for place in (pipe, tmp_path):
-        with pytest.raises(keys.KeyFileError, match="no root secret"):
-            keys.load(place)
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop)
+    for place in (pipe, tmp_path, loop):
+        for use in (keys.create, keys.rotate, keys.load):
+            expected = "symbolic links" if (place, use) == (loop, keys.load) else "no plain file"
+            with pytest.raises(keys.KeyFileError, match=expected):
+                use(place)
 
 
 def test_another_users_file_is_refused(path, monkeypatch):
@@ -351,6 +355,21 @@ def test_on_a_full_disk_nothing_is_lost_or_left(path, monkeypatch, failing):
                 attempt()
     assert os.listdir(path.parent) == ["key"]
     assert path.read_bytes() == before
+
+
+def test_a_folder_that_cannot_be_opened_is_no_failure_once_the_secret_is_in_place(
+    path, monkeypatch
+):
+    real_open = os.open
+
+    def open_no_folder(name, *rest, **more):
+        if os.path.isdir(name):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return real_open(name, *rest, **more)
+
+    monkeypatch.setattr(os, "open", open_no_folder)
+    for write in (keys.create, keys.rotate):
+        assert write(path).fingerprint == keys.load(path).fingerprint
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux has /dev/full")

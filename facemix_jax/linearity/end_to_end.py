@@ -22,7 +22,8 @@ class UnmixError(NamedTuple):
         per_key: float ``[num_keys]``, ``||unmix(main(mix(x))) - main(x)|| / ||main(x)||`` with
             one norm over the whole batch, for each key.
         per_group: float ``[num_keys, G]``, the same with norms over one group each: groups hold
-            different images.
+            different images. Where ``read`` joins the rows of an image's tiles, ``G`` counts
+            groups of images.
         condition: float ``[num_keys]``, ``||A||_F ||inverse(A)||_F / M``, root mean square over
             groups: 1 for orthogonal matrices, the factor by which unmixing amplifies rounding.
     """
@@ -43,8 +44,12 @@ class UnmixError(NamedTuple):
 
     @property
     def standard_deviation_over_inputs(self) -> float:
-        """Of the groups' means over keys: how much the error depends on the images."""
-        return float(self.per_group.mean(0).std())
+        """Of the groups' means over keys: how much the error depends on the images.
+
+        A group whose result is zero has no relative error and is left out.
+        """
+        means = self.per_group.mean(0)
+        return float(means[jnp.isfinite(means)].std())
 
 
 def as_it_is(features: Array) -> Array:
@@ -113,7 +118,8 @@ def measure(
             rows than this, at least one key. Changes no result beyond rounding.
 
     Raises:
-        UsageError: a size is out of range, or the group size does not divide the batch.
+        UsageError: a size is out of range, or the group size does not divide the batch or the
+            rows that ``read`` returns.
 
     Example:
         >>> x = jax.random.normal(jax.random.key(1), (8, 1000))
@@ -183,12 +189,14 @@ def _compare(
     read: Callable[[Array], Array], mix_keys: mixing.MixKey, responses: Array, direct: Array
 ) -> tuple[Array, Array, Array]:
     """Errors ``[k]`` and ``[k, G]`` and conditions ``[k]`` of one chunk."""
-    num_keys, num_groups, group_size, _ = mix_keys.matrix.shape
+    num_keys, _, group_size, _ = mix_keys.matrix.shape
     responses = responses.reshape(num_keys, *direct.shape)
-    # Reading all keys' results as one batch, as post reads rows.
-    recovered = read(jax.vmap(mixing.unmix)(mix_keys, responses).reshape(-1, *direct.shape[1:]))
+    # Key by key: post may join rows, of which each is one tile of an image.
+    recovered = jax.vmap(read)(jax.vmap(mixing.unmix)(mix_keys, responses))
     wanted = read(direct)
+    _validate.divides(group_size, divisor_name="group_size", batch_size=wanted.shape[0])
     recovered, wanted = at_least_float32(recovered, wanted)
+    num_groups = wanted.shape[0] // group_size
     wanted = wanted.reshape(1, num_groups, -1)
     difference = recovered.reshape(num_keys, num_groups, -1) - wanted
     errors, sizes = (jnp.sum(jnp.square(a), axis=2) for a in (difference, wanted))

@@ -1,6 +1,7 @@
 """Everything the laboratory says about one network, as numbers ready for JSON."""
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -44,8 +45,10 @@ def examine(
 
     Returns:
         ``{"relative_unmix_error", "nonnegative_floor", "layers", "causes", "local"}``. Means and
-        standard deviations are over keys, in ``"local"`` over examples. The floor is None where
-        it does not apply: where main does not end with a ReLU, averages aside.
+        standard deviations are over keys, in ``"local"`` over examples, of which those are left
+        out (and counted in ``"left_out"``) whose result is zero or not finite. What no number
+        says is None. The floor is None where it does not apply: where main does not end with a
+        ReLU, averages aside.
 
     Raises:
         UsageError: a size is out of range, or the group size does not divide the batch.
@@ -87,13 +90,13 @@ def examine(
             "rounding": _mean_and_deviation(causes.rounding),
         },
         "local": {
-            "additivity": _mean_and_deviation(local.additivity_error(main, _even(x))),
+            "additivity": _over_examples(local.additivity_error(main, _even(x))),
             "homogeneity": {
-                str(scale): _mean_and_deviation(local.homogeneity_error(main, x, scale))
+                str(scale): _over_examples(local.homogeneity_error(main, x, scale))
                 for scale in (0.5, 2.0, -1.0)
             },
             "jacobian": {
-                str(fraction): _mean_and_deviation(local.jacobian_error(main, x, mixed, fraction))
+                str(fraction): _over_examples(local.jacobian_error(main, x, mixed, fraction))
                 for fraction in FRACTIONS
             },
         },
@@ -152,20 +155,35 @@ def _even(x: Array) -> Array:
 
 def _end_to_end(error: UnmixError) -> dict[str, Any]:
     return {
-        "mean": error.mean,
-        "standard_deviation": error.standard_deviation,
-        "standard_deviation_over_inputs": error.standard_deviation_over_inputs,
-        "per_key": [float(e) for e in error.per_key],
+        "mean": _finite(error.mean),
+        "standard_deviation": _finite(error.standard_deviation),
+        "standard_deviation_over_inputs": _finite(error.standard_deviation_over_inputs),
+        "per_key": [_finite(float(e)) for e in error.per_key],
     }
 
 
 def _mean_and_deviation(values: Array) -> dict[str, Any]:
-    """Over the first axis; nested lists, None for NaN."""
+    """Over the first axis; nested lists, None for what is not finite."""
     host = np.asarray(values, np.float64)
-    return {"mean": _listed(host.mean(0)), "standard_deviation": _listed(host.std(0))}
+    with np.errstate(invalid="ignore"):  # infinity less infinity
+        return {"mean": _listed(host.mean(0)), "standard_deviation": _listed(host.std(0))}
+
+
+def _over_examples(errors: Array) -> dict[str, Any]:
+    """Of relative errors: an example whose result is zero has none, and counts as left out."""
+    kept = errors[jnp.isfinite(errors)]
+    left_out = len(errors) - len(kept)
+    if not len(kept):
+        return {"mean": None, "standard_deviation": None, "left_out": left_out}
+    return {**_mean_and_deviation(kept), "left_out": left_out}
 
 
 def _listed(values: HostArray) -> Any:
     if np.ndim(values):
         return [_listed(value) for value in values]
-    return None if np.isnan(values) else float(f"{values:.6g}")
+    return _finite(float(f"{values:.6g}"))
+
+
+def _finite(value: float) -> float | None:
+    """JSON has neither NaN nor infinity."""
+    return value if math.isfinite(value) else None

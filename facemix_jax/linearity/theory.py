@@ -72,7 +72,7 @@ def fan_ins(variables: Variables) -> list[int]:
         variables: of a segment.
     """
     found = []
-    for path, leaf in jax.tree_util.tree_leaves_with_path(variables["params"]):
+    for path, leaf in jax.tree_util.tree_leaves_with_path(variables.get("params", {})):
         if path[-1].key == "kernel":
             found.append(math.prod(leaf.shape[:-1]))
         elif path[-1].key == "scale":

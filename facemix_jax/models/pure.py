@@ -2,7 +2,7 @@
 
 from typing import Any
 
-import jax
+import jax.numpy as jnp
 from flax import linen as nn
 
 from facemix_jax._types import Array, Variables
@@ -17,5 +17,5 @@ def evaluate(module: nn.Module, variables: Variables, *inputs: Any) -> Array:
         *inputs: of its ``__call__``.
     """
     result = module.apply(variables, *inputs)
-    assert isinstance(result, jax.Array)  # a tuple only where variables may change
-    return result
+    assert not isinstance(result, tuple)  # only where variables may change
+    return jnp.asarray(result)  # a module that does nothing hands NumPy's arrays back

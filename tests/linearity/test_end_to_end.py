@@ -9,6 +9,7 @@ from facemix_jax import linearity, mixing
 from facemix_jax._validate import UsageError
 from facemix_jax.linearity import precision
 from facemix_jax.linearity.end_to_end import draw_keys
+from facemix_jax.models.split import side_by_side
 
 
 def linear_main(x):
@@ -76,6 +77,22 @@ def test_chunks_change_nothing(rows_at_once):
     np.testing.assert_allclose(joined, error.per_key, rtol=1e-5)
 
 
+@pytest.mark.parametrize("rows_at_once", [1, 1000])
+def test_tiles_are_read_image_by_image_for_each_key(rows_at_once):
+    x = jax.random.normal(jax.random.key(1), (3 * 8, 5))  # three tiles of eight images
+    options = {"rng_key": jax.random.key(0), "group_size": 4, "num_keys": 5}
+    read = functools.partial(side_by_side, tiles=3)
+    error = linearity.measure(jax.nn.relu, x, **options, read=read, rows_at_once=rows_at_once)
+    mix_keys = draw_keys(options["rng_key"], x, 4, 5, mixing.haar)
+    for mix_key, measured in zip(mix_keys, error.per_key, strict=True):
+        alone = linearity.unmix_error(jax.nn.relu, mix_key, x, read=read)
+        assert float(measured) == pytest.approx(float(alone), rel=1e-5)
+    assert error.per_group.shape == (5, 2)
+    sizes = jnp.square(read(jax.nn.relu(x))).reshape(2, -1).sum(1)
+    joined = jnp.sqrt((jnp.square(error.per_group) * sizes[None]).sum(1) / sizes.sum())
+    np.testing.assert_allclose(joined, error.per_key, rtol=1e-5)
+
+
 def test_drawn_keys_are_those_of_measure():
     drawn = draw_keys(jax.random.key(0), jnp.ones((16, 5)), 4, 3, mixing.haar)
     for key, mix_key in zip(jax.random.split(jax.random.key(0), 3), drawn, strict=True):
@@ -92,6 +109,8 @@ def test_spread_is_told_apart_by_keys_and_by_inputs():
     )
     assert (error.mean, error.standard_deviation) == (4, 2)
     assert error.standard_deviation_over_inputs == 1
+    with_a_zero_result = jnp.pad(error.per_group, ((0, 0), (0, 1)), constant_values=jnp.inf)
+    assert error._replace(per_group=with_a_zero_result).standard_deviation_over_inputs == 1
 
 
 def test_main_is_compiled_once_for_all_group_sizes_and_families():

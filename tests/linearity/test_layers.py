@@ -1,4 +1,5 @@
 import functools
+import json
 
 import jax
 import jax.numpy as jnp
@@ -7,6 +8,7 @@ import pytest
 
 from facemix_jax import linearity, models
 from facemix_jax._validate import UsageError
+from facemix_jax.linearity import study
 from facemix_jax.models import operations
 
 OPTIONS = {"rng_key": jax.random.key(3), "group_size": 4, "num_keys": 2}
@@ -104,6 +106,15 @@ def test_the_linear_twin_is_linear_and_the_network_is_not():
             linearity.homogeneity_error(main, x, -1.0),
         ):
             assert low <= errors.max() < high
+
+
+def test_examples_whose_result_is_zero_have_no_relative_error_and_are_counted(x):
+    blank = x.at[0].set(0)
+    errors = linearity.homogeneity_error(jnp.square, blank, 2.0)
+    found = study._over_examples(errors)
+    assert (found["mean"], found["left_out"]) == (pytest.approx(1), 1)
+    assert study._over_examples(errors[:1])["mean"] is None
+    json.dumps(study._mean_and_deviation(jnp.array([[jnp.inf, 1.0]])), allow_nan=False)
 
 
 def test_additivity_homogeneity_and_jacobian_tell_functions_apart(x):

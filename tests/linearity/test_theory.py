@@ -138,6 +138,10 @@ def test_fan_ins_are_read_off_the_variables():
     assert sorted(theory.fan_ins(shapes)) == [1, 1, 288, 288]
 
 
+def test_a_segment_without_weights_has_no_fan_ins():
+    assert theory.fan_ins({}) == []
+
+
 @pytest.fixture
 def pair():
     """A key and the one with the opposite matrix; Haar draws both with equal density."""

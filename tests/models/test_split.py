@@ -15,6 +15,11 @@ def tiny(**options):
 IMAGES = jax.random.normal(jax.random.key(1), (4, 40, 36, 3))
 
 
+def test_segments_without_units_take_numpy_arrays():
+    pre = tiny(cut=0).pre
+    assert isinstance(pre({}, np.asarray(IMAGES)), jax.Array)
+
+
 @pytest.mark.slow
 def test_weights_do_not_depend_on_the_cut():
     def leaves(cut):
