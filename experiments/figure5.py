@@ -65,8 +65,8 @@ class Config:
     ``--steps 150 --images 256``; with ``--scale smoke`` faces are drawn, and no files are needed. A
     system that the JSON file and the folder of pictures hold is not attacked again.
 
-    Run time: 3 minutes of processor time at ``smoke``, nearly all of it compilation (``--systems``
-    takes fewer); 15 minutes at ``cpu`` with ``--steps 150 --images 256`` on two busy cores.
+    Run time: 3 minutes of processor time at ``smoke``, nearly all of it compilation; 15 minutes at
+    ``cpu`` with ``--steps 150 --images 256`` on two busy cores.
 
     Expected: Pix2Pix draws the faces behind noise, blurring and the anonymizer, and behind FaceMix
     little but the mean face; gradient ICA gets the very same faces back from FaceMix, at a mean

@@ -8,7 +8,8 @@ from typing import Annotated, Any
 import tyro
 
 from facemix_jax import data, output
-from facemix_jax._validate import DataError, UsageError, one_of, positive
+from facemix_jax._validate import DataError, one_of, positive
+from facemix_jax.commands import check_unused
 from facemix_jax.data import folder, lfwa, sheet
 from facemix_jax.data.config import FILES
 from facemix_jax.data.source import SPLITS
@@ -92,7 +93,9 @@ class Show(_Files):
         one_of(SPLITS, split=self.split)
         output.check_file(self.out, "--out")
         config = self._config(image_size=self.image_size)
-        self._check_unused()
+        if self.out is None:
+            sheet_only = ("people", "split", "rows", "per_row", "image_size")
+            check_unused(self, Show(), "without --out no sheet of faces is drawn", sheet_only)
         # Of files only the shown faces are decoded, so that a look at a large set takes seconds.
         source: data.Source = (
             sheet.Undecoded(data.open_files(config), config.image_size)
@@ -116,20 +119,6 @@ class Show(_Files):
         )
         if self.out is not None:
             NOTES.print(f"Sheet: {self.out}", soft_wrap=True)
-
-    def _check_unused(self) -> None:
-        """Raises ``UsageError`` where options of the sheet are given and none is drawn."""
-        sheets = ("people", "split", "rows", "per_row", "image_size")
-        given = [
-            f"--{field.name.replace('_', '-')}"
-            for field in dataclasses.fields(self)
-            if field.name in sheets and getattr(self, field.name) != field.default
-        ]
-        if self.out is None and given:
-            raise UsageError(
-                f"{', '.join(given)} would do nothing: only the sheet of faces is drawn with it. "
-                "Give --out sheet.png, too, or leave it out."
-            )
 
     def _roles(self) -> folder.Roles | None:
         """What the columns of a table of labels were taken for; None where there is no table."""

@@ -212,7 +212,7 @@ def test_prepared_data_show_and_check_like_their_files(capsys, faces, tmp_path):
         (("show", "--image-size", "4", "4"), ("image_height is 4", "16")),
         (("show", "--labels", "l.csv"), ("labels", "'folder'")),
         (("show", "--split", "tset"), ("'tset' is unknown", "'test'")),
-        (("show", "--people", "--per-row", "5"), ("--people, --per-row", "--out")),
+        (("show", "--people", "--per-row", "5"), ("people is True", "--out")),
         (("show", "--image-size", "20", "16"), ("--image-size", "--out")),
         (("show", "--out", "."), ("a folder", "--out")),
         (("prepare",), ("output",)),

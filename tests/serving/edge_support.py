@@ -239,3 +239,17 @@ def pictures(count, start=0):
 def sent_rows(request):
     tensor = request.activations
     return np.frombuffer(tensor.data, np.float32).reshape(tensor.shape[0], -1)
+
+
+def with_response(change):
+    """Turns an honest answer into another one."""
+
+    def make(answer):
+        def lie(request):
+            response = answer(request)
+            change(response)
+            return response
+
+        return lie
+
+    return make

@@ -42,3 +42,48 @@ def test_a_cancelled_request_leaves_its_place_in_the_queue():
         await batcher.close()
 
     asyncio.run(go())
+
+
+def test_answered_rows_make_room_while_the_others_of_their_batch_run():
+    gate = threading.Event()
+
+    class Halting(Runner):
+        def __call__(self, served, requests):
+            yield requests[0]
+            assert gate.wait(20)
+            yield from requests[1:]
+
+    async def go():
+        batcher = Batcher(Halting(8, 4), queue_rows=8, max_wait=0.0)
+        first, second = (
+            asyncio.create_task(batcher.submit(None, np.full((n, 1), n))) for n in (4, 3)
+        )
+        assert len(await first) == 4
+        assert batcher.rows == 3
+        gate.set()
+        assert len(await second) == 3
+        assert batcher.rows == 0
+        await batcher.close()
+
+    asyncio.run(go())
+
+
+def test_batches_fill_to_the_last_row_and_then_run_at_once():
+    ran = []
+
+    class Recording(Runner):
+        def __call__(self, served, requests):
+            ran.append([len(rows) for rows in requests])
+            yield from requests
+
+    async def go():
+        batcher = Batcher(Recording(12, None), queue_rows=64, max_wait=60.0)
+        waiting = []
+        for _ in range(3):
+            waiting.append(asyncio.create_task(batcher.submit(None, np.ones((4, 1)))))
+            await asyncio.sleep(0.02)
+        await asyncio.wait_for(asyncio.gather(*waiting), 10)
+        assert ran == [[4, 4, 4]]
+        await batcher.close()
+
+    asyncio.run(go())

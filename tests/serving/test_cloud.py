@@ -4,7 +4,6 @@ import asyncio
 import logging
 import re
 import socket
-import threading
 import time
 import urllib.request
 
@@ -20,7 +19,6 @@ from cloud_support import (
     reference,
     request,
     running,
-    save_checkpoint,
 )
 from google.protobuf import descriptor_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -32,13 +30,6 @@ from facemix_jax.serving import wire_pb2 as pb
 from facemix_jax.serving.batching import Batcher, Runner
 from facemix_jax.serving.cloud import Cloud
 from facemix_jax.serving.cloud_config import CloudConfig
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """Work directory, model and variables."""
-    workdir = tmp_path_factory.mktemp("cloud") / "run"
-    return workdir, *save_checkpoint(workdir)
 
 
 def test_answers_equal_main_in_this_process_bit_for_bit(trained):
@@ -199,51 +190,6 @@ def test_a_full_queue_refuses_at_once_and_loses_nothing(trained, monkeypatch):
             for answer in await asyncio.gather(*waiting):
                 np.testing.assert_array_equal(answer, reference(model, variables, x))
             assert cloud.rows == 0
-
-    asyncio.run(go())
-
-
-def test_answered_rows_make_room_while_the_others_of_their_batch_run():
-    gate = threading.Event()
-
-    class Halting(Runner):
-        def __call__(self, served, requests):
-            yield requests[0]
-            assert gate.wait(20)
-            yield from requests[1:]
-
-    async def go():
-        batcher = Batcher(Halting(8, 4), queue_rows=8, max_wait=0.0)
-        first, second = (
-            asyncio.create_task(batcher.submit(None, np.full((n, 1), n))) for n in (4, 3)
-        )
-        assert len(await first) == 4
-        assert batcher.rows == 3
-        gate.set()
-        assert len(await second) == 3
-        assert batcher.rows == 0
-        await batcher.close()
-
-    asyncio.run(go())
-
-
-def test_batches_fill_to_the_last_row_and_then_run_at_once():
-    ran = []
-
-    class Recording(Runner):
-        def __call__(self, served, requests):
-            ran.append([len(rows) for rows in requests])
-            yield from requests
-
-    async def go():
-        batcher = Batcher(Recording(12, None), queue_rows=64, max_wait=60.0)
-        waiting = []
-        for _ in range(3):
-            waiting.append(asyncio.create_task(batcher.submit(None, np.ones((4, 1)))))
-            await asyncio.sleep(0.02)
-        await asyncio.wait_for(asyncio.gather(*waiting), 10)
-        assert ran == [[4, 4, 4]]
-        await batcher.close()
 
     asyncio.run(go())
 

@@ -7,7 +7,7 @@ import ipaddress
 
 import grpc
 import pytest
-from cloud_support import Client, activations, health_of, request, running, save_checkpoint
+from cloud_support import Client, activations, health_of, request, running
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -16,13 +16,6 @@ from cryptography.x509.oid import NameOID
 from facemix_jax._validate import FacemixError, UsageError
 from facemix_jax.serving import access, probe
 from facemix_jax.serving.cloud_config import CloudConfig
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """Work directory, model and variables."""
-    workdir = tmp_path_factory.mktemp("cloud") / "run"
-    return workdir, *save_checkpoint(workdir)
 
 
 def certificate(folder, name):

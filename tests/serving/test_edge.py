@@ -13,66 +13,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from cloud_support import reference, run_config, running, save_checkpoint
-from edge_support import FakeCloud, Loop, M, Process, client_of, honest, pictures, sent_rows
+from edge_support import (
+    FakeCloud,
+    M,
+    client_of,
+    honest,
+    pictures,
+    sent_rows,
+)
 
 from facemix_jax import data, defenses, inference, keys, mixing
-from facemix_jax._validate import FacemixError, UsageError
-from facemix_jax.serving import edge, segments, wire
+from facemix_jax._validate import UsageError
+from facemix_jax.serving import edge
 from facemix_jax.serving.edge import AsyncEdgeClient, Connection
 from facemix_jax.serving.fillers import fillers
-from facemix_jax.serving.wire import WireError
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """Work directory, model and variables."""
-    workdir = tmp_path_factory.mktemp("edge") / "run"
-    return workdir, *save_checkpoint(workdir)
-
-
-@pytest.fixture(scope="module")
-def loop():
-    with Loop() as loop:
-        yield loop
-
-
-@pytest.fixture(scope="module")
-def process(trained):
-    process = Process(trained[0]).wait()
-    yield process
-    assert process.stop() == 0
-
-
-@pytest.fixture
-def fake(trained, loop):
-    clouds = []
-
-    def start(answer=None):
-        clouds.append(FakeCloud(loop, answer or honest(*trained[1:])))
-        return clouds[-1]
-
-    yield start
-    for cloud in clouds:
-        cloud.stop()
-
-
-@pytest.fixture(scope="module")
-def root():
-    return keys.RootSecret(bytes(range(32)))
-
-
-def with_response(change):
-    """Turns an honest answer into another one."""
-
-    def make(answer):
-        def lie(request):
-            response = answer(request)
-            change(response)
-            return response
-
-        return lie
-
-    return make
 
 
 class TestResults:
@@ -307,92 +261,6 @@ class TestRetries:
             client.predict(pictures(4))
         (line,) = said
         assert re.match(r"No answer from 127\.0\.0\.1:1 yet \(UNAVAILABLE.*another 0 s", line)
-
-
-def _more_rows(response):
-    response.responses.CopyFrom(wire.encode(np.ones((5, 32), np.float32)))
-
-
-def _narrow(response):
-    response.responses.CopyFrom(wire.encode(np.ones((4, 7), np.float32)))
-
-
-def _nan(response):
-    rows = np.frombuffer(response.responses.data, np.float32).copy()
-    rows[3] = np.nan
-    response.responses.data = rows.tobytes()
-
-
-def _short(response):
-    response.responses.data = response.responses.data[:-4]
-
-
-def _other_request(response):
-    response.request_id = os.urandom(16)
-
-
-def _other_model(response):
-    response.model_id = "0" * 16
-
-
-def _other_version(response):
-    response.version = 99
-
-
-def _unknown_type(response):
-    response.responses.dtype = "complex64"
-
-
-class TestWrongAnswers:
-    @pytest.mark.parametrize(
-        ("change", "words"),
-        [
-            (_more_rows, "number of rows"),
-            (_narrow, r"rows of \[32\]"),
-            (_nan, "1 NaN or infinite"),
-            (_short, "bytes"),
-            (_other_request, "request identifier"),
-            (_other_model, "model"),
-            (_other_version, "version"),
-            (_unknown_type, "complex64"),
-        ],
-        ids=lambda value: getattr(value, "__name__", ""),
-    )
-    def test_are_noticed_and_not_decoded(self, trained, root, fake, monkeypatch, change, words):
-        monkeypatch.setattr(segments, "unmix", None)  # would fail if it were called
-        cloud = fake(with_response(change)(honest(*trained[1:])))
-        with (
-            client_of(trained, root, cloud.address) as client,
-            pytest.raises(WireError, match=words),
-        ):
-            client.predict(pictures(4))
-        assert len(cloud.requests) == 1
-
-    @pytest.mark.parametrize("size", [100, 2**20], ids=["no message", "too large"])
-    def test_bytes_that_are_no_answer(self, trained, root, fake, size):
-        cloud = fake(lambda request: b"\xff" * size)
-        with (
-            client_of(trained, root, cloud.address, give_up_s=0.2) as client,
-            pytest.raises(FacemixError, match=r"no message of this protocol|RESOURCE_EXHAUSTED"),
-        ):
-            client.predict(pictures(4))
-
-    def test_plausible_numbers_are_noticed_by_spot_checks_only(self, trained, root, fake):
-        def tamper(response):
-            rows = np.frombuffer(response.responses.data, np.float32)
-            response.responses.data = (1.1 * rows).astype(np.float32).tobytes()
-
-        lying, true = fake(with_response(tamper)(honest(*trained[1:]))), fake()
-        with client_of(trained, root, lying.address) as client:
-            client.predict(pictures(8))  # the limit that the module states
-        for dtype in wire.DTYPES:
-            with client_of(trained, root, true.address, spot_checks=6, wire=dtype) as client:
-                client.predict(pictures(8))
-        with (
-            client_of(trained, root, lying.address, spot_checks=1) as client,
-            pytest.raises(WireError, match="1 of 1 spot-checked"),
-        ):
-            client.predict(pictures(8))
 
 
 @pytest.mark.parametrize(

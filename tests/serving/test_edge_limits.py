@@ -5,39 +5,24 @@ import asyncio
 import grpc
 import numpy as np
 import pytest
-from cloud_support import running, save_checkpoint
-from edge_support import FakeCloud, Loop, client_of, honest, pictures
+from cloud_support import running
+from edge_support import client_of, pictures
 
-from facemix_jax import keys
 from facemix_jax._validate import UsageError
 from facemix_jax.serving import edge
 from facemix_jax.serving.edge import AsyncEdgeClient, Connection, EdgeConfig
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("limits") / "run"
-    return workdir, *save_checkpoint(workdir)
-
-
-@pytest.fixture(scope="module")
-def root():
-    return keys.RootSecret(bytes(range(32)))
-
-
 @pytest.fixture
-def fake(trained):
-    with Loop() as loop:
-        clouds = []
+def small(fake):
+    """Starts a cloud that takes so many rows at once."""
 
-        def start(max_rows):
-            clouds.append(FakeCloud(loop, honest(*trained[1:])))
-            clouds[-1].max_rows = max_rows
-            return clouds[-1]
+    def start(max_rows):
+        cloud = fake()
+        cloud.max_rows = max_rows
+        return cloud
 
-        yield start
-        for cloud in clouds:
-            cloud.stop()
+    return start
 
 
 def sizes(cloud):
@@ -49,8 +34,8 @@ def sizes(cloud):
     [([1024], [[32]]), ([11], [[8] * 4]), ([16, 5], [[4] * 4] * 2)],
     ids=["no limit", "whole groups", "of all clouds"],
 )
-def test_requests_are_as_large_as_every_cloud_takes(trained, root, fake, max_rows, sent):
-    clouds = [fake(rows) for rows in max_rows]
+def test_requests_are_as_large_as_every_cloud_takes(trained, root, small, max_rows, sent):
+    clouds = [small(rows) for rows in max_rows]
     with client_of(trained, root, *(c.address for c in clouds)) as client:
         client.infer(pictures(32))
         assert [sizes(cloud) for cloud in clouds] == sent
@@ -58,15 +43,15 @@ def test_requests_are_as_large_as_every_cloud_takes(trained, root, fake, max_row
     assert [cloud.described for cloud in clouds] == [1] * len(clouds)
 
 
-def test_a_cloud_that_cannot_be_asked_holds_nobody_up(trained, root, fake):
-    cloud = fake(8)
+def test_a_cloud_that_cannot_be_asked_holds_nobody_up(trained, root, small):
+    cloud = small(8)
     with client_of(trained, root, "127.0.0.1:1", cloud.address) as client:
         client.infer(pictures(16))
     assert sizes(cloud) == [8, 8]
 
 
-def test_a_cloud_that_starts_anew_with_fewer_rows_is_asked_again(trained, root, fake):
-    cloud = fake(16)
+def test_a_cloud_that_starts_anew_with_fewer_rows_is_asked_again(trained, root, small):
+    cloud = small(16)
     with client_of(trained, root, cloud.address) as client:
         assert client.infer(pictures(16)).requests == 1
         cloud.max_rows, answer = 4, cloud.answer
@@ -83,8 +68,8 @@ def test_a_cloud_that_starts_anew_with_fewer_rows_is_asked_again(trained, root, 
             client.infer(pictures(4))
 
 
-def test_less_than_a_group_is_refused_before_anything_is_sent(trained, root, fake):
-    cloud = fake(3)
+def test_less_than_a_group_is_refused_before_anything_is_sent(trained, root, small):
+    cloud = small(3)
     with (
         client_of(trained, root, cloud.address) as client,
         pytest.raises(UsageError, match=r"takes 3 rows.*groups of 4.*--max-rows 4"),
@@ -110,7 +95,7 @@ def test_a_real_cloud_of_few_rows_answers_many_pictures(trained, root):
     ("details", "attempts"), [("Received message larger than max (9 vs. 8)", 1), ("full", 2)]
 )
 def test_a_message_that_is_too_large_is_not_sent_again(
-    trained, root, fake, monkeypatch, details, attempts
+    trained, root, small, monkeypatch, details, attempts
 ):
     tried = []
 
@@ -123,7 +108,7 @@ def test_a_message_that_is_too_large_is_not_sent_again(
     monkeypatch.setattr(edge.Cloud, "run", refuse)
     words = "larger than max.*request_rows.*--max-rows" if attempts == 1 else "INTERNAL: enough"
     with (
-        client_of(trained, root, fake(8).address) as client,
+        client_of(trained, root, small(8).address) as client,
         pytest.raises(edge.CloudError, match=words),
     ):
         client.infer(pictures(4))

@@ -10,11 +10,11 @@ import time
 
 import numpy as np
 import pytest
-from cloud_support import running, save_checkpoint
+from cloud_support import running
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from edge_support import FakeCloud, Loop, M, Process, Proxy, client_of, pictures
+from edge_support import FakeCloud, M, Process, Proxy, client_of, pictures
 from tiny_source import TinySource
 
 from facemix_jax import costs, costs_paper, keys
@@ -23,30 +23,6 @@ from facemix_jax.serving import edge, segments, wire
 from facemix_jax.serving import wire_pb2 as pb
 from facemix_jax.serving.clouds import Cloud, check_files
 from facemix_jax.serving.edge import Connection, EdgeClient, EdgeConfig
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("network") / "run"
-    return workdir, *save_checkpoint(workdir)
-
-
-@pytest.fixture(scope="module")
-def loop():
-    with Loop() as loop:
-        yield loop
-
-
-@pytest.fixture(scope="module")
-def process(trained):
-    process = Process(trained[0]).wait()
-    yield process
-    assert process.stop() == 0
-
-
-@pytest.fixture(scope="module")
-def root():
-    return keys.RootSecret(bytes(range(32)))
 
 
 def certificate(folder, name, issuer=None):

@@ -55,12 +55,6 @@ ALLOWED = (("authorization", "Bearer correct-horse"),)
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("ray") / "run"
-    return workdir, *save_checkpoint(workdir)
-
-
-@pytest.fixture(scope="module")
 def served(trained, tmp_path_factory):
     """A port, and a function that tells which modules the replica has imported."""
     folder = tmp_path_factory.mktemp("home")

@@ -1,0 +1,276 @@
+"""The challenge: its scorer, what is public of it and what is hidden, and its baseline."""
+
+import dataclasses
+import json
+import struct
+import zipfile
+
+import challenge
+import challenge_scoring as scoring
+import jax
+import numpy as np
+import pytest
+
+from facemix_jax import data, defenses, fitting, models, runs
+from facemix_jax._validate import DataError, UsageError
+
+SHAPE = (8, 5, 4, 2)
+
+
+def normal(seed, shape=SHAPE):
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+# The scorer.
+
+
+def test_scores_ignore_order_and_sign():
+    truth, recovered = normal(0), normal(0) + 0.3 * normal(1)
+    rng = np.random.default_rng(2)
+    signs = rng.choice([-1, 1], len(truth)).reshape(-1, 1, 1, 1)
+    again = (signs * recovered)[rng.permutation(len(truth))]
+    assert scoring.scores_of(again, truth) == pytest.approx(scoring.scores_of(recovered, truth))
+
+
+def test_the_truth_scores_perfectly_and_a_random_submission_by_chance():
+    truth = normal(0, (64, 20, 20, 2))
+    assert scoring.scores_of(truth, truth) == pytest.approx((1, 1, 0))
+    # The best of 64 matches among |correlations| of deviation 1 / sqrt(800) = .035; .1 is three
+    # deviations for the mean of any matching, and this seed is fixed.
+    guess = scoring.scores_of(normal(1, truth.shape), truth)
+    assert guess.correlation < 0.1
+    assert guess.recovered == 0
+    assert guess.squared_error > 0.9
+
+
+def test_scores_fall_with_noise():
+    truth = normal(0)
+    scores = [scoring.scores_of(truth + s * normal(1), truth).correlation for s in (0.1, 0.5, 2)]
+    assert scores == sorted(scores, reverse=True)
+
+
+def submitted(path, **arrays):
+    np.savez(path, **arrays)
+    return path
+
+
+def test_a_submission_is_read_as_it_is(tmp_path):
+    path = submitted(tmp_path / "mine.npz", recovered=normal(0))
+    np.testing.assert_array_equal(scoring.read_submission(path, SHAPE), normal(0))
+
+
+@pytest.mark.parametrize(
+    ("arrays", "reason"),
+    [
+        ({"mine": normal(0)}, "not recovered.npy alone"),
+        ({"recovered": normal(0), "more": normal(0)}, "not recovered.npy alone"),
+        ({"recovered": normal(0)[1:]}, "holds shape"),
+        ({"recovered": normal(0).astype(np.int32)}, "holds int32"),
+        ({"recovered": np.full(SHAPE, np.nan)}, "NaN, or numbers"),
+        ({"recovered": np.full(SHAPE, 1e200)}, "numbers beyond 1e[+]100"),
+        ({"recovered": np.zeros((80, 50, 4, 2))}, "more than float64"),
+        ({"recovered": np.array([{}], object)}, "holds object"),
+    ],
+)
+def test_malformed_submissions_are_refused(tmp_path, arrays, reason):
+    with pytest.raises(UsageError, match=reason):
+        scoring.read_submission(submitted(tmp_path / "mine.npz", **arrays), SHAPE)
+
+
+def test_files_that_are_no_submission_are_refused(tmp_path):
+    text = tmp_path / "mine.npz"
+    text.write_text("rows")
+    for path in (text, tmp_path / "missing.npz"):
+        with pytest.raises(UsageError, match="cannot be read"):
+            scoring.read_submission(path, SHAPE)
+
+
+@pytest.mark.parametrize(
+    ("header", "reason"),
+    [
+        ("{'descr': '<f8', 'fortran_order': False, 'shape': (10000000000000,)}", "holds shape"),
+        ("{'descr': '<f8', (((", "cannot be read"),
+        (None, "cannot be read"),
+    ],
+)
+def test_what_a_submission_says_of_itself_is_not_trusted(tmp_path, header, reason):
+    path = tmp_path / "mine.npz"
+    magic = b"" if header is None else b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header))
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("recovered.npy", magic + (header or "abc").encode())
+    with pytest.raises(UsageError, match=reason):
+        scoring.read_submission(path, SHAPE)
+
+
+def test_a_damaged_submission_is_refused(tmp_path):
+    path = tmp_path / "mine.npz"
+    np.savez_compressed(path, recovered=normal(0))
+    raw = bytearray(path.read_bytes())
+    raw[200:260] = b"\xff" * 60
+    path.write_bytes(raw)
+    with pytest.raises(UsageError, match="cannot be read"):
+        scoring.read_submission(path, SHAPE)
+
+
+@pytest.mark.parametrize("factor", [1e-300, scoring.LARGEST / 10])
+def test_the_scale_of_a_submission_does_not_count(factor):
+    scores = scoring.scores_of(np.float64(normal(0)) * factor, normal(0))
+    assert scores.correlation == pytest.approx(1)
+    assert np.isfinite(scores.squared_error)
+
+
+# The challenge's two sides.
+
+
+def published(folder, source):
+    config = challenge.Make(
+        public=folder / "public",
+        private=folder / "hidden.npz",
+        group_size=4,
+        groups=2,
+        known_groups=2,
+        noise=0.1,
+    )
+    run_config = runs.RunConfig(
+        data=data.DataConfig(image_size=source.image_size),
+        model=models.ModelConfig(width=4),
+        defense=defenses.DefenseConfig(group_size=4, noise=0.1),
+    )
+    model = runs.build_model(run_config, source)
+    variables = model.init(jax.random.key(0))
+    defense = defenses.build(run_config.defense)
+    challenge.publish(config, runs.Run(run_config, source, model, defense, variables, 0))
+    return config
+
+
+@pytest.fixture(scope="module")
+def sides(tmp_path_factory, tiny_source):
+    return published(tmp_path_factory.mktemp("challenge"), tiny_source)
+
+
+def leaks(public, private):
+    """Names of hidden arrays of which a row of 32 bytes or more stands in a public file."""
+    written = [path.read_bytes() for path in sorted(public.iterdir())]
+    with np.load(private) as hidden:
+        return {
+            name
+            for name in hidden.files
+            for row in (hidden[name] if hidden[name].ndim > 1 else [hidden[name]])
+            for content in written
+            if row.tobytes() in content
+        }
+
+
+def test_nothing_hidden_stands_in_the_public_folder(sides, tmp_path):
+    assert leaks(sides.public, sides.private) == set()
+    with np.load(sides.private) as hidden:
+        (tmp_path / "leak").write_bytes(b"x" + hidden["matrix"][1].tobytes())
+    assert leaks(tmp_path, sides.private) == {"matrix"}, "the check notices a leak"
+
+
+def test_the_private_file_is_its_owners_only(sides):
+    assert sides.private.stat().st_mode & 0o077 == 0
+
+
+def test_secrets_are_new_every_time(sides):
+    first, second = (challenge.draw_secrets(sides, tiles=1) for _ in range(2))
+    for name in ("people", "pictures", "noise", "matrix", "nonce"):
+        assert (getattr(first, name) != getattr(second, name)).any(), name
+
+
+def score_of(sides, rows, folder):
+    path = submitted(folder / "mine.npz", recovered=rows)
+    return scoring.score(
+        scoring.Score(public=sides.public, private=sides.private, submission=path)
+    )["scores"]
+
+
+def test_truth_and_mixtures_stand_where_they_should(sides, tmp_path):
+    with np.load(sides.private) as hidden:
+        truth = hidden["truth"]
+    scores = score_of(sides, -truth[::-1], tmp_path)
+    assert scores["submission"]["correlation"] == pytest.approx(1, abs=1e-4)
+    assert scores["chance"]["correlation"] < scores["no attack"]["correlation"]
+    assert scores["no attack"]["correlation"] < scores["owner"]["correlation"]
+    with np.load(sides.public / scoring.MIXTURES) as stored:
+        again = score_of(sides, stored["mixtures"], tmp_path)
+    assert again["submission"] == again["no attack"]
+
+
+def test_a_changed_truth_or_challenge_is_refused(sides, tmp_path):
+    about, _ = scoring.read_public(sides.public)
+    other = tmp_path / "other.npz"
+    other.write_bytes(sides.private.read_bytes() + b"x")
+    with pytest.raises(UsageError, match="not the published commitment"):
+        scoring.read_private(other, about)
+    copy = tmp_path / "public"
+    copy.mkdir()
+    for path in sides.public.iterdir():
+        (copy / path.name).write_bytes(path.read_bytes())
+    (copy / scoring.MIXTURES).write_bytes(b"x")
+    with pytest.raises(DataError, match="not the file that was published"):
+        scoring.read_public(copy)
+    with pytest.raises(UsageError, match="is no challenge"):
+        scoring.read_public(tmp_path)
+
+
+def test_a_challenge_is_not_written_over_another_or_beside_its_truth(sides, tmp_path):
+    with pytest.raises(UsageError, match="is there already"):
+        dataclasses.replace(sides)
+    with pytest.raises(UsageError, match="which is published"):
+        challenge.Make(public=tmp_path / "a", private=tmp_path / "a" / "hidden.npz")
+    (tmp_path / "link").symlink_to(tmp_path / "a")
+    for public in (tmp_path / "link", tmp_path / "b" / ".." / "a"):
+        with pytest.raises(UsageError, match="which is published"):
+            challenge.Make(public=public, private=tmp_path / "a" / "hidden.npz")
+
+
+def test_a_stopped_challenge_keeps_its_training_until_all_is_written(tmp_path, monkeypatch):
+    config = challenge.Make(
+        public=tmp_path / "public", private=tmp_path / "hidden.npz", known_groups=20
+    )
+    seen = []
+
+    def fit(wanted, workdir, **options):
+        seen.append((wanted.data.test_examples, sorted(p.name for p in tmp_path.glob("*/*"))))
+        workdir.mkdir(exist_ok=True)
+        (workdir / "checkpoint").touch()
+        if len(seen) == 1:
+            raise fitting.StoppedError("everything is saved")
+
+    monkeypatch.setattr(data, "load_source", lambda config: None)
+    monkeypatch.setattr(fitting, "fit", fit)
+    monkeypatch.setattr(runs, "from_state", lambda *arguments: None)
+    monkeypatch.setattr(challenge, "publish", lambda *arguments: None)
+    with pytest.raises(fitting.StoppedError):
+        challenge.make(config)
+    challenge.make(config)
+    images = 20 * config.group_size
+    assert seen == [(images, []), (images, ["checkpoint"])]
+    assert not list(tmp_path.iterdir()), "nothing is left of it, and it was never in public"
+
+
+def test_an_encrypted_submission_is_refused(sides, tmp_path):
+    _, mixtures = scoring.read_public(sides.public)
+    path = tmp_path / "mine.npz"
+    np.savez(path, **{scoring.SUBMITTED: mixtures})
+    raw = bytearray(path.read_bytes())
+    raw[raw.index(b"PK\x01\x02") + 8] |= 1  # general purpose flag, bit 0, of the directory's entry
+    path.write_bytes(raw)
+    with pytest.raises(UsageError, match="encrypted"):
+        scoring.read_submission(path, mixtures.shape)
+
+
+@pytest.mark.slow
+@pytest.mark.library_promotes
+def test_plain_facemix_falls_to_the_baseline(tmp_path):
+    public, private, mine = (tmp_path / name for name in ("public", "hidden.npz", "mine.npz"))
+    challenge.main(challenge.Make(public=public, private=private))
+    challenge.main(challenge.Baseline(public=public, submission=mine))
+    score = scoring.Score(
+        public=public, private=private, submission=mine, output=tmp_path / "s.json"
+    )
+    challenge.main(score)
+    scores = json.loads((tmp_path / "s.json").read_text())["scores"]
+    assert scores["submission"]["correlation"] > 0.98
+    assert scores["no attack"]["correlation"] < 0.85
