@@ -50,7 +50,7 @@ class Config:
 
 
 def native(name: str) -> scales.Scale:
-    """The scale at the paper's image size; ``smoke`` as it is."""
+    """The scale at CelebA's native size; ``smoke`` as it is."""
     scale = scales.SCALES[name]
     if scale.drawn:
         return scale
@@ -135,7 +135,8 @@ def summarize(cells: Sequence[Mapping[str, Any]], scale: scales.Scale) -> report
         f"{scale.compute_dtype}",
         columns=columns,
         rows=(*rows, summaries.majority(cells, columns)),
-        note=f"{first['train_images']:,} training and {first['test_images']:,} test images."
+        note=f"{first['train_images']:,} training and {first['test_images']:,} test images. "
+        + summaries.DIFFERENCES
         + (f" {summaries.TRUTH}" if attacked else ""),
     )
     return (table,), ()

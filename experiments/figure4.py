@@ -28,15 +28,15 @@ class Config:
     Run time: a minute for ``smoke``; ``cpu`` one to two minutes a cell on two CPU cores;
     ``gpu`` and ``paper`` have not been run.
 
-    Expected: accuracy falls with M and rises with N_pre; the paper's attacker finds less with
-    larger M, while separation finds nearly everything at every M.
+    Expected: accuracy hardly falls with M at ``cpu`` and rises with N_pre; the paper's attacker
+    finds less with larger M, while separation finds nearly everything at every M.
 
     Attributes:
         scale: smoke, cpu, gpu or paper; see ``scale.py``.
         data_dir: folder with the official CelebA files; none for ``smoke``.
         cache_dir: folder for decoded images; None for the data sets' default.
         workdirs: folder for the runs; finished ones are not trained again.
-        group_sizes: ``M``; None for the paper's, of which ``smoke`` has two.
+        group_sizes: ``M``; None for 2 to 32, of which ``smoke`` has two; the paper's text names 8.
         cuts: ``N_pre``, of 1, 2 and 3; None for all, of which ``smoke`` has two.
         seeds: None for as many as the scale has.
         output: JSON file; None for ``results/figure4_SCALE.json``.

@@ -107,8 +107,9 @@ SCALES: dict[str, Scale] = {
         attack_images=4096,
     ),
 }
-"""By name. ``paper`` is the paper's own as far as it says: image size, network, 100 epochs (600 on
-LFWA), weight decay, four seeds; its attackers' effort is a guess of ours."""
+"""By name. ``paper`` is the paper's own as far as it says: network, 100 epochs (600 on LFWA),
+weight decay, four seeds. The image size is inferred from the edge columns; the attackers' effort is
+a guess of ours, and at every scale at most 300 people are to be recognised."""
 
 
 def output(script: str, scale: str) -> Path:

@@ -116,7 +116,7 @@ STRONGER: dict[str, System] = {
     "noise N(0, 1024)": System(_IMAGE, noise(1024)),
     "blurring 2x2": System(_IMAGE, blur(2)),
 }
-"""Noise and blurring that hide more than the paper's: what they cost where they hide as much as
+"""Noise and blurring that hide more than the paper's: what they cost even where they hide less than
 FaceMix hides from the paper's attackers."""
 
 SMOKE = (CLOUD, "noise N(0, 8)", "blurring 8x8", "FaceMix, M = 8, N_pre = 1")

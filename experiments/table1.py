@@ -1,6 +1,7 @@
 """Table 1 and the edge columns of Tables 2 and 3, derived from the architectures.
 
-Takes about ten seconds on a CPU; expected: every printed figure is met, two of them truncated.
+Takes about ten seconds on a CPU; expected: every printed figure but Slalom's edge share is met, two
+of them truncated.
 
     python experiments/table1.py
 """

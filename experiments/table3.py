@@ -15,7 +15,7 @@ from facemix_jax import _runtime
 PARTS = ("utility", "attributes", "faces", "separation")
 ALL = {name: system for name, system in SYSTEMS.items() if system.table3}
 EPOCHS = {"smoke": 1, "cpu": 8, "gpu": 30, "paper": 600}
-"""LFWA has fewer pictures than CelebA, and the paper trains on it six times as long."""
+"""LFWA has fewer pictures than CelebA, and the paper trains on it for six times as many epochs."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -219,8 +219,10 @@ class Cost(Output):
             output.emit(
                 self.json,
                 costs_paper.table1_report(link=self.link),
-                output.table("VGG-16, 224x224 (paper)", table1[0][1:], table1[1:]),
-                output.table("ResNet-18, 218x178 (paper)", resnet18[0][1:], resnet18[1:]),
+                output.table("VGG-16, 224x224 (in brackets: the paper)", table1[0][1:], table1[1:]),
+                output.table(
+                    "ResNet-18, 218x178 (in brackets: the paper)", resnet18[0][1:], resnet18[1:]
+                ),
             )
             return
         positive(

@@ -218,7 +218,7 @@ class ModelCost:
         unmixing_macs: ``M D``.
         edge_parameters: pre and head, without BatchNorm, as the paper counts.
         edge_parameters_with_norm: the same with BatchNorm.
-        edge_macs_paper: pre and mixing, as the paper counts.
+        edge_macs_paper: pre and mixing; the paper's digits, which ``edge_macs`` gives as well.
         edge_macs: everything that the edge computes: pre, mixing, unmixing and the head.
         up_bytes: the mixed activation, float32.
         down_bytes: the response, float32.
@@ -368,7 +368,7 @@ def cost_report(
         "per": "image",
         "notes": [
             "FLOPs in the paper are multiply-accumulates (MACs); padding is counted.",
-            "edge_macs_paper leaves out unmixing and the head, as the paper does.",
+            "edge_macs_paper leaves out unmixing and the head, which the paper's digits hide.",
             "parameters leave BatchNorm out, as the paper does.",
         ],
     }
@@ -387,7 +387,7 @@ def format_cost(report: Mapping[str, Any]) -> list[tuple[str, str]]:
         (f"edge MACs: mixing, M = {report['group_size']}", f"{report['mixing_macs']:,}"),
         ("edge MACs: unmixing and head", f"{report['unmixing_macs'] + report['post']['macs']:,}"),
         (
-            "edge MACs (as the paper counts)",
+            "edge MACs (pre and mixing only)",
             f"{report['edge_macs']:,} ({report['edge_macs_paper']:,})",
         ),
         ("edge share of the whole network", f"{report['edge_share']:.2%}"),

@@ -23,17 +23,20 @@ TABLE1_NOTES = (
     "FLOPs in the paper are multiply-accumulates (MACs), zero padding counted; MB are MiB and "
     "the link's megabits are 2**20 bits.",
     "The edge share counts pre's convolutions only; with all that the edge does it holds mixing "
-    "(M = 8), unmixing and the head as well.",
+    "(M = 8), unmixing and the head as well. The printed digits are the same.",
     "Sizes of the cloud and Osia rows are upload only; their times also hold the 1,000 logits that "
-    "come back. FaceMix's 12.3 MB counts both ways; 3.0 MB is 3.06 (up) or 3.08 (both ways) "
-    "truncated.",
+    "come back, which change no printed digit. FaceMix's 12.3 MB counts both ways; 3.0 MB is 3.06 "
+    "(up) or 3.08 (both ways) truncated.",
+    "The last row is cut after pool1: the paper names the output of the second convolution, which "
+    "before pooling is as large as the first's (12.25 MiB).",
     "Every round waits 25 ms each way: Slalom's 16 linear layers are 16 rounds.",
     "All that Slalom's edge does while a request runs is Freivalds' test of every answer, twice; "
     "before it, the edge computes all layers once on its pads.",
 )
 EDGE_NOTES = (
     "Table 2's edge MACs are pre and mixing at M = 8; all that the edge does is also unmixing and "
-    "the head. Table 3 has Table 2's rows but the anonymizer's.",
+    "the head, and the printed digits are the same. The image size is inferred from 1.50G. Table 3 "
+    "has Table 2's rows but the anonymizer's.",
     "Noise and blurring are 0 in the paper, as no network runs on the edge; all that the edge does "
     "counts blurring's averages and interpolation, and noise multiplies nothing.",
     "Parameters leave BatchNorm out; with BatchNorm its scales and shifts count.",
@@ -123,7 +126,7 @@ def table1(*, link: Link | None = None, group_size: int = 8) -> list[Row]:
 
     Args:
         link: the paper's 4G LTE by default.
-        group_size: ``M`` of the mixing that the paper's edge share leaves out.
+        group_size: ``M`` of the mixing, which ``edge_share`` leaves out.
     """
     link = link or Link()
     names = vgg16().spec.unit_names
@@ -218,7 +221,10 @@ def freivalds_macs(layer: costs.LinearLayer, repetitions: int = 2) -> int:
 
 
 def resnet18_table() -> list[Row]:
-    """The edge columns of Tables 2 and 3: ResNet-18 at 218x178, 40 two-way heads, M = 8."""
+    """The edge columns of Tables 2 and 3: ResNet-18 at 218x178, 40 two-way heads, M = 8.
+
+    Image size and heads are inferred from the printed totals.
+    """
     whole = costs.model_cost(resnet18(cut=1), group_size=8)
     edge = {
         "parameters": _figure(whole.parameters, "11.21M"),

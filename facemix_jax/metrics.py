@@ -162,7 +162,7 @@ def standardise(rows: ArrayLike) -> HostArray:
 def assignment_mse(recovered: ArrayLike, truth: ArrayLike) -> float:
     """Mean squared error under the assignment that minimises it (the paper's attack score).
 
-    The paper prints minus this value, on images in [-1, 1].
+    The paper prints minus this value (its "inverse"), as we read it of images in [-1, 1].
 
     Args:
         recovered: ``[M, ...]``, in any order.

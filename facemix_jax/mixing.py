@@ -59,7 +59,7 @@ Family = Callable[[RngKey, int, int], tuple[Array, Array]]
 
 
 def haar(rng_key: RngKey, num_groups: int, group_size: int) -> tuple[Array, Array]:
-    """Haar-distributed orthogonal matrices: the paper's family (section 3.4).
+    """Haar-distributed orthogonal matrices: "randomly chosen" (section 3.4), as we read it.
 
     On CUDA they come from ``reflections``, elsewhere from ``jax.random.orthogonal``: the same
     distribution, not the same matrices.

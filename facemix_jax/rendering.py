@@ -17,7 +17,8 @@ MEANING = {
     "paper": "printed in the paper",
     "measured": "run by us: the mean over that many seeds ± half its 95% interval (Student's t); "
     "one seed has no interval",
-    "derived": "computed from the architecture or the configuration, nothing was run",
+    "derived": "computed from the architecture, the configuration or what the paper prints, "
+    "nothing was run",
 }
 """What the marks say."""
 

@@ -40,7 +40,7 @@ class TrainConfig:
             to the cosine.
         adam_b2: Adam's second-moment decay, below 1; 0.99 follows short runs better than 0.999.
         nesterov: Adam with Nesterov momentum (NAdam), which gains most in short runs.
-        weight_decay: decoupled (AdamW), 1e-4 in the paper.
+        weight_decay: 1e-4 in the paper; that it is decoupled (AdamW) is our reading.
         isometry: weight of the regulariser that draws main's convolutions towards isometries
             (``models.isometry_penalty``); 0 for none, as in the paper.
         flip: mirror images left to right at random.

@@ -42,9 +42,10 @@ class View:
 class Target:
     """A trained system under attack, and the public knowledge that attacks are granted.
 
-    The network, its weights and the defence's algorithm are public (the paper's section 3.1);
-    secrets are not, and every request has a fresh one. Images of ``auxiliary_split`` and their
-    labels are the attacker's own; images of ``split`` are attacked, and serve for scoring only.
+    The network and its weights are public (the paper's section 3.1), and, we assume, the defence's
+    algorithm; secrets are not, and every request has a fresh one. Images of ``auxiliary_split`` and
+    their labels are the attacker's own; images of ``split`` are attacked, and serve for scoring
+    only.
 
     Attributes:
         model: the split network.

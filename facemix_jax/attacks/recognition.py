@@ -1,4 +1,4 @@
-"""Who is shown, and with which attributes? The paper's attackers (section 4.1), and fairer ones.
+"""Who is shown, and with which attributes? The paper's attackers (section 4), and fairer ones.
 
 How an attacker is trained stands in ``recognition_training``. The paper asks it about single rows:
 what shows ``x_k`` in mixture ``k``? Nothing does: every member of a group is equally likely behind
@@ -46,7 +46,7 @@ _WANTED_PEOPLE, _WANTED_IMAGES = 100, 20
 """People with so many images are recognised; with fewer images where there are fewer people."""
 
 _FEWEST_IMAGES = 5
-"""Of a person: four to learn from and one to recognise, as in the paper's setting on LFWA."""
+"""Of a person: four to learn from and one to recognise."""
 
 _MOST_PEOPLE = 300
 

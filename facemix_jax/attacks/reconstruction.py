@@ -1,8 +1,10 @@
-"""Faces from what the cloud sees, by Pix2Pix: the paper's attack (section 4.1, figure 5).
+"""Faces from what the cloud sees, by Pix2Pix: the paper's attack (section 4, figure 5), given more.
 
 The ``M`` mixtures of a group, stacked on channels and brought to the images' size, are the
-condition; the ``M`` faces are the drawing. The order of faces is unknown, so the L1 loss of Pix2Pix
-becomes the paper's Chamfer objective, and scores are taken after optimal matching.
+condition; the ``M`` faces are the drawing. The paper's attacker cannot tell which rows form a
+group and draws all ``M`` faces from one mixture (equation 10): this one is the stronger. The order
+of faces is unknown, so the L1 loss of Pix2Pix becomes the paper's Chamfer objective, and scores are
+taken after optimal matching.
 """
 
 import functools
@@ -28,7 +30,7 @@ THREAT_MODEL = (
 
 _LEARNING_RATE = 1e-3
 _CHAMFER_WEIGHT = 100.0
-"""Of the L1 term against the adversarial one (Isola et al., 2017)."""
+"""Of ``chamfer``, a mean, against the adversarial term: Isola et al.'s (2017) of their L1 term."""
 
 _FEATURES = 32
 """Of both networks' first level; half of the original's, for training on a CPU."""
@@ -43,9 +45,9 @@ class _State(NamedTuple):
 
 
 def chamfer(x: Array, y: Array) -> Array:
-    """Half the paper's loss: mean absolute error to the nearest face, both ways, averaged.
+    """Mean absolute error to the nearest face, both ways, averaged; of groups of one, the L1 loss.
 
-    For groups of one it is the L1 loss.
+    It is the paper's loss, which sums over faces and pixels, divided by ``2 M H W 3``.
 
     Args:
         x: float ``[G, M, H, W, 3]``.

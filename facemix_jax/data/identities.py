@@ -40,7 +40,7 @@ def identity_split(
 ) -> IdentitySplit:
     """Divides every person's images at random into some to learn from and some to recognise.
 
-    The paper's identity attacker (section 4.1) is trained on the very people it is tested on. A
+    The paper's identity attacker (section 4) is trained on the very people it is tested on. A
     partition by person, like CelebA's official one, cannot serve it.
 
     Args:

@@ -63,7 +63,7 @@ class DefenseConfig:
         defense: ``facemix``; ``noise`` or ``blur``, which perturb what is sent (the image, with
             cut 0); or ``none`` for plain training and inference.
         group_size: images mixed together (the paper's S_G).
-        family: how mixing matrices are drawn: ``haar`` (the paper), ``hadamard``,
+        family: how mixing matrices are drawn: ``haar`` (so we read the paper), ``hadamard``,
             ``signed_permutation``, ``conditioned`` or ``gaussian`` for studies.
         condition: bound on the condition number of the family ``conditioned``.
         decoys: members of noise that every group has beside its ``group_size`` images, and whose

@@ -19,7 +19,7 @@ def facemix(
 
     Args:
         group_size: ``M``, the paper's ``S_G``.
-        family: one of ``mixing.FAMILIES``; the paper's is ``haar``.
+        family: one of ``mixing.FAMILIES``; ``haar`` is our reading of the paper's.
         condition: of the family ``conditioned``: the bound on the condition number.
         shuffle: shuffle mixtures across groups before sending (section 3.5).
         deal_blocks: deal rows to groups anew in each of so many blocks (tiles), as

@@ -1,4 +1,4 @@
-"""The paper's hand-crafted baselines: Gaussian noise and blurring of what is sent (section 4.1).
+"""The paper's hand-crafted baselines: Gaussian noise and blurring of what is sent (section 4).
 
 Nobody undoes them: the owner works with the perturbed rows, and sees no more than the cloud does.
 They are meant for the image itself (cut 0), but take activations of any cut.

@@ -36,6 +36,7 @@ ROOT = Path(__file__).parents[2]
 SCALE = scales.SCALES["cpu"]
 SIZE = f"{summaries.images(SCALE, 'CelebA')}, {summaries.size(SCALE)}"
 PAPER = Path(ROOT.parent / "shared" / "paper" / "facemix.txt")
+needs_paper = pytest.mark.skipif(not PAPER.exists(), reason="the paper's text is not here")
 ROW = "FaceMix, M = 8, N_pre = 1"
 CELLS = [
     {
@@ -67,7 +68,7 @@ def test_table2_sets_measured_beside_printed():
     assert (found["measured"].seeds, found["measured"].half_width > 0) == (3, True)
     # Seed by seed the difference is the same, so that its interval is empty.
     minus = cell(table, ROW, "test minus cloud, points")
-    assert minus["paper"].value == -0.3
+    assert minus["derived"].value == "-0.3"
     assert minus["measured"].value == pytest.approx(-1.3)
     assert minus["measured"].half_width == pytest.approx(0, abs=1e-9)
     assert cell(table, ROW, "attributes, strongest")["measured"].value == 0.73
@@ -90,15 +91,52 @@ def test_the_edge_columns_are_the_derived_ones():
         assert macs["paper"].value == derived[name]["macs"].paper
 
 
-@pytest.mark.skipif(not PAPER.exists(), reason="the paper's text is not here")
-@pytest.mark.parametrize("table", ["table2", "table3"])
-def test_every_printed_figure_is_the_papers(table):
-    """Each row's figures follow one another in the text, after the two edge columns."""
-    printed = {re.sub(r"[^\d.%\-\t]", "", line) for line in PAPER.read_text().splitlines()}
-    rows = [getattr(system, table) for system in systems.SYSTEMS.values()]
-    for figures in [*filter(None, rows), systems.PAPER_EDGE[table]]:
-        wanted = "\t".join(figures)
-        assert any(wanted in line for line in printed), figures
+def printed(columns):
+    """The tables of so many columns in the paper's text: label to cells, both spelled plainly."""
+    tables = []
+    for line in PAPER.read_text().replace("\u00d7", "x").splitlines():
+        label, *cells = line.split("\t")
+        if len(cells) == columns and not label:
+            tables.append({})
+        elif len(cells) == columns:
+            label = re.sub(r"\\mathcal|[${}]| ?\[[\d, ]+\]", "", label)
+            tables[-1][label] = [cell.rstrip("*") for cell in cells]
+    return [table for table in tables if table]
+
+
+PRINTED = {
+    systems.EDGE: "Baseline (all on Edge)",
+    systems.CLOUD: "Baseline (all on Cloud)",
+    **{f"noise N(0, {v})": f"Adding Noise N(0, {v})" for v in (4, 8)},
+    **{f"blurring {n}x{n}": f"Blurring ({n}x{n})" for n in (16, 8)},
+    systems.ANONYMIZER: "Face Anonymizer",
+    **{f"FaceMix, M = 8, N_pre = {n}": f"FaceMix (Ours) (S_G = 8, N_pre = {n})" for n in (1, 2, 3)},
+}
+
+
+@needs_paper
+def test_every_printed_figure_is_the_papers():
+    """Each row's figures, and no others, are those of the paper's row of that name."""
+    made = summaries.table2([], SCALE), summaries.table3([], SCALE)
+    for ((table,), _), wanted in zip(made, printed(6), strict=True):
+        rows = {
+            row.label: [v.value for cell in row.cells for v in cell if v.mark == "paper"]
+            for row in table.rows
+        }
+        assert {PRINTED[label]: figures for label, figures in rows.items() if figures} == wanted
+
+
+@needs_paper
+def test_every_figure_of_table_1_is_the_papers():
+    found = next(table for table in printed(4) if "Transmission size" in table)
+    rows = costs_paper.table1()
+    for label, keys in {
+        "Computation (on edge)": ("edge_share",),
+        "Transmission size": ("up_mib", "mib"),
+        "Transmission time": ("seconds",),
+    }.items():
+        ours = [row.figures[key].paper for row in rows for key in keys if row.figures[key].paper]
+        assert " ".join(ours) == " ".join(found[label])  # the last cell holds two rows of ours
 
 
 def test_a_privacy_column_never_stands_alone():
