@@ -188,8 +188,9 @@ def read_config(workdir: Path) -> RunConfig:
         ) from error
     except (ValueError, TypeError, KeyError) as error:  # a value refused is a ValueError, too
         reason = f"it has no {error}" if isinstance(error, KeyError) else str(error).rstrip(".")
+        own = "If it is of your own, register it first. " * ("is unknown" in reason)
         raise FacemixError(
-            f"{path} cannot be read: {reason}. It was changed by hand or written by another "
+            f"{path} cannot be read: {reason}. {own}It was changed by hand or written by another "
             f"version; restore it, or train into another work directory."
         ) from error
 
