@@ -123,7 +123,8 @@ def test_a_page_runs_as_written(page, home, tmp_path):
                 (folder / "own.py").write_text(block)
         (folder / "page.py").write_text("\n".join(code))
         environment = os.environ | {"PYTHONPATH": str(ROOT)}
-        subprocess.run([sys.executable, "-c", "import page"], cwd=folder, env=environment, check=True)
+        command = [sys.executable, "-c", "import page"]
+        subprocess.run(command, cwd=folder, env=environment, check=True)
     ran = 0
     for block in blocks(page):
         if block.endswith("/facemix demo\n"):

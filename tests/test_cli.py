@@ -4,6 +4,7 @@ import errno
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 
 from facemix_jax import attacks, cli, commands, commands_attack, demo, output
+from facemix_jax.attacks import suite
 from facemix_jax.data import DataConfig, DataError
 from facemix_jax.training import TrainConfig
 
@@ -259,6 +261,12 @@ def test_faults_of_our_own_show_a_trace(capsys, monkeypatch):
     assert code == 1
     assert "Traceback" in err
     assert "fault of facemix" in err
+
+
+def test_the_help_of_attack_lists_the_names_that_it_takes(capsys):
+    _, out, _ = run(capsys, "attack", "--help")
+    listed = re.search(r"all that apply: (.*?)\.", " ".join(out.replace("│", " ").split()))
+    assert listed[1].split(", ") == [*suite.ATTACKS]
 
 
 @pytest.mark.parametrize(
