@@ -110,7 +110,7 @@ def test_config_survives_json(tmp_path):
         (b'{"data": {"image_size": [40, 3]}}', "image_width is 3"),
         (
             b'{"data": {"image_size": [40, 36]}, "model": {"network": "small"}}',
-            "network 'small' is unknown; .* register it first",
+            "'small' is unknown; .*\\. If it is of your own, register it first. Otherwise it was",
         ),
     ],
 )
