@@ -275,7 +275,7 @@ def fit(
     class_of[source.identities[rows]] = classes
     num_steps = steps_per_epoch * run.train.num_epochs
     with (
-        runs.alone(workdir, run, images=runs.images_of(source)),
+        runs.alone(workdir, run, images=runs.images_of(source, source.image_size)),
         Checkpoints(workdir / "checkpoints", runs.identity(run, model)) as checkpoints,
     ):
         _claim_options(workdir / "anonymizer.json", config, checkpoints.latest())

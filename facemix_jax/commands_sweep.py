@@ -1,6 +1,7 @@
 """``facemix sweep``: many runs, one summary."""
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,7 @@ class Sweep(Output):
             varied = [name for name in grid if name != "train.seed"]
             trials = sweep.expand(base, grid, self.num_seeds, folder)
             _check(trials)
+            sweep.check_claims(trials, functools.cache(runs.images_named))
             execute(trials)
         rows = sweep.write_summary(folder, trials, self.split)
         if self.search:
@@ -148,9 +150,7 @@ class Sweep(Output):
 
 
 def _check(trials: Sequence[Trial]) -> None:
-    """Compares configurations, and builds each network: a cut may not exist."""
-    for each in trials:
-        runs.check_claim(each.workdir, each.config)
+    """Builds each network: a cut may not exist."""
     for model, image_size in {(each.config.model, each.config.data.image_size) for each in trials}:
         models.build(model, image_size=image_size)
 

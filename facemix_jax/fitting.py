@@ -114,7 +114,7 @@ def fit_together(
     plan = _plan(config, source)
     wanted = sharding.make_mesh(config.mesh, num_runs=len(configs))
     sharding.check_batch(wanted, config.train.batch_size, plan.defense.group_size)
-    images = runs.images_of(source)
+    images = runs.images_of(source, source.image_size)
     for run_config, workdir in zip(configs, workdirs, strict=True):
         runs.check_claim(workdir, run_config, images=images)
     hosts.wait("all have compared configurations")

@@ -31,6 +31,7 @@ from facemix_jax._types import Array, ImageSize
 from facemix_jax._validate import FacemixError, UsageError, divides
 from facemix_jax.checkpoint import newest, restore_variables
 from facemix_jax.data import DataConfig, Source
+from facemix_jax.data.source import Labels
 from facemix_jax.defenses import Defense, DefenseConfig
 from facemix_jax.models import ModelConfig, SplitModel
 from facemix_jax.sharding import MeshConfig
@@ -201,7 +202,7 @@ def from_state(config: RunConfig, source: Source, state: TrainState) -> Run:
     return Run(config, source, model, defense, state.variables, int(state.step))
 
 
-def images_of(source: Source) -> dict[str, Any]:
+def images_of(source: Labels, image_size: ImageSize) -> dict[str, Any]:
     """What tells a run's training images from others, wherever they lie; ready for JSON.
 
     Labels stand for the pictures, which are not read: other pictures under the same labels pass.
@@ -212,9 +213,15 @@ def images_of(source: Source) -> dict[str, Any]:
     labels.update(np.asarray(source.identities[rows], np.int32).tobytes())
     return {
         "training_images": len(rows),
-        "image_size": list(source.image_size),
+        "image_size": list(image_size),
         "labels": labels.hexdigest()[:16],
     }
+
+
+def images_named(config: DataConfig) -> dict[str, Any]:
+    """``images_of`` the files that a configuration names, of which no picture is decoded."""
+    files = data.taken(data.open_files(config), config.train_examples, config.test_examples)
+    return images_of(files, config.image_size)
 
 
 def check_claim(

@@ -12,7 +12,7 @@ import itertools
 import json
 import types
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +22,7 @@ from rich.table import Table
 from facemix_jax import metrics, output, runs
 from facemix_jax._files import write_atomically
 from facemix_jax._validate import UsageError, one_of
+from facemix_jax.data import DataConfig
 from facemix_jax.runs import RunConfig
 from facemix_jax.trials import FAILURE, scored
 
@@ -187,6 +188,24 @@ def groups(trials: Iterable[Trial], at_once: int) -> list[list[Trial]]:
         for alike in found.values()
         for first in range(0, len(alike), at_once)
     ]
+
+
+Images = Callable[[DataConfig], Mapping[str, Any]]
+"""``runs.images_named``, cached: trials share their images."""
+
+
+def check_claims(trials: Iterable[Trial], images: Images) -> None:
+    """Makes sure that no trial's directory holds another run or one on other images.
+
+    Raises:
+        UsageError: as ``runs.check_claim``.
+        DataError: a directory says what its images were, and those given cannot be read.
+    """
+    for each in trials:
+        runs.check_claim(each.workdir, each.config)
+        config = each.config.data  # drawn faces follow from it
+        if config.data_dir is not None and runs.read_images(each.workdir) is not None:
+            runs.check_claim(each.workdir, each.config, images=images(config))
 
 
 def claim(trials: Iterable[Trial]) -> None:

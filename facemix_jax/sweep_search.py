@@ -1,5 +1,6 @@
 """Search over fields of the configuration with Optuna, which is optional (extra ``sweep``)."""
 
+import functools
 import json
 import logging
 from collections.abc import Callable, Iterable, Sequence
@@ -89,8 +90,9 @@ def search(
         All trials that can run, each once, however often its setting was asked for.
 
     Raises:
-        UsageError: Optuna is not installed, another search was begun in this folder, or none of
-            the settings can run.
+        UsageError: Optuna is not installed, another search was begun in this folder, or on other
+            images, or none of the settings can run.
+        DataError: as ``sweep.check_claims``.
     """
     try:
         import optuna
@@ -123,6 +125,7 @@ def search(
     # Another seed in every call: the same one would ask for the first settings again.
     study.sampler = optuna.samplers.TPESampler(seed=len(study.trials))
     reasons: list[str] = []
+    images = functools.cache(runs.images_named)
 
     def runnable(setting: Setting) -> list[Trial]:
         """The trials of a setting; none where its values do not fit each other."""
@@ -134,6 +137,7 @@ def search(
             reasons.append(str(error))
             say(f"left out: {error}")
             return []
+        sweep.check_claims(batch, images)
         return batch
 
     running, failed = optuna.trial.TrialState.RUNNING, optuna.trial.TrialState.FAIL

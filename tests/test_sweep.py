@@ -11,6 +11,7 @@ import time
 
 import numpy as np
 import pytest
+from PIL import Image
 from sweep_support import BASE, SMALL, write_results
 
 from facemix_jax import cli, metrics, runs, sweep, sweep_runners
@@ -192,6 +193,47 @@ def test_a_sweep_goes_on_where_its_images_and_devices_are_now(tmp_path):
     assert runs.read_config(trial.workdir) == now, "a run in progress keeps its own"
     with runs.alone(trial.workdir, trial.config):
         sweep.claim([trial])
+
+
+def labelled_images(folder, label):
+    """A data set of eight pictures, of which every other one has the label."""
+    (folder / "images").mkdir(parents=True)
+    rows = ["file,smile,person,split"]
+    for index, split in enumerate(4 * ["train"] + 4 * ["test"]):
+        Image.new("RGB", (40, 40)).save(folder / "images" / f"{index}.png")
+        rows.append(f"{index}.png,{(index + label) % 2},p{index},{split}")
+    (folder / "labels.csv").write_text("\n".join(rows) + "\n")
+    return str(folder)
+
+
+@pytest.mark.filterwarnings("ignore:.*Journal.*:Warning")
+@pytest.mark.parametrize("way", ["--grid", "--search"])
+def test_results_on_other_images_are_refused_and_changed_in_nothing(
+    tmp_path, monkeypatch, capsys, way
+):
+    if way == "--search":
+        pytest.importorskip("optuna")
+
+    def stand_in(groups, **options):
+        for workdir in (w for group in groups for w in group):
+            config = runs.read_config(workdir)
+            with runs.alone(workdir, config, images=runs.images_named(config.data)):
+                write_results([[workdir]], lambda c: 0.5)
+
+    monkeypatch.setattr(sweep_runners, "run", stand_in)
+    here, moved = (labelled_images(tmp_path / name, 0) for name in ("here", "moved"))
+    others, folder = labelled_images(tmp_path / "others", 1), tmp_path / "sweep"
+    command = ["sweep", "--workdir", str(folder), "--trials", "2", "--dataset", "folder"]
+    command += [way, "model.width=4,8", "--data-dir"]
+    assert cli.main([*command, here]) == 0
+    assert cli.main([*command, moved]) == 0, "the control"
+    kept = {path: path.read_bytes() for path in folder.rglob("*.json")}
+    capsys.readouterr()
+    assert cli.main([*command, others]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "images.labels is" in " ".join(captured.err.split())
+    assert kept == {path: path.read_bytes() for path in folder.rglob("*.json")}
 
 
 def test_a_program_that_dies_is_named(tmp_path):
