@@ -4,7 +4,7 @@
 
     workdir/
       config.json      RunConfig; where images and devices are changes with the calls
-      images.json      what tells its training images from others
+      images.json      what tells its training images and initial weights from others
       training.lock    held by the process that trains
       metrics.jsonl    one record per line
       tensorboard/     the same for TensorBoard
@@ -235,10 +235,12 @@ def check_claim(
     Args:
         workdir: of the run; need not exist.
         config: of the run.
-        images: ``images_of`` its source; None to compare configurations only.
+        images: ``images_of`` its source, and a digest of ``initial_weights`` where it has any;
+            None to compare configurations only.
 
     Raises:
-        UsageError: another configuration or other training images, or it cannot be made or written.
+        UsageError: another configuration, other training images or initial weights, or it cannot
+            be made or written.
         FacemixError: a file there cannot be read.
     """
     place = next(each for each in (workdir, *workdir.absolute().parents) if each.exists())
@@ -265,8 +267,9 @@ def check_claim(
     differences = _differences({"images": kept}, {"images": images})
     if differences:
         raise UsageError(
-            f"{workdir} holds a run on other training images: {'; '.join(differences)}. Give the "
-            f"--data-dir of the same images to go on with it, or another --workdir."
+            f"{workdir} holds a run on other training images or from other initial weights: "
+            f"{'; '.join(differences)}. Give the --data-dir of the same images, and the same "
+            f"--initial-weights, to go on with it, or another --workdir."
         )
 
 
