@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import tyro
 
-from facemix_jax import models, output, population, runs, sweep, sweep_runners, sweep_search
+from facemix_jax import output, population, runs, sweep, sweep_runners, sweep_search
 from facemix_jax._files import write_atomically
 from facemix_jax._validate import FacemixError, UsageError, one_of, positive
 from facemix_jax.commands import Output, absolute
@@ -150,9 +150,9 @@ class Sweep(Output):
 
 
 def _check(trials: Sequence[Trial]) -> None:
-    """Builds each network: a cut may not exist."""
-    for model, image_size in {(each.config.model, each.config.data.image_size) for each in trials}:
-        models.build(model, image_size=image_size)
+    """Makes sure that network, cut and defence fit, once for all that train together."""
+    for first, *_ in sweep.groups(trials, len(trials)):
+        runs.check_parts(first.config, first.config.data.image_size)
 
 
 def _options(texts: Sequence[str]) -> dict[str, Any]:

@@ -72,6 +72,10 @@ class RunConfig:
             )
 
 
+PLACES = ("data_dir", "cache_dir", "device_resident")
+"""Fields of ``data`` that say where images are, and may change when a run goes on."""
+
+
 class Run(NamedTuple):
     """A run's parts, rebuilt from its configuration.
 
@@ -377,7 +381,7 @@ def portable(config: RunConfig) -> dict[str, Any]:
     """What makes a run what it is: all but where its images are and on which devices it runs."""
     values = dataclasses.asdict(config)
     del values["mesh"]
-    for name in ("data_dir", "cache_dir", "device_resident"):
+    for name in PLACES:
         del values["data"][name]
     return values
 

@@ -100,12 +100,17 @@ def field_type(name: str) -> Any:
     """The declared type of ``part.field``.
 
     Raises:
-        UsageError: there is no such field.
+        UsageError: there is no such field, or runs that differ in it are one run.
     """
     part, _, field = name.partition(".")
     one_of(PARTS, **{f"the part of {name!r}": part})
     declared = typing.get_type_hints(type(getattr(RunConfig(), part)))
     one_of(declared, **{f"field of {part}": field})
+    if part == "data" and field in runs.PLACES:
+        raise UsageError(
+            f"{name} says where images are, and runs that differ in it alone count as one. Give "
+            f"one --{field.replace('_', '-')} to the whole sweep; other images need another sweep."
+        )
     return declared[field]
 
 

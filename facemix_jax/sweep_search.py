@@ -3,6 +3,7 @@
 import functools
 import json
 import logging
+import math
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,11 +33,13 @@ def parse_space(texts: Iterable[str]) -> Space:
     """``train.learning_rate=log:1e-4:1e-2 defense.group_size=4,8 train.warmup_fraction=0:0.3``.
 
     Raises:
-        UsageError: as ``sweep.parse_grid``, or a range is empty.
+        UsageError: as ``sweep.parse_grid``, or a range is empty or endless.
     """
     space: Space = {}
     for text in texts:
         name, _, values = text.partition("=")
+        if name in space:
+            raise UsageError(f"{name} is given twice. Put all of it into one range or list.")
         if ":" not in values:
             space |= sweep.parse_grid([text])
             continue
@@ -45,10 +48,14 @@ def parse_space(texts: Iterable[str]) -> Space:
         if len(ends) != 2:
             raise UsageError(f"{text!r} is no range. Write field=low:high or field=log:low:high.")
         low, high = (sweep.parse_value(name, end) for end in ends)
-        if not isinstance(low, int | float) or not low < high or (log and low <= 0):
+        if (
+            not all(isinstance(end, int | float) and math.isfinite(end) for end in (low, high))
+            or not low < high
+            or (log and low <= 0)
+        ):
             raise UsageError(
-                f"{text!r} is no range: low must be a number below high, and positive with log. "
-                f"Write field=low:high or field=log:low:high."
+                f"{text!r} is no range: low and high must be finite numbers, low below high, and "
+                f"positive with log. Write field=low:high or field=log:low:high."
             )
         space[name] = Range(low, high, log)
     return space
@@ -94,6 +101,10 @@ def search(
             images, or none of the settings can run.
         DataError: as ``sweep.check_claims``.
     """
+    if "train.seed" in space and num_seeds > 1:
+        raise UsageError(
+            f"num_seeds is {num_seeds}, but train.seed stands in the search. Give one of them."
+        )
     try:
         import optuna
         from optuna.storages import JournalStorage

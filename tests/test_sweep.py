@@ -51,6 +51,7 @@ def test_values_have_the_types_of_their_fields():
         ("defense.group_size=4,eight", "'eight', but must be int"),
         ("defense.group_size=4.5", "must be int"),
         ("model.centre=yes", "must be bool"),
+        ("data.data_dir=A,B", "data.data_dir says where images are.*--data-dir"),
     ],
 )
 def test_what_is_no_value_is_explained(text, words):
@@ -62,9 +63,14 @@ def test_a_combination_that_does_not_fit_stops_before_anything_starts(capsys, tm
     grid = ("--grid", "train.batch_size=16,20", "defense.group_size=8")
     assert cli.main(["sweep", "--workdir", str(tmp_path / "s"), *grid]) == 2
     assert "train.batch_size = 20" in " ".join(capsys.readouterr().err.split())
-    grid = ("--grid", "model.cut=1,12")
-    assert cli.main(["sweep", "--workdir", str(tmp_path / "s"), *grid]) == 2
-    assert "cut is 12" in capsys.readouterr().err
+    for grid, words in (
+        ("model.cut=1,12", "cut is 12"),
+        ("model.tile=7", "must be two numbers"),
+        ("model.tile=7x6x5", "must be two numbers"),
+        ("defense.scatter=False,True", "scatter deals images"),
+    ):
+        assert cli.main(["sweep", "--workdir", str(tmp_path / "s"), "--grid", grid]) == 2
+        assert words in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "s").exists()
 
 
