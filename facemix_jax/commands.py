@@ -23,6 +23,7 @@ from facemix_jax import (
     sweep,
     trials,
 )
+from facemix_jax._files import sha256
 from facemix_jax._types import HostArray
 from facemix_jax._validate import DataError, UsageError, one_of, positive
 from facemix_jax.data.source import SPLITS
@@ -86,7 +87,7 @@ class Train(Output):
     config: tyro.conf.OmitArgPrefixes[RunConfig] = RunConfig()
     initial_weights: Path | None = None
     """Start from pretrained weights: an .npz of torchvision's state_dict, names as there; its
-    head is left out."""
+    head is left out. A run goes on with the same file only."""
     num_seeds: int = 1
     """Train this many seeds from --seed on, each into WORKDIR/seed-N."""
     seeds_method: str = "auto"
@@ -105,11 +106,11 @@ class Train(Output):
         configs, workdirs = self._members(config)
         for each, workdir in zip(configs, workdirs, strict=True):
             runs.check_claim(workdir, each)
-        initial = None
+        initial = digest = None
         if self.initial_weights is not None:
-            initial = functools.partial(
-                from_torch, read_weights(self.initial_weights), keep_head=True
-            )
+            weights = read_weights(self.initial_weights)
+            initial = functools.partial(from_torch, weights, keep_head=True)
+            digest = sha256(self.initial_weights)[:16]
         hosts.start(self.hosts)
         runs.check_parts(config, config.data.image_size)
         source = data.load_source(config.data)
@@ -120,6 +121,7 @@ class Train(Output):
             workdirs,
             source=source,
             initial_variables=initial,
+            initial_digest=digest,
             method=self.seeds_method,
             choice=self.workdir / trials.CHOICE if self.num_seeds > 1 else None,
             options=Options(

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from facemix_jax import attacks, cli, commands, commands_attack, demo, output
+from facemix_jax import attacks, cli, commands, commands_attack, data, demo, fitting, output
 from facemix_jax.data import DataConfig, DataError
 from facemix_jax.training import TrainConfig
 
@@ -195,6 +195,21 @@ def test_weights_that_are_not_finite_are_refused(tmp_path):
     np.savez(tmp_path / "w.npz", good=np.ones(3, int), bad=np.array([1, np.nan]))
     with pytest.raises(DataError, match=r"w.npz holds numbers in bad that are not finite"):
         commands.read_weights(tmp_path / "w.npz")
+
+
+def test_training_is_told_which_weights_it_starts_from(tmp_path, tiny_source, monkeypatch):
+    def told(*args, initial_digest, **options):
+        seen.append(initial_digest)
+        raise DataError("it trains")
+
+    seen = []
+    monkeypatch.setattr(data, "load_source", lambda config: tiny_source)
+    monkeypatch.setattr(fitting, "fit_together", told)
+    for value in (1, 2, 1):
+        np.savez(tmp_path / "w.npz", weight=np.full(3, value))
+        weights = ["--initial-weights", str(tmp_path / "w.npz")]
+        assert cli.main(["train", "--workdir", str(tmp_path / "run"), *TRAIN, *weights]) == 1
+    assert seen[0] == seen[2] != seen[1]
 
 
 def test_weights_of_another_network_are_wrong_usage(capsys, tmp_path):

@@ -6,7 +6,7 @@ from pathlib import Path
 from facemix_jax._validate import DataError
 from facemix_jax.data import cache, celeba, folder, lfwa, prepared, synthetic
 from facemix_jax.data.config import DATASETS, DataConfig
-from facemix_jax.data.files import FileSet, decoded
+from facemix_jax.data.files import FileSet, decoded, taken
 from facemix_jax.data.identities import IdentitySplit, identity_split
 from facemix_jax.data.pipeline import (
     denormalize,
@@ -31,6 +31,7 @@ __all__ = [
     "normalize",
     "on_device",
     "open_files",
+    "taken",
     "train_batches",
 ]
 
@@ -65,11 +66,9 @@ def load_source(config: DataConfig) -> Source:
             test_examples=config.test_examples,
         )
     return decoded(
-        open_files(config),
+        taken(open_files(config), config.train_examples, config.test_examples),
         config.image_size,
         cache_dirs=cache.places(_folder(config), config.cache_dir),
-        train_examples=config.train_examples,
-        test_examples=config.test_examples,
     )
 
 
