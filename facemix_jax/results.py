@@ -44,7 +44,7 @@ class Value:
     def __post_init__(self) -> None:
         """Checks the mark, and that there is something to show."""
         one_of(MARKS, mark=self.mark)
-        if not isinstance(self.value, (int, float, str)):
+        if not (isinstance(self.value, str) or _is_number(self.value)):
             raise UsageError(f"value is {self.value!r}, but must be a number or text.")
         _numbers(half_width=(self.half_width,), seeds=(self.seeds,))
 
@@ -138,6 +138,8 @@ class Curve:
         if None in (*self.x, *self.y):
             raise UsageError(f"curve {self.label!r} has a point without a value. Leave it out.")
         _numbers(x=self.x, y=self.y, half_widths=self.half_widths)
+        if any(width is not None and width < 0 for width in self.half_widths):
+            raise UsageError(f"curve {self.label!r} has a half width below 0.")
         if len(self.x) != len(self.y) or len(self.half_widths) not in (0, len(self.x)):
             raise UsageError(f"curve {self.label!r}: x, y and half_widths differ in length.")
 
@@ -190,8 +192,10 @@ class Results:
     cells: Sequence[Mapping[str, Any]] = ()
 
     def __post_init__(self) -> None:
-        """Checks the name."""
+        """Checks the name, and that provenance, versions and options are values with names."""
         _texts(name=self.name)
+        _mappings(provenance=self.provenance, config=self.config)
+        _mappings(versions=self.provenance.get("versions", {}))
 
 
 def _texts(**values: Any) -> None:
@@ -200,11 +204,27 @@ def _texts(**values: Any) -> None:
             raise UsageError(f"{name} is {value!r}, but must be text.")
 
 
+def _mappings(**values: Any) -> None:
+    for name, value in values.items():
+        if not isinstance(value, Mapping):
+            raise UsageError(f"{name} is {value!r}, but must be values with names.")
+
+
 def _numbers(**values: Sequence[Any]) -> None:
     for name, several in values.items():
         for value in several:
-            if value is not None and not isinstance(value, (int, float)):
+            if value is not None and not _is_number(value):
                 raise UsageError(f"{name} is {value!r}, but must be a number.")
+
+
+def _is_number(value: Any) -> bool:
+    if not isinstance(value, (int, float)):
+        return False
+    try:
+        float(value)
+    except OverflowError:  # JSON holds whole numbers of any length; charts and tables do not
+        return False
+    return True
 
 
 def select(table: ResultTable, names: Sequence[str]) -> ResultTable:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from facemix_jax import attacks, cli, commands, commands_attack, data, demo, fitting, output
+from facemix_jax._files import write_atomically
 from facemix_jax.data import DataConfig, DataError
 from facemix_jax.training import TrainConfig
 
@@ -98,6 +99,33 @@ def test_results_go_into_pipes_and_behind_links_and_neither_is_replaced(capsys, 
     assert through == behind
     assert pipe.is_fifo()
     assert link.is_symlink()
+
+
+def test_a_circle_of_links_is_refused_and_stays(capsys, tmp_path):
+    circle = tmp_path / "circle"
+    circle.symlink_to(circle)
+    code, out, err = run(capsys, "cost", "--json", circle)
+    assert (code, out) == (2, "")
+    assert "circle cannot be written" in err
+    assert circle.is_symlink()
+    with pytest.raises(OSError, match="symbolic links"):
+        write_atomically(circle, "{}")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/stdout"), reason="Linux has /dev/stdout")
+def test_a_file_that_standard_output_goes_into_is_written_into_and_not_replaced(tmp_path):
+    file = tmp_path / "out"
+    kept = os.dup(1)
+    try:
+        with file.open("wb") as out:
+            os.dup2(out.fileno(), 1)
+        os.write(1, b"table\n")
+        write_atomically(Path("/dev/stdout"), "json\n")
+        os.write(1, b"end\n")
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+    assert file.read_text() == "table\njson\nend\n"
 
 
 def test_cost_of_one_model(capsys):

@@ -60,7 +60,16 @@ def test_the_interval_is_students():
         (lambda: Curve(label="c", mark="paper", x=(1,), y=(None,)), "a point without a value"),
         (lambda: Curve(label="c", mark="paper", x=("1",), y=(1,)), "x is '1'"),
         (lambda: Value(value=1.0, mark="paper", half_width="x"), "half_width is 'x'"),
+        (lambda: Value(value=10**400, mark="paper"), "must be a number or text"),
+        (lambda: Curve(label="c", mark="paper", x=(10**400,), y=(1,)), "x is 10+, but"),
+        (
+            lambda: Curve(label="c", mark="paper", x=(1,), y=(1,), half_widths=(-0.1,)),
+            "a half width below 0",
+        ),
         (lambda: Results(name=3), "name is 3"),
+        (lambda: Results(name="x", provenance=None), "provenance is None"),
+        (lambda: Results(name="x", config=[]), r"config is \[\]"),
+        (lambda: Results(name="x", provenance={"versions": None}), "versions is None"),
         (lambda: Row(label=None, cells=()), "label is None"),
         (
             lambda: dataclasses.replace(
