@@ -23,6 +23,7 @@ from facemix_jax import (
     sweep,
     trials,
 )
+from facemix_jax._files import expanded
 from facemix_jax._types import HostArray
 from facemix_jax._validate import DataError, UsageError, one_of, positive
 from facemix_jax.data.source import SPLITS
@@ -291,5 +292,5 @@ def absolute(config: RunConfig) -> RunConfig:
     """The images' place is kept with the run, which may be used from another folder."""
     if config.data.data_dir is None:
         return config
-    place = str(Path(config.data.data_dir).expanduser().absolute())
+    place = str(expanded(config.data.data_dir).absolute())
     return dataclasses.replace(config, data=dataclasses.replace(config.data, data_dir=place))

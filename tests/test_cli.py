@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from facemix_jax import attacks, cli, commands, commands_attack, demo, output
-from facemix_jax.data import DataConfig, DataError
+from facemix_jax._validate import UsageError
+from facemix_jax.data import DataConfig, DataError, cache
 from facemix_jax.training import TrainConfig
 
 pytestmark = pytest.mark.library_promotes  # Optax
@@ -203,6 +204,28 @@ def test_weights_of_another_network_are_wrong_usage(capsys, tmp_path):
     code, _, err = run(capsys, *command, "--initial-weights", tmp_path / "w.npz")
     assert code == 2
     assert "layer1.0" in err
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("train", "--workdir", "w", "--dataset", "folder", "--data-dir", "~no-such-user/faces"),
+        ("sweep", "--workdir", "~no-such-user/sweep", "--grid", "train.learning_rate=1"),
+        ("data", "show", "--dataset", "folder", "--data-dir", "~no-such-user/faces"),
+        ("data", "check", "--dataset", "folder", "--data-dir", "~no-such-user/faces"),
+    ],
+    ids=" ".join,
+)
+def test_folders_of_unknown_users_are_wrong_usage(capsys, tmp_path, monkeypatch, command):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = run(capsys, *command)
+    assert (code, "whom this system does not know" in err) == (2, True)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_cache_of_an_unknown_user_is_wrong_usage(tmp_path):
+    with pytest.raises(UsageError, match="whom this system does not know"):
+        cache.places(tmp_path, "~no-such-user/cache")
 
 
 def test_unknown_split_is_wrong_usage(capsys, workdir):
