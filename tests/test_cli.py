@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -192,9 +193,17 @@ def test_damaged_weights_are_refused_whatever_their_reader_makes_of_them(tmp_pat
             commands.read_weights(tmp_path / name)
 
 
-def test_weights_that_are_not_finite_are_refused(tmp_path):
-    np.savez(tmp_path / "w.npz", good=np.ones(3, int), bad=np.array([1, np.nan]))
+@pytest.mark.parametrize("value", [np.nan, 1e300])
+def test_weights_that_are_not_finite_as_networks_have_them_are_refused(tmp_path, value):
+    np.savez(tmp_path / "w.npz", good=np.ones(3, int), bad=np.array([1, value]))
     with pytest.raises(DataError, match=r"w.npz holds numbers in bad that are not finite"):
+        commands.read_weights(tmp_path / "w.npz")
+
+
+@pytest.mark.parametrize("value", [jnp.ones(3, jnp.bfloat16), np.array("1"), np.ones(3, complex)])
+def test_weights_that_are_no_real_numbers_are_refused(tmp_path, value):
+    np.savez(tmp_path / "w.npz", good=np.ones(3, bool), bad=value)
+    with pytest.raises(DataError, match=r"holds bad as .*no real numbers. Write it with v.float"):
         commands.read_weights(tmp_path / "w.npz")
 
 
