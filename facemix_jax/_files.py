@@ -6,6 +6,8 @@ import hashlib
 import os
 from pathlib import Path
 
+from facemix_jax._validate import UsageError
+
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Error numbers of a full disk."""
 
@@ -20,6 +22,21 @@ def explain(error: BaseException) -> str | None:
     if error.errno in NO_SPACE:
         return f"{what}. Free space there, and give the same command again."
     return f"{what}. Give another path, or run as a user who may read and write it."
+
+
+def expanded(path: Path | str) -> Path:
+    """The path, with ``~`` and ``~NAME`` at its beginning as the folder of a user.
+
+    Raises:
+        UsageError: this system knows no such user.
+    """
+    text = os.path.expanduser(path)  # Path.expanduser takes ./~NAME for ~NAME
+    if text.startswith("~"):
+        raise UsageError(
+            f"{text!r} begins with the folder of a user whom this system does not know. Give the "
+            f"whole path; a name that begins with ~ here is {os.path.abspath(text)!r}."
+        )
+    return Path(text)
 
 
 def is_special(path: Path) -> bool:

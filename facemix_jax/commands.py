@@ -23,7 +23,7 @@ from facemix_jax import (
     sweep,
     trials,
 )
-from facemix_jax._files import sha256
+from facemix_jax._files import expanded, sha256
 from facemix_jax._types import HostArray
 from facemix_jax._validate import DataError, UsageError, one_of, positive
 from facemix_jax.data.source import SPLITS
@@ -269,7 +269,7 @@ def read_weights(path: Path) -> dict[str, HostArray]:
     """An .npz of torchvision's state_dict.
 
     Raises:
-        DataError: the file cannot be read, or holds a number that is not finite.
+        DataError: the file cannot be read, or holds what is no real number or not finite in float32.
     """
     try:
         with path.open("rb") as file, np.lib.npyio.NpzFile(file) as arrays:
@@ -281,10 +281,17 @@ def read_weights(path: Path) -> dict[str, HostArray]:
             f"model.state_dict().items()}})."
         ) from error
     for name, value in weights.items():
-        if value.dtype.kind == "f" and not np.isfinite(value).all():
+        if value.dtype.kind not in "fiub":  # bfloat16 is kept as bytes without a meaning
             raise DataError(
-                f"{path} holds numbers in {name} that are not finite. Write it from a network "
-                f"whose training did not diverge."
+                f"{path} holds {name} as {value.dtype}, which are no real numbers. Write it with "
+                f"v.float().numpy() for every tensor v."
+            )
+        with np.errstate(over="ignore"):
+            finite = np.isfinite(value.astype(np.float32, copy=False)).all()
+        if not finite:
+            raise DataError(
+                f"{path} holds numbers in {name} that are not finite in float32. Write it from a "
+                f"network whose training did not diverge."
             )
     return weights
 
@@ -293,5 +300,5 @@ def absolute(config: RunConfig) -> RunConfig:
     """The images' place is kept with the run, which may be used from another folder."""
     if config.data.data_dir is None:
         return config
-    place = str(Path(config.data.data_dir).expanduser().absolute())
+    place = str(expanded(config.data.data_dir).absolute())
     return dataclasses.replace(config, data=dataclasses.replace(config.data, data_dir=place))

@@ -10,7 +10,7 @@ import jax
 import tyro
 
 from facemix_jax import output, population, runs, sweep, sweep_runners, sweep_search
-from facemix_jax._files import write_atomically
+from facemix_jax._files import expanded, write_atomically
 from facemix_jax._validate import FacemixError, UsageError, one_of, positive
 from facemix_jax.commands import Output, absolute
 from facemix_jax.data.source import SPLITS
@@ -129,7 +129,7 @@ class Sweep(Output):
     @property
     def _folder(self) -> Path:
         """Absolute: programs on other machines start elsewhere."""
-        return self.workdir.expanduser().absolute()
+        return expanded(self.workdir).absolute()
 
     def _execute(self, trials: Sequence[Trial]) -> None:
         """Trains and scores the trials that are not done."""

@@ -8,12 +8,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from facemix_jax import attacks, cli, commands, commands_attack, data, demo, fitting, output
 from facemix_jax._files import write_atomically
-from facemix_jax.data import DataConfig, DataError
+from facemix_jax._validate import UsageError
+from facemix_jax.data import DataConfig, DataError, cache
 from facemix_jax.training import TrainConfig
 
 pytestmark = pytest.mark.library_promotes  # Optax
@@ -219,8 +221,9 @@ def test_damaged_weights_are_refused_whatever_their_reader_makes_of_them(tmp_pat
             commands.read_weights(tmp_path / name)
 
 
-def test_weights_that_are_not_finite_are_refused(tmp_path):
-    np.savez(tmp_path / "w.npz", good=np.ones(3, int), bad=np.array([1, np.nan]))
+@pytest.mark.parametrize("value", [np.nan, 1e300])
+def test_weights_that_are_not_finite_as_networks_have_them_are_refused(tmp_path, value):
+    np.savez(tmp_path / "w.npz", good=np.ones(3, int), bad=np.array([1, value]))
     with pytest.raises(DataError, match=r"w.npz holds numbers in bad that are not finite"):
         commands.read_weights(tmp_path / "w.npz")
 
@@ -240,12 +243,41 @@ def test_training_is_told_which_weights_it_starts_from(tmp_path, tiny_source, mo
     assert seen[0] == seen[2] != seen[1]
 
 
+@pytest.mark.parametrize("value", [jnp.ones(3, jnp.bfloat16), np.array("1"), np.ones(3, complex)])
+def test_weights_that_are_no_real_numbers_are_refused(tmp_path, value):
+    np.savez(tmp_path / "w.npz", good=np.ones(3, bool), bad=value)
+    with pytest.raises(DataError, match=r"holds bad as .*no real numbers. Write it with v.float"):
+        commands.read_weights(tmp_path / "w.npz")
+
+
 def test_weights_of_another_network_are_wrong_usage(capsys, tmp_path):
     np.savez(tmp_path / "w.npz", **{"conv1.weight": np.zeros((64, 3, 7, 7))})
     command = ("train", "--workdir", tmp_path / "run", *TRAIN)
     code, _, err = run(capsys, *command, "--initial-weights", tmp_path / "w.npz")
     assert code == 2
     assert "layer1.0" in err
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("train", "--workdir", "w", "--dataset", "folder", "--data-dir", "~no-such-user/faces"),
+        ("sweep", "--workdir", "~no-such-user/sweep", "--grid", "train.learning_rate=1"),
+        ("data", "show", "--dataset", "folder", "--data-dir", "~no-such-user/faces"),
+        ("data", "check", "--dataset", "folder", "--data-dir", "~no-such-user/faces"),
+    ],
+    ids=" ".join,
+)
+def test_folders_of_unknown_users_are_wrong_usage(capsys, tmp_path, monkeypatch, command):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = run(capsys, *command)
+    assert (code, "whom this system does not know" in err) == (2, True)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_cache_of_an_unknown_user_is_wrong_usage(tmp_path):
+    with pytest.raises(UsageError, match="whom this system does not know"):
+        cache.places(tmp_path, "~no-such-user/cache")
 
 
 def test_unknown_split_is_wrong_usage(capsys, workdir):
