@@ -269,7 +269,7 @@ def read_weights(path: Path) -> dict[str, HostArray]:
     """An .npz of torchvision's state_dict.
 
     Raises:
-        DataError: the file cannot be read, or holds what is no real number or not finite in float32.
+        DataError: the file cannot be read, or holds numbers that float32 cannot hold.
     """
     try:
         with path.open("rb") as file, np.lib.npyio.NpzFile(file) as arrays:

@@ -51,7 +51,8 @@ def scores(
     """Utility and the strongest attack's figures of a run's newest checkpoint.
 
     What was found before is read instead of computed, if it was of this network, step and split
-    and of images from the same folder, however it is named; a sweep's ``result.json`` serves for the utility.
+    and of images from the same folder, however it is named; a sweep's ``result.json`` serves for
+    the utility.
 
     Args:
         workdir: of the run.

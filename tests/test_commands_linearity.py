@@ -102,7 +102,10 @@ def test_tables_leave_out_what_no_number_says():
 def test_wrong_usage_says_what_to_do(capsys, workdir):
     for arguments, words in (
         (("--workdir", workdir, "--weights", "w.npz"), ("Leave one of them out",)),
-        (("--workdir", workdir, "--num-images", 3), ("num_images is 3, fewer than one group of 8. Use more images",)),
+        (
+            ("--workdir", workdir, "--num-images", 3),
+            ("num_images is 3, fewer than one group of 8",),
+        ),
         (("--family", "haa"), ("'haa' is unknown", "haar")),
     ):
         code, out, err = run(capsys, *arguments)

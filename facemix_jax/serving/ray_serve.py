@@ -13,7 +13,6 @@ Health is Ray's own service, and the counters for Prometheus are not exported.
 
 import asyncio
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -112,7 +111,7 @@ def app(args: Mapping[str, str]) -> serve.Application:
             ``facemix serve``. Both lie at the same place on every machine.
 
     Raises:
-        UsageError: an argument is missing or unknown, or a path is in the folder of an unknown user.
+        UsageError: an argument is missing or unknown, or in the folder of an unknown user.
     """
     for name in args:
         one_of(("workdir", "tokens"), argument=name)
