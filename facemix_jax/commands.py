@@ -27,6 +27,7 @@ from facemix_jax._files import expanded, sha256
 from facemix_jax._types import HostArray
 from facemix_jax._validate import DataError, UsageError, one_of, positive
 from facemix_jax.data.source import SPLITS
+from facemix_jax.defenses import DefenseConfig
 from facemix_jax.fitting import Options
 from facemix_jax.hosts import HostsConfig
 from facemix_jax.models import ModelConfig, from_torch
@@ -102,6 +103,7 @@ class Train(Output):
         """Runs the command."""
         positive(num_seeds=self.num_seeds)
         one_of(population.METHODS, seeds_method=self.seeds_method)
+        check_defense(self.config.defense)
         config = absolute(self.config)
         configs, workdirs = self._members(config)
         for each, workdir in zip(configs, workdirs, strict=True):
@@ -263,6 +265,21 @@ def check_unused(given: Any, default: Any, reason: str, names: Iterable[str] = (
                 f"{name} is {value!r}, but {reason}, so that it has no effect. Leave "
                 f"--{name.replace('_', '-')} out."
             )
+
+
+_OPTIONS = {
+    "facemix": ("group_size", "family", "condition"),
+    "noise": ("image_noise_variance",),
+    "blur": ("blur_size",),
+}
+"""Of one defence each."""
+
+
+def check_defense(config: DefenseConfig) -> None:
+    """Raises ``UsageError`` where an option of another defence is given."""
+    for defense, names in _OPTIONS.items():
+        if defense != config.defense:
+            check_unused(config, DefenseConfig(), f"the defence is {config.defense!r}", names)
 
 
 def read_weights(path: Path) -> dict[str, HostArray]:

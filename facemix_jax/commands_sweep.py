@@ -12,7 +12,7 @@ import tyro
 from facemix_jax import output, population, runs, sweep, sweep_runners, sweep_search
 from facemix_jax._files import expanded, write_atomically
 from facemix_jax._validate import FacemixError, UsageError, one_of, positive
-from facemix_jax.commands import Output, absolute
+from facemix_jax.commands import Output, absolute, check_defense
 from facemix_jax.data.source import SPLITS
 from facemix_jax.output import NOTES
 from facemix_jax.runs import RunConfig
@@ -89,6 +89,8 @@ class Sweep(Output):
         if self.search:
             space = sweep_search.parse_space(self.search)
             varied = list(space)
+            if "defense.defense" not in space:
+                check_defense(base.defense)
             trials = sweep_search.search(
                 base,
                 space,
@@ -150,8 +152,13 @@ class Sweep(Output):
 
 
 def _check(trials: Sequence[Trial]) -> None:
-    """Makes sure that network, cut and defence fit, once for all that train together."""
+    """Makes sure that network, cut and defence fit, once for all that train together.
+
+    Where the defence varies, options of all are given to all.
+    """
     for first, *_ in sweep.groups(trials, len(trials)):
+        if "defense.defense" not in first.setting:
+            check_defense(first.config.defense)
         runs.check_parts(first.config, first.config.data.image_size)
 
 

@@ -22,6 +22,7 @@ pytestmark = pytest.mark.library_promotes  # Optax
 
 SMALL = ["--image-size", "40", "36", "--train-examples", "64", "--test-examples", "32"]
 TRAIN = [*SMALL, "--width", "4", "--num-epochs", "1", "--batch-size", "16", "--log-every", "1"]
+UNREAD = ["--workdir", "w", "--dataset", "celeba", "--data-dir", "missing"]
 
 
 def run(capsys, *arguments):
@@ -172,6 +173,9 @@ def test_cost_of_one_model(capsys):
         (["linearity", "--family", "haa"], ("'haa' is unknown", "haar")),
         (["linearity", "--workdir", "w", "--cut", "5"], ("cut is 5", "that of --workdir")),
         (["linearity", "--data-dir", "d"], ("data_dir is 'd'", "drawn faces", "--data-dir")),
+        (["train", *UNREAD, "--blur-size", "8"], ("blur_size is 8", "'facemix'", "out.")),
+        (["anonymize", *UNREAD, "--group-size", "4"], ("group_size is 4", "'none'")),
+        (["sweep", *UNREAD, "--search", "train.seed=1", "--blur-size", "8"], ("blur_size is 8",)),
         (["cost", "--table1", "--network", "vgg16"], ("network is 'vgg16'", "--table1")),
         (["cost", "--table1", "--group-size", "4"], ("group_size is 4", "Leave --group-size")),
         (["cost", "--up-mbps", "0"], ("up_mbps is 0", "greater than 0")),

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from sweep_support import BASE, SMALL, write_results
 
-from facemix_jax import cli, metrics, runs, sweep, sweep_runners
+from facemix_jax import cli, commands_sweep, metrics, runs, sweep, sweep_runners
 from facemix_jax._validate import FacemixError, UsageError
 from facemix_jax.data import DataConfig
 from facemix_jax.sharding import MeshConfig
@@ -68,10 +68,16 @@ def test_a_combination_that_does_not_fit_stops_before_anything_starts(capsys, tm
         ("model.tile=7", "must be two numbers"),
         ("model.tile=7x6x5", "must be two numbers"),
         ("defense.scatter=False,True", "scatter deals images"),
+        ("defense.blur_size=8,16", "the defence is 'facemix', so that it has no effect"),
     ):
         assert cli.main(["sweep", "--workdir", str(tmp_path / "s"), "--grid", grid]) == 2
         assert words in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "s").exists()
+
+
+def test_options_of_each_defence_are_given_where_the_defence_varies(tmp_path):
+    grid = {"defense.defense": ["facemix", "blur"], "defense.blur_size": [8, 16]}
+    commands_sweep._check(sweep.expand(BASE, grid, 1, tmp_path))
 
 
 def test_a_directory_stands_for_a_configuration_wherever_it_runs(tmp_path):
