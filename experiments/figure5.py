@@ -175,7 +175,9 @@ def main(config: Config) -> None:
 def digest(config: Config, source: data.Source, anonymizer: str | None) -> str:
     """Stands for what the faces of a system follow from: other scores are of other faces."""
     options = {**report.options(config), "systems": None}
-    text = json.dumps([options, runs.images_of(source), anonymizer], sort_keys=True)
+    text = json.dumps(
+        [options, runs.images_of(source, source.image_size), anonymizer], sort_keys=True
+    )
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 

@@ -1,9 +1,12 @@
 """Files that are there whole or not at all, and their checksums."""
 
+import contextlib
 import errno
 import hashlib
 import os
 from pathlib import Path
+
+from facemix_jax._validate import UsageError
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Error numbers of a full disk."""
@@ -21,24 +24,67 @@ def explain(error: BaseException) -> str | None:
     return f"{what}. Give another path, or run as a user who may read and write it."
 
 
+def expanded(path: Path | str) -> Path:
+    """The path, with ``~`` and ``~NAME`` at its beginning as the folder of a user.
+
+    Raises:
+        UsageError: this system knows no such user.
+    """
+    text = os.path.expanduser(path)  # Path.expanduser takes ./~NAME for ~NAME
+    if text.startswith("~"):
+        raise UsageError(
+            f"{text!r} begins with the folder of a user whom this system does not know. Give the "
+            f"whole path; a name that begins with ~ here is {os.path.abspath(text)!r}."
+        )
+    return Path(text)
+
+
 def is_special(path: Path) -> bool:
-    """Whether a path is that of a device, pipe or socket, which no file can take the place of."""
-    return path.exists() and not path.is_file() and not path.is_dir()
+    """Whether no file can take a path's place: a device, pipe, socket, or where output goes."""
+    other = path.exists() and not path.is_file() and not path.is_dir()
+    return other or _descriptor(path) is not None
+
+
+def _descriptor(path: Path) -> int | None:
+    """Standard output or error where a path is that of one, as of a file that it goes into."""
+    for descriptor in (1, 2):
+        with contextlib.suppress(OSError):  # no such file, or a descriptor that is closed
+            if os.path.samestat(os.stat(path), os.fstat(descriptor)):
+                return descriptor
+    return None
+
+
+def behind_links(path: Path) -> Path:
+    """What symbolic links lead to, whether it is there or not.
+
+    Raises:
+        OSError: they lead in a circle.
+    """
+    end = Path(os.path.realpath(path))
+    if end.is_symlink():
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
+    return end
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Writes a file that appears under its name only when it is complete and on the disk.
 
-    What a symbolic link points to is written, not the link; devices and pipes are written into.
+    What a symbolic link points to is written, not the link. Devices and pipes are written into,
+    and so is a file that standard output or error goes into, behind what is there.
 
     Raises:
         OSError: it cannot be written; what was there is left alone.
     """
     content = content.encode() if isinstance(content, str) else content
+    descriptor = _descriptor(path)
+    if descriptor is not None:  # not opened anew, which would empty a file
+        with open(descriptor, "wb", closefd=False) as file:
+            file.write(content)
+        return
     if is_special(path):
         path.write_bytes(content)
         return
-    path = Path(os.path.realpath(path))
+    path = behind_links(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with temporary.open("wb") as file:

@@ -27,7 +27,7 @@ import optax
 
 from facemix_jax import _validate, data, fitting, hosts, runs, sharding, training
 from facemix_jax._files import write_atomically
-from facemix_jax._types import Array, HostArray, RngKey
+from facemix_jax._types import Array, HostArray, ImageSize, RngKey
 from facemix_jax.checkpoint import Checkpoints
 from facemix_jax.data import Source
 from facemix_jax.defenses import DefenseConfig
@@ -60,8 +60,12 @@ class AnonymizerConfig:
     def __post_init__(self) -> None:
         """Checks ranges."""
         _validate.positive(scale=self.scale, identifier_width=self.identifier_width)
-        _validate.in_range(0, float("inf"), adversary_weight=self.adversary_weight)
-        _validate.in_range(0, float("inf"), closeness_weight=self.closeness_weight)
+        weights = {
+            "adversary_weight": self.adversary_weight,
+            "closeness_weight": self.closeness_weight,
+        }
+        _validate.finite(scale=self.scale, **weights)
+        _validate.in_range(0, float("inf"), **weights)
         _validate.in_range(0, 1.5, margin=self.margin)
 
 
@@ -252,15 +256,7 @@ def fit(
         DivergedError: the loss is not finite.
         StoppedError: SIGINT or SIGTERM; the state was saved.
     """
-    if (run.model.network, run.model.cut, run.defense.defense) != ("anonymizer", 1, "none"):
-        raise _validate.UsageError(
-            f"The network is {run.model.network!r} at cut {run.model.cut} with the defence "
-            f"{run.defense.defense!r}, but the anonymizer is the network 'anonymizer' at cut 1 "
-            f"with the defence 'none'. Leave these options out."
-        )
-    _check_options(run)
-    runs.check_claim(workdir, run)
-    runs.check_parts(run, run.data.image_size if source is None else source.image_size)
+    check(run, workdir, run.data.image_size if source is None else source.image_size)
     source = data.load_source(run.data) if source is None else source
     model = runs.build_model(run, source)
     rows = source.splits["train"]
@@ -275,7 +271,7 @@ def fit(
     class_of[source.identities[rows]] = classes
     num_steps = steps_per_epoch * run.train.num_epochs
     with (
-        runs.alone(workdir, run, images=runs.images_of(source)),
+        runs.alone(workdir, run, images=runs.images_of(source, source.image_size)),
         Checkpoints(workdir / "checkpoints", runs.identity(run, model)) as checkpoints,
     ):
         _claim_options(workdir / "anonymizer.json", config, checkpoints.latest())
@@ -332,8 +328,17 @@ def fit(
     return state
 
 
-def _check_options(run: RunConfig) -> None:
-    """Refuses what ``facemix train`` alone does."""
+def check(run: RunConfig, workdir: Path, image_size: ImageSize) -> None:
+    """Raises ``UsageError``, before images are read, as ``fit`` on images of that size would.
+
+    What ``facemix train`` alone does is refused, too.
+    """
+    if (run.model.network, run.model.cut, run.defense.defense) != ("anonymizer", 1, "none"):
+        raise _validate.UsageError(
+            f"The network is {run.model.network!r} at cut {run.model.cut} with the defence "
+            f"{run.defense.defense!r}, but the anonymizer is the network 'anonymizer' at cut 1 "
+            f"with the defence 'none'. Leave these options out."
+        )
     for part, default, names in (
         (run.model, ModelConfig(), ("tile", "centre")),
         (run.defense, DefenseConfig(defense="none"), ("noise", "wire")),
@@ -348,6 +353,8 @@ def _check_options(run: RunConfig) -> None:
                     f"{name} is {value!r}, but the anonymizer is trained with {usual!r} only, on "
                     f"one device. Leave --{name.replace('_', '-')} out."
                 )
+    runs.check_claim(workdir, run)
+    runs.check_parts(run, image_size)
 
 
 def _claim_options(path: Path, config: AnonymizerConfig, saved: int | None) -> None:

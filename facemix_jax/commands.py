@@ -23,9 +23,11 @@ from facemix_jax import (
     sweep,
     trials,
 )
+from facemix_jax._files import expanded, sha256
 from facemix_jax._types import HostArray
 from facemix_jax._validate import DataError, UsageError, one_of, positive
 from facemix_jax.data.source import SPLITS
+from facemix_jax.defenses import DefenseConfig
 from facemix_jax.fitting import Options
 from facemix_jax.hosts import HostsConfig
 from facemix_jax.models import ModelConfig, from_torch
@@ -86,7 +88,7 @@ class Train(Output):
     config: tyro.conf.OmitArgPrefixes[RunConfig] = RunConfig()
     initial_weights: Path | None = None
     """Start from pretrained weights: an .npz of torchvision's state_dict, names as there; its
-    head is left out."""
+    head is left out. A run goes on with the same file only."""
     num_seeds: int = 1
     """Train this many seeds from --seed on, each into WORKDIR/seed-N."""
     seeds_method: str = "auto"
@@ -101,15 +103,16 @@ class Train(Output):
         """Runs the command."""
         positive(num_seeds=self.num_seeds)
         one_of(population.METHODS, seeds_method=self.seeds_method)
+        check_defense(self.config.defense)
         config = absolute(self.config)
         configs, workdirs = self._members(config)
         for each, workdir in zip(configs, workdirs, strict=True):
             runs.check_claim(workdir, each)
-        initial = None
+        initial = digest = None
         if self.initial_weights is not None:
-            initial = functools.partial(
-                from_torch, read_weights(self.initial_weights), keep_head=True
-            )
+            weights = read_weights(self.initial_weights)
+            initial = functools.partial(from_torch, weights, keep_head=True)
+            digest = sha256(self.initial_weights)[:16]
         hosts.start(self.hosts)
         runs.check_parts(config, config.data.image_size)
         source = data.load_source(config.data)
@@ -120,6 +123,7 @@ class Train(Output):
             workdirs,
             source=source,
             initial_variables=initial,
+            initial_digest=digest,
             method=self.seeds_method,
             choice=self.workdir / trials.CHOICE if self.num_seeds > 1 else None,
             options=Options(
@@ -263,11 +267,26 @@ def check_unused(given: Any, default: Any, reason: str, names: Iterable[str] = (
             )
 
 
+_OPTIONS = {
+    "facemix": ("group_size", "family", "condition"),
+    "noise": ("image_noise_variance",),
+    "blur": ("blur_size",),
+}
+"""Of one defence each."""
+
+
+def check_defense(config: DefenseConfig) -> None:
+    """Raises ``UsageError`` where an option of another defence is given."""
+    for defense, names in _OPTIONS.items():
+        if defense != config.defense:
+            check_unused(config, DefenseConfig(), f"the defence is {config.defense!r}", names)
+
+
 def read_weights(path: Path) -> dict[str, HostArray]:
     """An .npz of torchvision's state_dict.
 
     Raises:
-        DataError: the file cannot be read, or holds a number that is not finite.
+        DataError: the file cannot be read, or holds numbers that float32 cannot hold.
     """
     try:
         with path.open("rb") as file, np.lib.npyio.NpzFile(file) as arrays:
@@ -279,10 +298,17 @@ def read_weights(path: Path) -> dict[str, HostArray]:
             f"model.state_dict().items()}})."
         ) from error
     for name, value in weights.items():
-        if value.dtype.kind == "f" and not np.isfinite(value).all():
+        if value.dtype.kind not in "fiub":  # bfloat16 is kept as bytes without a meaning
             raise DataError(
-                f"{path} holds numbers in {name} that are not finite. Write it from a network "
-                f"whose training did not diverge."
+                f"{path} holds {name} as {value.dtype}, which are no real numbers. Write it with "
+                f"v.float().numpy() for every tensor v."
+            )
+        with np.errstate(over="ignore"):
+            finite = np.isfinite(value.astype(np.float32, copy=False)).all()
+        if not finite:
+            raise DataError(
+                f"{path} holds numbers in {name} that are not finite in float32. Write it from a "
+                f"network whose training did not diverge."
             )
     return weights
 
@@ -291,5 +317,5 @@ def absolute(config: RunConfig) -> RunConfig:
     """The images' place is kept with the run, which may be used from another folder."""
     if config.data.data_dir is None:
         return config
-    place = str(Path(config.data.data_dir).expanduser().absolute())
+    place = str(expanded(config.data.data_dir).absolute())
     return dataclasses.replace(config, data=dataclasses.replace(config.data, data_dir=place))

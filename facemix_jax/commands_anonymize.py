@@ -5,9 +5,9 @@ from pathlib import Path
 
 import tyro
 
-from facemix_jax import anonymizing, output, runs, trials
+from facemix_jax import anonymizing, data, output, runs, trials
 from facemix_jax.anonymizing import AnonymizerConfig
-from facemix_jax.commands import absolute
+from facemix_jax.commands import absolute, check_defense
 from facemix_jax.defenses import DefenseConfig
 from facemix_jax.models import ModelConfig
 from facemix_jax.output import NOTES
@@ -35,8 +35,12 @@ class Anonymize:
 
     def run(self) -> None:
         """Runs the command."""
+        check_defense(self.config.defense)
         config = absolute(self.config)
-        anonymizing.fit(config, self.anonymizer, self.workdir, say=NOTES.print)
+        anonymizing.check(config, self.workdir, config.data.image_size)
+        source = data.load_source(config.data)
+        trials.check_split(config, source, "test")
+        anonymizing.fit(config, self.anonymizer, self.workdir, source=source, say=NOTES.print)
         result = trials.utilities(runs.load(self.workdir), "test")
         output.emit(self.json, result, output.utility_table(result))
         NOTES.print("What is sent is all that the cloud needs to attack: facemix attack.")

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import tyro
 
 from facemix_jax import data, output
+from facemix_jax._files import expanded
 from facemix_jax._validate import DataError, one_of, positive
 from facemix_jax.commands import check_unused
 from facemix_jax.data import folder, lfwa, sheet
@@ -124,7 +125,7 @@ class Show(_Files):
         """What the columns of a table of labels were taken for; None where there is no table."""
         if self.dataset not in ("folder", "lfwa") or self.data_dir is None:
             return None
-        place = Path(self.data_dir).expanduser()
+        place = expanded(self.data_dir)
         if self.dataset == "lfwa" and not lfwa.has_table(place, self.labels, self.columns):
             return None
         return folder.roles(place, labels=self.labels, columns=self.columns)

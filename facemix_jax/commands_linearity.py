@@ -86,12 +86,18 @@ class Linearity(Output):
         part = self._part(rng_key)
         own = part.defense.group_size  # 1 where training mixed nothing
         group_size = self.group_size or (own if own > 1 else _GROUP_SIZE)
-        num_images = min(self.num_images, len(part.source.splits["test"]))
+        available = len(part.source.splits["test"])
+        num_images = min(self.num_images, available)
         num_images -= num_images % group_size
         if not num_images:
+            limit, remedy = (
+                (f"num_images is {self.num_images}", "Use more images")
+                if self.num_images <= available
+                else (f"the test split has {available} images", "Use a --data-dir with more")
+            )
             raise UsageError(
-                f"num_images is {self.num_images}, fewer than one group of {group_size}. Use more "
-                f"images or a smaller --group-size."
+                f"{limit}, fewer than one group of {group_size}. {remedy} or a smaller "
+                f"--group-size."
             )
         batch = next(iter(data.eval_batches(part.source, split="test", batch_size=num_images)))
         activations = part.model.pre(part.variables["pre"], data.normalize(batch.images))

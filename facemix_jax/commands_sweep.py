@@ -1,6 +1,7 @@
 """``facemix sweep``: many runs, one summary."""
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,10 +9,10 @@ from typing import Any
 import jax
 import tyro
 
-from facemix_jax import models, output, population, runs, sweep, sweep_runners, sweep_search
-from facemix_jax._files import write_atomically
+from facemix_jax import output, population, runs, sweep, sweep_runners, sweep_search
+from facemix_jax._files import expanded, write_atomically
 from facemix_jax._validate import FacemixError, UsageError, one_of, positive
-from facemix_jax.commands import Output, absolute
+from facemix_jax.commands import Output, absolute, check_defense
 from facemix_jax.data.source import SPLITS
 from facemix_jax.output import NOTES
 from facemix_jax.runs import RunConfig
@@ -88,6 +89,8 @@ class Sweep(Output):
         if self.search:
             space = sweep_search.parse_space(self.search)
             varied = list(space)
+            if "defense.defense" not in space:
+                check_defense(base.defense)
             trials = sweep_search.search(
                 base,
                 space,
@@ -106,6 +109,7 @@ class Sweep(Output):
             varied = [name for name in grid if name != "train.seed"]
             trials = sweep.expand(base, grid, self.num_seeds, folder)
             _check(trials)
+            sweep.check_claims(trials, functools.cache(runs.images_named))
             execute(trials)
         rows = sweep.write_summary(folder, trials, self.split)
         if self.search:
@@ -127,7 +131,7 @@ class Sweep(Output):
     @property
     def _folder(self) -> Path:
         """Absolute: programs on other machines start elsewhere."""
-        return self.workdir.expanduser().absolute()
+        return expanded(self.workdir).absolute()
 
     def _execute(self, trials: Sequence[Trial]) -> None:
         """Trains and scores the trials that are not done."""
@@ -148,11 +152,14 @@ class Sweep(Output):
 
 
 def _check(trials: Sequence[Trial]) -> None:
-    """Compares configurations, and builds each network: a cut may not exist."""
-    for each in trials:
-        runs.check_claim(each.workdir, each.config)
-    for model, image_size in {(each.config.model, each.config.data.image_size) for each in trials}:
-        models.build(model, image_size=image_size)
+    """Makes sure that network, cut and defence fit, once for all that train together.
+
+    Where the defence varies, options of all are given to all.
+    """
+    for first, *_ in sweep.groups(trials, len(trials)):
+        if "defense.defense" not in first.setting:
+            check_defense(first.config.defense)
+        runs.check_parts(first.config, first.config.data.image_size)
 
 
 def _options(texts: Sequence[str]) -> dict[str, Any]:

@@ -27,14 +27,16 @@ def fit(
     *,
     source: data.Source | None = None,
     initial_variables: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
+    initial_digest: str | None = None,
     show_progress: bool = True,
     options: Options | None = None,
 ) -> TrainState:
     """Trains, or goes on training, in a work directory.
 
-    The order of a resume: configuration and training images are compared, the newest checkpoint is
-    restored, records after it are dropped, and batches start at its step. The parameters end bit
-    for bit as those of an uninterrupted run on the same mesh of the same machine.
+    The order of a resume: configuration, training images and initial weights are compared, the
+    newest checkpoint is restored, records after it are dropped, and batches start at its step. The
+    parameters end bit for bit as those of an uninterrupted run on the same mesh of the same
+    machine.
 
     In several processes (``hosts.start``) all call it with the same arguments, ``workdir`` in a
     folder that all of them see.
@@ -45,6 +47,8 @@ def fit(
         source: the images, if they are loaded already; otherwise ``load_source(config.data)``.
         initial_variables: changes freshly drawn variables before the first step, for example
             ``functools.partial(from_torch, state_dict)``.
+        initial_digest: stands for them: a run goes on with the same digest only. Without one, any
+            function counts as the same.
         show_progress: a bar on standard error; ``options`` take its place.
         options: how to watch it.
 
@@ -64,6 +68,7 @@ def fit(
         [Path(workdir)],
         source=source,
         initial_variables=initial_variables,
+        initial_digest=initial_digest,
         options=options or Options(show_progress=show_progress),
     )
     return state
@@ -75,6 +80,7 @@ def fit_together(
     *,
     source: data.Source | None = None,
     initial_variables: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
+    initial_digest: str | None = None,
     method: str = "auto",
     choice: Path | None = None,
     options: Options | None = None,
@@ -91,6 +97,7 @@ def fit_together(
         workdirs: of the runs.
         source: as in ``fit``.
         initial_variables: as in ``fit``, for each run.
+        initial_digest: as in ``fit``.
         method: one of ``population.METHODS``; ``auto`` times them and takes the fastest.
         choice: JSON file that keeps what ``auto`` found, so that a resumed group goes on with it.
         options: how to watch it.
@@ -114,7 +121,8 @@ def fit_together(
     plan = _plan(config, source)
     wanted = sharding.make_mesh(config.mesh, num_runs=len(configs))
     sharding.check_batch(wanted, config.train.batch_size, plan.defense.group_size)
-    images = runs.images_of(source)
+    initial = None if initial_variables is None else initial_digest or "without a digest"
+    images = {**runs.images_of(source, source.image_size), "initial_weights": initial}
     for run_config, workdir in zip(configs, workdirs, strict=True):
         runs.check_claim(workdir, run_config, images=images)
     hosts.wait("all have compared configurations")

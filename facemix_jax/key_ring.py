@@ -18,6 +18,7 @@ from types import ModuleType
 from typing import Any, Protocol
 
 from facemix_jax import keys
+from facemix_jax._files import expanded
 from facemix_jax._validate import FacemixError, UsageError
 from facemix_jax.keys import SECRET_BYTES, RootSecret
 
@@ -62,13 +63,7 @@ def place(location: str | None = None) -> Place:
         return SecretFile(keys.default_path())
     if location.startswith(PREFIX):
         return Entry(location.removeprefix(PREFIX) or DEFAULT_NAME)
-    try:
-        path = Path(location).expanduser()
-    except RuntimeError:
-        raise UsageError(
-            f"{location!r} begins with the folder of a user whom this system does not know. Give "
-            f"the whole path of the secret's file, or ./{location} for a name that begins with ~."
-        ) from None
+    path = expanded(location)
     if path.name in ("", ".."):
         raise UsageError(f"{location!r} names no file. Give the path of the secret's file.")
     return SecretFile(path)

@@ -295,7 +295,7 @@ def _read(path: Path) -> tuple[RootSecret, os.stat_result]:
         if mode & 0o077:
             raise KeyFileError(
                 f"{path} has mode {mode:04o}, but must be 0600: others may have read or changed "
-                f"it. Run chmod 600 {shlex.quote(str(path))}, then {_command('rotate', path)}."
+                f"it. Run chmod 600 {_whole(path)}, then {_command('rotate', path)}."
             )
         return RootSecret(os.read(descriptor, SECRET_BYTES)), status
     finally:
@@ -342,7 +342,12 @@ def _no_file(path: Path) -> KeyFileError:
 
 def _command(name: str, path: Path) -> str:
     """A command for a shell that acts on this secret, not on the one of the default path."""
-    return f"facemix key {name} --path {shlex.quote(str(path))}"
+    # Whole, and in one word with the option: some names begin with keyring:, ~ or -.
+    return f"facemix key {name} --path={_whole(path)}"
+
+
+def _whole(path: Path) -> str:
+    return shlex.quote(os.path.abspath(path))
 
 
 def _unwritable(path: Path, error: OSError) -> KeyFileError:

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from facemix_jax._files import is_special, write_atomically
+from facemix_jax._files import behind_links, is_special, write_atomically
 from facemix_jax._validate import FacemixError, UsageError
 from facemix_jax.attacks import Figure
 from facemix_jax.provenance import provenance
@@ -90,13 +90,13 @@ def check_file(path: str | Path | None, option: str) -> None:
     if is_special(place):
         reason = None if os.access(place, os.W_OK) else "permission denied"
     elif reason is None:
-        target = Path(os.path.realpath(place))
-        probe = target.with_name(f".{target.name}.probe.{os.getpid()}")
         try:
+            target = behind_links(place)
+            probe = target.with_name(f".{target.name}.probe.{os.getpid()}")
             probe.touch()
             probe.unlink()
         except OSError as error:
-            reason = f"{target.parent}: {error.strerror}"
+            reason = f"{os.path.dirname(os.path.realpath(place))}: {error.strerror}"
     if reason is not None:
         raise UsageError(f"{place} cannot be written: {reason}. Choose another {option} path.")
 

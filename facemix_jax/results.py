@@ -42,11 +42,14 @@ class Value:
     seeds: int | None = None
 
     def __post_init__(self) -> None:
-        """Checks the mark, and that there is something to show."""
+        """Checks the mark, the numbers, and that there is something to show."""
         one_of(MARKS, mark=self.mark)
         if not isinstance(self.value, (int, float, str)):
             raise UsageError(f"value is {self.value!r}, but must be a number or text.")
-        _numbers(half_width=(self.half_width,), seeds=(self.seeds,))
+        if not isinstance(self.value, str):
+            _numbers(value=(self.value,))
+        _numbers(seeds=(self.seeds,))
+        _half_widths(self.half_width)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -137,7 +140,8 @@ class Curve:
         _texts(label=self.label)
         if None in (*self.x, *self.y):
             raise UsageError(f"curve {self.label!r} has a point without a value. Leave it out.")
-        _numbers(x=self.x, y=self.y, half_widths=self.half_widths)
+        _numbers(x=self.x, y=self.y)
+        _half_widths(*self.half_widths)
         if len(self.x) != len(self.y) or len(self.half_widths) not in (0, len(self.x)):
             raise UsageError(f"curve {self.label!r}: x, y and half_widths differ in length.")
 
@@ -190,8 +194,10 @@ class Results:
     cells: Sequence[Mapping[str, Any]] = ()
 
     def __post_init__(self) -> None:
-        """Checks the name."""
+        """Checks the name, and that what is looked up in is a mapping."""
         _texts(name=self.name)
+        _mappings(provenance=self.provenance, config=self.config)
+        _mappings(versions=self.provenance.get("versions", {}))
 
 
 def _texts(**values: Any) -> None:
@@ -200,11 +206,30 @@ def _texts(**values: Any) -> None:
             raise UsageError(f"{name} is {value!r}, but must be text.")
 
 
+def _mappings(**values: Any) -> None:
+    for name, value in values.items():
+        if not isinstance(value, Mapping):
+            raise UsageError(f"{name} is {value!r}, but must be a mapping.")
+
+
 def _numbers(**values: Sequence[Any]) -> None:
     for name, several in values.items():
         for value in several:
-            if value is not None and not isinstance(value, (int, float)):
+            if value is None:
+                continue
+            if not isinstance(value, (int, float)):
                 raise UsageError(f"{name} is {value!r}, but must be a number.")
+            try:
+                float(value)
+            except OverflowError:
+                raise UsageError(f"{name} is larger than any float. Give a smaller one.") from None
+
+
+def _half_widths(*values: Any) -> None:
+    _numbers(half_width=values)
+    for value in values:
+        if value is not None and value < 0:
+            raise UsageError(f"half_width is {value!r}, but must be at least 0.")
 
 
 def select(table: ResultTable, names: Sequence[str]) -> ResultTable:

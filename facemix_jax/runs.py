@@ -4,7 +4,7 @@
 
     workdir/
       config.json      RunConfig; where images and devices are changes with the calls
-      images.json      what tells its training images from others
+      images.json      what tells its training images and initial weights from others
       training.lock    held by the process that trains
       metrics.jsonl    one record per line
       tensorboard/     the same for TensorBoard
@@ -31,6 +31,7 @@ from facemix_jax._types import Array, ImageSize
 from facemix_jax._validate import FacemixError, UsageError, divides
 from facemix_jax.checkpoint import newest, restore_variables
 from facemix_jax.data import DataConfig, Source
+from facemix_jax.data.source import Labels
 from facemix_jax.defenses import Defense, DefenseConfig
 from facemix_jax.models import ModelConfig, SplitModel
 from facemix_jax.sharding import MeshConfig
@@ -69,6 +70,10 @@ class RunConfig:
                 f"{self.train.discriminator_weight}, but the defence {self.defense.defense!r} "
                 f"mixes nothing that these could hide. Set both to 0, or use the defence 'facemix'."
             )
+
+
+PLACES = ("data_dir", "cache_dir", "device_resident")
+"""Fields of ``data`` that say where images are, and may change when a run goes on."""
 
 
 class Run(NamedTuple):
@@ -206,7 +211,7 @@ def from_state(config: RunConfig, source: Source, state: TrainState) -> Run:
     return Run(config, source, model, defense, state.variables, int(state.step))
 
 
-def images_of(source: Source) -> dict[str, Any]:
+def images_of(source: Labels, image_size: ImageSize) -> dict[str, Any]:
     """What tells a run's training images from others, wherever they lie; ready for JSON.
 
     Labels stand for the pictures, which are not read: other pictures under the same labels pass.
@@ -217,9 +222,15 @@ def images_of(source: Source) -> dict[str, Any]:
     labels.update(np.asarray(source.identities[rows], np.int32).tobytes())
     return {
         "training_images": len(rows),
-        "image_size": list(source.image_size),
+        "image_size": list(image_size),
         "labels": labels.hexdigest()[:16],
     }
+
+
+def images_named(config: DataConfig) -> dict[str, Any]:
+    """``images_of`` the files that a configuration names, of which no picture is decoded."""
+    files = data.taken(data.open_files(config), config.train_examples, config.test_examples)
+    return images_of(files, config.image_size)
 
 
 def check_claim(
@@ -233,10 +244,12 @@ def check_claim(
     Args:
         workdir: of the run; need not exist.
         config: of the run.
-        images: ``images_of`` its source; None to compare configurations only.
+        images: ``images_of`` its source, and a digest of ``initial_weights`` where it has any;
+            None to compare configurations only.
 
     Raises:
-        UsageError: another configuration or other training images, or it cannot be made or written.
+        UsageError: another configuration, other training images or initial weights, or it cannot
+            be made or written.
         FacemixError: a file there cannot be read.
     """
     place = next(each for each in (workdir, *workdir.absolute().parents) if each.exists())
@@ -263,8 +276,9 @@ def check_claim(
     differences = _differences({"images": kept}, {"images": images})
     if differences:
         raise UsageError(
-            f"{workdir} holds a run on other training images: {'; '.join(differences)}. Give the "
-            f"--data-dir of the same images to go on with it, or another --workdir."
+            f"{workdir} holds a run on other training images or from other initial weights: "
+            f"{'; '.join(differences)}. Give the --data-dir of the same images, and the same "
+            f"--initial-weights, to go on with it, or another --workdir."
         )
 
 
@@ -372,7 +386,7 @@ def portable(config: RunConfig) -> dict[str, Any]:
     """What makes a run what it is: all but where its images are and on which devices it runs."""
     values = dataclasses.asdict(config)
     del values["mesh"]
-    for name in ("data_dir", "cache_dir", "device_resident"):
+    for name in PLACES:
         del values["data"][name]
     return values
 

@@ -1,6 +1,7 @@
 """Scores of a work directory against the strongest attack, kept in it as ``scores.json``."""
 
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import jax
 import numpy as np
 
 from facemix_jax import checkpoint, output, runs, trials
-from facemix_jax._files import write_atomically
+from facemix_jax._files import expanded, write_atomically
 from facemix_jax._validate import UsageError
 from facemix_jax.attacks import Figure, Target
 from facemix_jax.attacks.base import own_split, truth_by_group
@@ -50,7 +51,8 @@ def scores(
     """Utility and the strongest attack's figures of a run's newest checkpoint.
 
     What was found before is read instead of computed, if it was of this network, step and split
-    and of images from the same place; a sweep's ``result.json`` serves for the utility.
+    and of images from the same folder, however it is named; a sweep's ``result.json`` serves for
+    the utility.
 
     Args:
         workdir: of the run.
@@ -65,6 +67,7 @@ def scores(
 
     Raises:
         FacemixError: the run or its images cannot be read.
+        UsageError: ``data_dir`` begins with the folder of an unknown user.
     """
     asked = {"step": newest_step(workdir), "split": split}
     of = _of(workdir, data_dir)
@@ -86,10 +89,11 @@ def scores(
 def _of(workdir: Path, data_dir: str | None) -> dict[str, Any]:
     """What else scores depend on, as JSON has it: the run, its images and where they are read."""
     config = runs.read_config(workdir)
+    place = config.data.data_dir if data_dir is None else data_dir
     of = {
         "config": runs.portable(config),
         "images": runs.read_images(workdir),
-        "data_dir": data_dir or config.data.data_dir,
+        "data_dir": None if place is None else os.path.realpath(expanded(place)),
     }
     return dict(json.loads(json.dumps(of)))
 

@@ -12,7 +12,7 @@ import itertools
 import json
 import types
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +22,7 @@ from rich.table import Table
 from facemix_jax import metrics, output, runs
 from facemix_jax._files import write_atomically
 from facemix_jax._validate import UsageError, one_of
+from facemix_jax.data import DataConfig
 from facemix_jax.runs import RunConfig
 from facemix_jax.trials import FAILURE, scored
 
@@ -99,12 +100,17 @@ def field_type(name: str) -> Any:
     """The declared type of ``part.field``.
 
     Raises:
-        UsageError: there is no such field.
+        UsageError: there is no such field, or runs that differ in it are one run.
     """
     part, _, field = name.partition(".")
     one_of(PARTS, **{f"the part of {name!r}": part})
     declared = typing.get_type_hints(type(getattr(RunConfig(), part)))
     one_of(declared, **{f"field of {part}": field})
+    if part == "data" and field in runs.PLACES:
+        raise UsageError(
+            f"{name} says where images are, and runs that differ in it alone count as one. Give "
+            f"one --{field.replace('_', '-')} to the whole sweep; other images need another sweep."
+        )
     return declared[field]
 
 
@@ -187,6 +193,24 @@ def groups(trials: Iterable[Trial], at_once: int) -> list[list[Trial]]:
         for alike in found.values()
         for first in range(0, len(alike), at_once)
     ]
+
+
+Images = Callable[[DataConfig], Mapping[str, Any]]
+"""``runs.images_named``, cached: trials share their images."""
+
+
+def check_claims(trials: Iterable[Trial], images: Images) -> None:
+    """Makes sure that no trial's directory holds another run or one on other images.
+
+    Raises:
+        UsageError: as ``runs.check_claim``.
+        DataError: a directory says what its images were, and those given cannot be read.
+    """
+    for each in trials:
+        runs.check_claim(each.workdir, each.config)
+        config = each.config.data  # drawn faces follow from it
+        if config.data_dir is not None and runs.read_images(each.workdir) is not None:
+            runs.check_claim(each.workdir, each.config, images=images(config))
 
 
 def claim(trials: Iterable[Trial]) -> None:

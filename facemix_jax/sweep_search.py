@@ -1,7 +1,9 @@
 """Search over fields of the configuration with Optuna, which is optional (extra ``sweep``)."""
 
+import functools
 import json
 import logging
+import math
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,11 +33,13 @@ def parse_space(texts: Iterable[str]) -> Space:
     """``train.learning_rate=log:1e-4:1e-2 defense.group_size=4,8 train.warmup_fraction=0:0.3``.
 
     Raises:
-        UsageError: as ``sweep.parse_grid``, or a range is empty.
+        UsageError: as ``sweep.parse_grid``, or a range is empty or endless.
     """
     space: Space = {}
     for text in texts:
         name, _, values = text.partition("=")
+        if name in space:
+            raise UsageError(f"{name} is given twice. Put all of it into one range or list.")
         if ":" not in values:
             space |= sweep.parse_grid([text])
             continue
@@ -44,10 +48,14 @@ def parse_space(texts: Iterable[str]) -> Space:
         if len(ends) != 2:
             raise UsageError(f"{text!r} is no range. Write field=low:high or field=log:low:high.")
         low, high = (sweep.parse_value(name, end) for end in ends)
-        if not isinstance(low, int | float) or not low < high or (log and low <= 0):
+        if (
+            not all(isinstance(end, int | float) and math.isfinite(end) for end in (low, high))
+            or not low < high
+            or (log and low <= 0)
+        ):
             raise UsageError(
-                f"{text!r} is no range: low must be a number below high, and positive with log. "
-                f"Write field=low:high or field=log:low:high."
+                f"{text!r} is no range: low and high must be finite numbers, low below high, and "
+                f"positive with log. Write field=low:high or field=log:low:high."
             )
         space[name] = Range(low, high, log)
     return space
@@ -89,9 +97,14 @@ def search(
         All trials that can run, each once, however often its setting was asked for.
 
     Raises:
-        UsageError: Optuna is not installed, another search was begun in this folder, or none of
-            the settings can run.
+        UsageError: Optuna is not installed, another search was begun in this folder, or on other
+            images, or none of the settings can run.
+        DataError: as ``sweep.check_claims``.
     """
+    if "train.seed" in space and num_seeds > 1:
+        raise UsageError(
+            f"num_seeds is {num_seeds}, but train.seed stands in the search. Give one of them."
+        )
     try:
         import optuna
         from optuna.storages import JournalStorage
@@ -123,6 +136,7 @@ def search(
     # Another seed in every call: the same one would ask for the first settings again.
     study.sampler = optuna.samplers.TPESampler(seed=len(study.trials))
     reasons: list[str] = []
+    images = functools.cache(runs.images_named)
 
     def runnable(setting: Setting) -> list[Trial]:
         """The trials of a setting; none where its values do not fit each other."""
@@ -134,6 +148,7 @@ def search(
             reasons.append(str(error))
             say(f"left out: {error}")
             return []
+        sweep.check_claims(batch, images)
         return batch
 
     running, failed = optuna.trial.TrialState.RUNNING, optuna.trial.TrialState.FAIL

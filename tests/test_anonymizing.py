@@ -10,6 +10,7 @@ import pytest
 from facemix_jax import (
     anonymizing,
     checkpoint,
+    cli,
     costs,
     costs_paper,
     data,
@@ -204,6 +205,23 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(tmp_path, source):
     (tmp_path / "part" / "anonymizer.json").write_text("{")
     with pytest.raises(UsageError, match="other options"):
         anonymizing.fit(run_config(), OPTIONS, tmp_path / "part", source=source)
+
+
+def test_images_that_cannot_be_scored_are_refused_before_training(
+    tmp_path, source, monkeypatch, capsys
+):
+    untested = People(source)
+    untested.splits = {**source.splits, "test": np.arange(0)}
+    monkeypatch.setattr(data, "load_source", lambda config: untested)
+    monkeypatch.setattr(anonymizing, "fit", lambda *args, **options: pytest.fail("it trains"))
+    assert cli.main(["anonymize", "--workdir", str(tmp_path / "run")]) == 2
+    assert "Split 'test' of tiny has 0 images" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize("name", ["adversary_weight", "closeness_weight", "scale"])
+def test_weights_are_finite(name):
+    with pytest.raises(UsageError, match=f"{name} is inf, but must be a finite number"):
+        AnonymizerConfig(**{name: float("inf")})
 
 
 def test_other_networks_are_refused(tmp_path, source):

@@ -4,23 +4,25 @@ import errno
 import io
 import json
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from facemix_jax import attacks, cli, commands, commands_attack, demo, output
-from facemix_jax.attacks import suite
-from facemix_jax.data import DataConfig, DataError
+from facemix_jax import attacks, cli, commands, commands_attack, data, demo, fitting, output
+from facemix_jax._files import write_atomically
+from facemix_jax._validate import UsageError
+from facemix_jax.data import DataConfig, DataError, cache
 from facemix_jax.training import TrainConfig
 
 pytestmark = pytest.mark.library_promotes  # Optax
 
 SMALL = ["--image-size", "40", "36", "--train-examples", "64", "--test-examples", "32"]
 TRAIN = [*SMALL, "--width", "4", "--num-epochs", "1", "--batch-size", "16", "--log-every", "1"]
+UNREAD = ["--workdir", "w", "--dataset", "celeba", "--data-dir", "missing"]
 
 
 def run(capsys, *arguments):
@@ -102,6 +104,33 @@ def test_results_go_into_pipes_and_behind_links_and_neither_is_replaced(capsys, 
     assert link.is_symlink()
 
 
+def test_a_circle_of_links_is_refused_and_stays(capsys, tmp_path):
+    circle = tmp_path / "circle"
+    circle.symlink_to(circle)
+    code, out, err = run(capsys, "cost", "--json", circle)
+    assert (code, out) == (2, "")
+    assert "circle cannot be written" in err
+    assert circle.is_symlink()
+    with pytest.raises(OSError, match="symbolic links"):
+        write_atomically(circle, "{}")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/stdout"), reason="Linux has /dev/stdout")
+def test_a_file_that_standard_output_goes_into_is_written_into_and_not_replaced(tmp_path):
+    file = tmp_path / "out"
+    kept = os.dup(1)
+    try:
+        with file.open("wb") as out:
+            os.dup2(out.fileno(), 1)
+        os.write(1, b"table\n")
+        write_atomically(Path("/dev/stdout"), "json\n")
+        os.write(1, b"end\n")
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+    assert file.read_text() == "table\njson\nend\n"
+
+
 def test_cost_of_one_model(capsys):
     code, out, _ = run(capsys, "cost", "--cut", 2)
     assert code == 0
@@ -144,6 +173,9 @@ def test_cost_of_one_model(capsys):
         (["linearity", "--family", "haa"], ("'haa' is unknown", "haar")),
         (["linearity", "--workdir", "w", "--cut", "5"], ("cut is 5", "that of --workdir")),
         (["linearity", "--data-dir", "d"], ("data_dir is 'd'", "drawn faces", "--data-dir")),
+        (["train", *UNREAD, "--blur-size", "8"], ("blur_size is 8", "'facemix'", "out.")),
+        (["anonymize", *UNREAD, "--group-size", "4"], ("group_size is 4", "'none'")),
+        (["sweep", *UNREAD, "--search", "train.seed=1", "--blur-size", "8"], ("blur_size is 8",)),
         (["cost", "--table1", "--network", "vgg16"], ("network is 'vgg16'", "--table1")),
         (["cost", "--table1", "--group-size", "4"], ("group_size is 4", "Leave --group-size")),
         (["cost", "--up-mbps", "0"], ("up_mbps is 0", "greater than 0")),
@@ -193,9 +225,32 @@ def test_damaged_weights_are_refused_whatever_their_reader_makes_of_them(tmp_pat
             commands.read_weights(tmp_path / name)
 
 
-def test_weights_that_are_not_finite_are_refused(tmp_path):
-    np.savez(tmp_path / "w.npz", good=np.ones(3, int), bad=np.array([1, np.nan]))
+@pytest.mark.parametrize("value", [np.nan, 1e300])
+def test_weights_that_are_not_finite_as_networks_have_them_are_refused(tmp_path, value):
+    np.savez(tmp_path / "w.npz", good=np.ones(3, int), bad=np.array([1, value]))
     with pytest.raises(DataError, match=r"w.npz holds numbers in bad that are not finite"):
+        commands.read_weights(tmp_path / "w.npz")
+
+
+def test_training_is_told_which_weights_it_starts_from(tmp_path, tiny_source, monkeypatch):
+    def told(*args, initial_digest, **options):
+        seen.append(initial_digest)
+        raise DataError("it trains")
+
+    seen = []
+    monkeypatch.setattr(data, "load_source", lambda config: tiny_source)
+    monkeypatch.setattr(fitting, "fit_together", told)
+    for value in (1, 2, 1):
+        np.savez(tmp_path / "w.npz", weight=np.full(3, value))
+        weights = ["--initial-weights", str(tmp_path / "w.npz")]
+        assert cli.main(["train", "--workdir", str(tmp_path / "run"), *TRAIN, *weights]) == 1
+    assert seen[0] == seen[2] != seen[1]
+
+
+@pytest.mark.parametrize("value", [jnp.ones(3, jnp.bfloat16), np.array("1"), np.ones(3, complex)])
+def test_weights_that_are_no_real_numbers_are_refused(tmp_path, value):
+    np.savez(tmp_path / "w.npz", good=np.ones(3, bool), bad=value)
+    with pytest.raises(DataError, match=r"holds bad as .*no real numbers. Write it with v.float"):
         commands.read_weights(tmp_path / "w.npz")
 
 
@@ -205,6 +260,28 @@ def test_weights_of_another_network_are_wrong_usage(capsys, tmp_path):
     code, _, err = run(capsys, *command, "--initial-weights", tmp_path / "w.npz")
     assert code == 2
     assert "layer1.0" in err
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("train", "--workdir", "w", "--dataset", "folder", "--data-dir", "~no-such-user/faces"),
+        ("sweep", "--workdir", "~no-such-user/sweep", "--grid", "train.learning_rate=1"),
+        ("data", "show", "--dataset", "folder", "--data-dir", "~no-such-user/faces"),
+        ("data", "check", "--dataset", "folder", "--data-dir", "~no-such-user/faces"),
+    ],
+    ids=" ".join,
+)
+def test_folders_of_unknown_users_are_wrong_usage(capsys, tmp_path, monkeypatch, command):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = run(capsys, *command)
+    assert (code, "whom this system does not know" in err) == (2, True)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_cache_of_an_unknown_user_is_wrong_usage(tmp_path):
+    with pytest.raises(UsageError, match="whom this system does not know"):
+        cache.places(tmp_path, "~no-such-user/cache")
 
 
 def test_unknown_split_is_wrong_usage(capsys, workdir):
@@ -261,12 +338,6 @@ def test_faults_of_our_own_show_a_trace(capsys, monkeypatch):
     assert code == 1
     assert "Traceback" in err
     assert "fault of facemix" in err
-
-
-def test_the_help_of_attack_lists_the_names_that_it_takes(capsys):
-    _, out, _ = run(capsys, "attack", "--help")
-    listed = re.search(r"all that apply: (.*?)\.", " ".join(out.replace("│", " ").split()))
-    assert listed[1].split(", ") == [*suite.ATTACKS]
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import subprocess
 import sys
 
 import pytest
@@ -134,6 +135,25 @@ def test_remedies_act_on_the_secret_they_speak_of(run, tmp_path, monkeypatch, sp
     assert run(*shlex.split(shown))[0] == 0
     assert keys.load(path).fingerprint != keys.RootSecret(before).fingerprint
     assert (tmp_path / "facemix" / "key").read_bytes() == default
+
+
+@pytest.mark.parametrize("name", ["keyring:a", "-x", "~no-such-user"])
+def test_remedies_act_on_files_with_names_that_mean_something_else(
+    run, tmp_path, monkeypatch, name
+):
+    monkeypatch.chdir(tmp_path)
+    given = f"--path=./{name}"
+    _, _, missing = run("show", given)
+    assert run(*shlex.split(re.search("facemix key (create .*)[.]", missing)[1]))[0] == 0
+    (tmp_path / name).chmod(0o644)
+    before = (tmp_path / name).read_bytes()
+    _, _, opened = run("show", given)
+    chmod, rotate = re.search("Run (chmod .*), then facemix key (rotate .*)[.]", opened).groups()
+    subprocess.run(shlex.split(chmod), check=True)
+    assert run(*shlex.split(rotate))[0] == 0
+    assert (tmp_path / name).read_bytes() != before
+    assert run("show", given)[0] == 0
+    assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
 def test_without_the_extra_it_is_named(run, path, monkeypatch):

@@ -203,6 +203,26 @@ def test_only_scores_of_the_same_network_and_images_are_taken(workdir, tmp_path,
     assert "read-only" in said[-1]
 
 
+def test_scores_belong_to_a_folder_of_images_however_it_is_named(workdir, tmp_path, monkeypatch):
+    folder, faces = tmp_path / "run", tmp_path / "here" / "faces"
+    shutil.copytree(workdir, folder, ignore=shutil.ignore_patterns("scores.json"))
+    config = json.loads((folder / "config.json").read_text())
+    config["data"].update(dataset="folder", data_dir=str(faces))
+    (folder / "config.json").write_text(json.dumps(config))
+    for place in ("here/faces", "there/faces"):
+        (tmp_path / place).mkdir(parents=True)
+    (tmp_path / "link").symlink_to(faces)
+    monkeypatch.setattr(runs, "load", Mock())
+    monkeypatch.setattr(scores.trials, "utilities", lambda run, split: {"step": 4, "split": split})
+    attack = Mock(side_effect=[{"of": "here"}, {"of": "there"}])
+    monkeypatch.setattr(scores, "_attack", attack)
+    monkeypatch.chdir(tmp_path / "here")
+    for data_dir in ("faces", "./faces/", "../here/faces", str(faces), "../link", None):
+        assert scores.scores(folder, split="test", data_dir=data_dir)["of"] == "here"
+    monkeypatch.chdir(tmp_path / "there")
+    assert scores.scores(folder, split="test", data_dir="faces")["of"] == "there"
+
+
 def test_the_page_is_one_file_with_the_truth_first(capsys, files, tmp_path):
     out = tmp_path / "out"
     made = ("--results", files / "new.json", files / "old.json", files / "empty.json")

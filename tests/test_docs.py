@@ -14,6 +14,7 @@ from notebook_support import NOTEBOOKS
 
 from facemix_jax import cli
 from facemix_jax._validate import UsageError
+from facemix_jax.attacks import suite
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
@@ -110,6 +111,13 @@ def test_every_command_of_the_pages_is_understood(capsys):
             for option in re.findall(r"--[a-z-]+", command):
                 assert option in known, (page.name, command, option)
     assert found >= 12
+
+
+def test_the_help_of_attack_lists_the_names_that_it_takes(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["attack", "--help"])
+    text = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert re.search(r"all that apply: (.*?)\.", text)[1].split(", ") == [*suite.ATTACKS]
 
 
 def test_every_script_and_file_that_pages_name_exists():

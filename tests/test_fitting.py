@@ -1,4 +1,5 @@
 import dataclasses
+import json
 import os
 import signal
 import subprocess
@@ -249,6 +250,24 @@ def test_a_run_on_other_images_is_refused_and_keeps_its_checkpoints(finished, ti
         fit_in(workdir, _Other(tiny_source, attributes=flipped))
     assert sorted(int(p.name) for p in (workdir / "checkpoints").iterdir()) == [6, 8]
     assert_same(state, fit_in(workdir, _Other(tiny_source)))
+
+
+def test_a_run_goes_on_from_the_same_initial_weights_only(finished, tiny_source, tmp_path):
+    def zeros(variables):
+        return jax.tree.map(lambda leaf: leaf * 0, variables)
+
+    workdir, _ = finished
+    with pytest.raises(UsageError, match=r"initial_weights is None there and 'a' here.*--initial"):
+        fit_in(workdir, tiny_source, initial_variables=zeros, initial_digest="a")
+    config, weights = config_of(num_epochs=1), {"initial_variables": zeros}
+    first = fit_in(tmp_path, tiny_source, config, **weights, initial_digest="a")
+    for other in ({}, weights, {**weights, "initial_digest": "b"}):
+        with pytest.raises(UsageError, match="initial_weights is 'a' there and"):
+            fit_in(tmp_path, tiny_source, config, **other)
+    told = json.loads((tmp_path / "images.json").read_text())
+    del told["initial_weights"]  # as in runs from before they were kept
+    (tmp_path / "images.json").write_text(json.dumps(told))
+    assert_same(first, fit_in(tmp_path, tiny_source, config))
 
 
 def test_a_checkpoint_of_another_model_is_refused(finished, tiny_source):

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import sys
 import traceback
 
@@ -88,6 +89,16 @@ def test_what_names_no_file_is_refused(path):
 def test_the_folder_of_an_unknown_user_is_refused():
     with pytest.raises(UsageError, match=r"whom this system does not know.*whole path"):
         key_ring.place("~no-such-user/key")
+
+
+def test_the_remedy_for_an_unknown_user_leads_to_the_file_of_that_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError) as refused:
+        key_ring.place("~no-such-user")
+    (path,) = re.findall(rf"{tmp_path}/[\w~-]+", str(refused.value))
+    assert key_ring.place(path).path == tmp_path / "~no-such-user"
+    key_ring.place("./~no-such-user").create()
+    assert key_ring.place(path).load()
 
 
 @pytest.mark.parametrize("name", ["a/b", "a b", "ä", "a" * 65, "a:b", "a\n"])

@@ -61,6 +61,11 @@ def test_maps_smaller_than_the_blur_are_refused():
         sent(defenses.blur(size=16), IMAGES[:, :, :9])
 
 
+def test_noise_is_finite():
+    with pytest.raises(UsageError, match="image_noise_variance is inf, but must be a finite"):
+        defenses.DefenseConfig(defense="noise", image_noise_variance=np.inf)
+
+
 @pytest.mark.parametrize("field", ["image_noise_variance", "blur_size"])
 def test_configurations_check_their_ranges(field):
     with pytest.raises(UsageError, match=field):

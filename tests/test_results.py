@@ -60,7 +60,18 @@ def test_the_interval_is_students():
         (lambda: Curve(label="c", mark="paper", x=(1,), y=(None,)), "a point without a value"),
         (lambda: Curve(label="c", mark="paper", x=("1",), y=(1,)), "x is '1'"),
         (lambda: Value(value=1.0, mark="paper", half_width="x"), "half_width is 'x'"),
+        (lambda: Value(value=1.0, mark="paper", half_width=-0.1), "half_width is -0.1"),
+        (lambda: Value(value=10**400, mark="paper"), "value is larger than any float"),
+        (lambda: Curve(label="c", mark="paper", x=(10**400,), y=(1,)), "x is larger"),
+        (
+            lambda: Curve(label="c", mark="paper", x=(1,), y=(1,), half_widths=(-1,)),
+            "half_width is -1",
+        ),
         (lambda: Results(name=3), "name is 3"),
+        (lambda: Results(name="x", provenance=None), "provenance is None"),
+        (lambda: Results(name="x", provenance={"versions": ["1"]}), r"versions is \['1'\]"),
+        (lambda: Results(name="x", provenance={"versions": None}), "versions is None"),
+        (lambda: Results(name="x", config=[]), r"config is \[\]"),
         (lambda: Row(label=None, cells=()), "label is None"),
         (
             lambda: dataclasses.replace(

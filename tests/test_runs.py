@@ -23,7 +23,7 @@ def test_moved_images_are_the_same(tmp_path, tiny_source):
     def config(folder):
         return RunConfig(data=DataConfig(dataset="folder", data_dir=folder))
 
-    images = runs.images_of(tiny_source)
+    images = runs.images_of(tiny_source, tiny_source.image_size)
     with runs.alone(tmp_path, config("here"), images=images):
         (tmp_path / "checkpoints" / "1").mkdir(parents=True)
     with runs.alone(tmp_path, config("there"), images=images):

@@ -11,9 +11,10 @@ import time
 
 import numpy as np
 import pytest
+from PIL import Image
 from sweep_support import BASE, SMALL, write_results
 
-from facemix_jax import cli, metrics, runs, sweep, sweep_runners
+from facemix_jax import cli, commands_sweep, metrics, runs, sweep, sweep_runners
 from facemix_jax._validate import FacemixError, UsageError
 from facemix_jax.data import DataConfig
 from facemix_jax.sharding import MeshConfig
@@ -50,6 +51,7 @@ def test_values_have_the_types_of_their_fields():
         ("defense.group_size=4,eight", "'eight', but must be int"),
         ("defense.group_size=4.5", "must be int"),
         ("model.centre=yes", "must be bool"),
+        ("data.data_dir=A,B", "data.data_dir says where images are.*--data-dir"),
     ],
 )
 def test_what_is_no_value_is_explained(text, words):
@@ -61,10 +63,21 @@ def test_a_combination_that_does_not_fit_stops_before_anything_starts(capsys, tm
     grid = ("--grid", "train.batch_size=16,20", "defense.group_size=8")
     assert cli.main(["sweep", "--workdir", str(tmp_path / "s"), *grid]) == 2
     assert "train.batch_size = 20" in " ".join(capsys.readouterr().err.split())
-    grid = ("--grid", "model.cut=1,12")
-    assert cli.main(["sweep", "--workdir", str(tmp_path / "s"), *grid]) == 2
-    assert "cut is 12" in capsys.readouterr().err
+    for grid, words in (
+        ("model.cut=1,12", "cut is 12"),
+        ("model.tile=7", "must be two numbers"),
+        ("model.tile=7x6x5", "must be two numbers"),
+        ("defense.scatter=False,True", "scatter deals images"),
+        ("defense.blur_size=8,16", "the defence is 'facemix', so that it has no effect"),
+    ):
+        assert cli.main(["sweep", "--workdir", str(tmp_path / "s"), "--grid", grid]) == 2
+        assert words in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "s").exists()
+
+
+def test_options_of_each_defence_are_given_where_the_defence_varies(tmp_path):
+    grid = {"defense.defense": ["facemix", "blur"], "defense.blur_size": [8, 16]}
+    commands_sweep._check(sweep.expand(BASE, grid, 1, tmp_path))
 
 
 def test_a_directory_stands_for_a_configuration_wherever_it_runs(tmp_path):
@@ -192,6 +205,47 @@ def test_a_sweep_goes_on_where_its_images_and_devices_are_now(tmp_path):
     assert runs.read_config(trial.workdir) == now, "a run in progress keeps its own"
     with runs.alone(trial.workdir, trial.config):
         sweep.claim([trial])
+
+
+def labelled_images(folder, label):
+    """A data set of eight pictures, of which every other one has the label."""
+    (folder / "images").mkdir(parents=True)
+    rows = ["file,smile,person,split"]
+    for index, split in enumerate(4 * ["train"] + 4 * ["test"]):
+        Image.new("RGB", (40, 40)).save(folder / "images" / f"{index}.png")
+        rows.append(f"{index}.png,{(index + label) % 2},p{index},{split}")
+    (folder / "labels.csv").write_text("\n".join(rows) + "\n")
+    return str(folder)
+
+
+@pytest.mark.filterwarnings("ignore:.*Journal.*:Warning")
+@pytest.mark.parametrize("way", ["--grid", "--search"])
+def test_results_on_other_images_are_refused_and_changed_in_nothing(
+    tmp_path, monkeypatch, capsys, way
+):
+    if way == "--search":
+        pytest.importorskip("optuna")
+
+    def stand_in(groups, **options):
+        for workdir in (w for group in groups for w in group):
+            config = runs.read_config(workdir)
+            with runs.alone(workdir, config, images=runs.images_named(config.data)):
+                write_results([[workdir]], lambda c: 0.5)
+
+    monkeypatch.setattr(sweep_runners, "run", stand_in)
+    here, moved = (labelled_images(tmp_path / name, 0) for name in ("here", "moved"))
+    others, folder = labelled_images(tmp_path / "others", 1), tmp_path / "sweep"
+    command = ["sweep", "--workdir", str(folder), "--trials", "2", "--dataset", "folder"]
+    command += [way, "model.width=4,8", "--data-dir"]
+    assert cli.main([*command, here]) == 0
+    assert cli.main([*command, moved]) == 0, "the control"
+    kept = {path: path.read_bytes() for path in folder.rglob("*.json")}
+    capsys.readouterr()
+    assert cli.main([*command, others]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "images.labels is" in " ".join(captured.err.split())
+    assert kept == {path: path.read_bytes() for path in folder.rglob("*.json")}
 
 
 def test_a_program_that_dies_is_named(tmp_path):

@@ -153,7 +153,21 @@ def test_another_search_in_the_same_folder_is_refused(tmp_path, other, words):
     assert done == []
 
 
-@pytest.mark.parametrize("text", ["train.learning_rate=2:1", "train.learning_rate=log:0:1"])
-def test_an_empty_range_is_refused(text):
+@pytest.mark.parametrize("ends", ["2:1", "log:0:1", "log:1e-4:inf", "-inf:1", "nan:1"])
+def test_an_empty_or_endless_range_is_refused(ends):
     with pytest.raises(UsageError, match="no range"):
-        sweep_search.parse_space([text])
+        sweep_search.parse_space([f"train.learning_rate={ends}"])
+
+
+@pytest.mark.parametrize("other", ["0.1:0.2", "0.1,0.2"])
+def test_a_field_is_searched_once(other):
+    texts = ["train.weight_decay=0:1", f"train.weight_decay={other}"]
+    for given in (texts, texts[::-1]):
+        with pytest.raises(UsageError, match=r"train.weight_decay is given twice"):
+            sweep_search.parse_space(given)
+
+
+def test_seeds_given_twice_leave_the_folder_to_another_search(tmp_path):
+    with pytest.raises(UsageError, match=r"train.seed stands in the search"):
+        searched(tmp_path / "s", lambda c: 0.5, trials=2, space=["train.seed=0:3"], num_seeds=2)
+    assert not (tmp_path / "s").exists()

@@ -3,10 +3,11 @@
 from collections.abc import Callable
 from pathlib import Path
 
+from facemix_jax._files import expanded
 from facemix_jax._validate import DataError
 from facemix_jax.data import cache, celeba, folder, lfwa, prepared, synthetic
 from facemix_jax.data.config import DATASETS, DataConfig
-from facemix_jax.data.files import FileSet, decoded
+from facemix_jax.data.files import FileSet, decoded, taken
 from facemix_jax.data.identities import IdentitySplit, identity_split
 from facemix_jax.data.pipeline import (
     denormalize,
@@ -31,6 +32,7 @@ __all__ = [
     "normalize",
     "on_device",
     "open_files",
+    "taken",
     "train_batches",
 ]
 
@@ -47,6 +49,7 @@ def open_files(config: DataConfig) -> FileSet:
 
     Raises:
         DataError: a file is missing, malformed or disagrees with another.
+        UsageError: ``data_dir`` begins with the folder of an unknown user.
     """
     return _READERS[config.dataset](_folder(config), config)
 
@@ -56,7 +59,8 @@ def load_source(config: DataConfig) -> Source:
 
     Raises:
         DataError: files are missing, damaged or disagree, or the cache cannot be written.
-        UsageError: more examples are asked for than there are.
+        UsageError: more examples are asked for than there are, or a folder is in that of an
+            unknown user.
     """
     if config.dataset == "synthetic":
         return synthetic.load(
@@ -65,17 +69,15 @@ def load_source(config: DataConfig) -> Source:
             test_examples=config.test_examples,
         )
     return decoded(
-        open_files(config),
+        taken(open_files(config), config.train_examples, config.test_examples),
         config.image_size,
         cache_dirs=cache.places(_folder(config), config.cache_dir),
-        train_examples=config.train_examples,
-        test_examples=config.test_examples,
     )
 
 
 def _folder(config: DataConfig) -> Path:
     assert config.data_dir is not None
-    path = Path(config.data_dir).expanduser()
+    path = expanded(config.data_dir)
     if not path.is_dir():
         raise DataError(
             f"The data folder {path} does not exist. Give the folder that holds the files of "

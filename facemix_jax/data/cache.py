@@ -19,7 +19,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from facemix_jax._files import NO_SPACE, sha256, write_atomically
+from facemix_jax._files import NO_SPACE, expanded, sha256, write_atomically
 from facemix_jax._types import HostArray
 from facemix_jax._validate import DataError
 
@@ -56,9 +56,12 @@ def places(data_dir: Path, cache_dir: str | None) -> list[Path]:
 
     ``cache_dir`` where one is given; else ``.facemix_cache`` beside the data, and
     ``$XDG_CACHE_HOME/facemix_jax`` (``~/.cache/facemix_jax``).
+
+    Raises:
+        UsageError: ``cache_dir`` begins with the folder of an unknown user.
     """
     if cache_dir is not None:
-        return [Path(cache_dir).expanduser()]
+        return [expanded(cache_dir)]
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return [data_dir / ".facemix_cache", Path(home) / "facemix_jax"]
 

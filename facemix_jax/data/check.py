@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from facemix_jax import data
+from facemix_jax._files import expanded
 from facemix_jax._validate import DataError, UsageError
 from facemix_jax.data import cache, decode, prepared
 from facemix_jax.data.config import FILES, DataConfig
@@ -107,7 +108,7 @@ def check(config: DataConfig) -> Report:
 
 def _folder(config: DataConfig) -> Path:
     assert config.data_dir is not None
-    return Path(config.data_dir).expanduser()
+    return expanded(config.data_dir)
 
 
 def _damaged_shards(config: DataConfig) -> list[Problem]:

@@ -83,13 +83,23 @@ def cache_prefix(files: FileSet) -> str:
     return f"{files.name}-{pixel_mark(files)}-"
 
 
+def taken(files: FileSet, train_examples: int | None, test_examples: int | None) -> FileSet:
+    """The same files with so many images in the training and test splits; None for all.
+
+    Raises:
+        UsageError: more are asked for than there are.
+    """
+    splits = dict(files.splits)
+    splits["train"] = take(splits["train"], train_examples, option="train_examples")
+    splits["test"] = take(splits["test"], test_examples, option="test_examples")
+    return dataclasses.replace(files, splits=splits)
+
+
 def decoded(
     files: FileSet,
     image_size: ImageSize,
     *,
     cache_dirs: Sequence[Path],
-    train_examples: int | None = None,
-    test_examples: int | None = None,
 ) -> FileSource:
     """Decodes all images into the cache at the first call, and maps it from then on.
 
@@ -98,16 +108,10 @@ def decoded(
         image_size: height, width of the result.
         cache_dirs: where the cache may lie; it is built in the first of these folders that can be
             written. An image takes ``3 H W`` bytes in it.
-        train_examples: images of the training split to use; None for all.
-        test_examples: images of the test split to use; None for all.
 
     Raises:
         DataError: an image is damaged, or the cache cannot be written.
-        UsageError: more examples are asked for than there are.
     """
-    splits = dict(files.splits)
-    splits["train"] = take(splits["train"], train_examples, option="train_examples")
-    splits["test"] = take(splits["test"], test_examples, option="test_examples")
     (height, width), names, images = image_size, files.file_names, files.images
     with warnings.catch_warnings():
         # Pillow warns of large images, which are refused, and of odd metadata.
@@ -124,7 +128,7 @@ def decoded(
         attribute_names=files.attribute_names,
         attributes=files.attributes,
         identities=files.identities,
-        splits=splits,
+        splits=files.splits,
         file_names=names,
         pixels=pixels,
     )

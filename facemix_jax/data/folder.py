@@ -1,6 +1,7 @@
 """Any images with a table of labels."""
 
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
@@ -14,7 +15,7 @@ from facemix_jax.data.labels import no_repeats
 from facemix_jax.data.source import SPLITS
 from facemix_jax.data.tables import Roles, Table
 
-__all__ = ["Roles", "csv_files", "locate", "number_people", "read", "roles", "split_by_person"]
+__all__ = ["Roles", "files_of_type", "locate", "number_people", "read", "roles", "split_by_person"]
 
 
 def read(
@@ -57,7 +58,7 @@ def locate(names: Sequence[str], images: archives.EncodedImages, *, labels: str)
         DataError: a name fits no image, or several, or an image has two names.
     """
     ending: dict[str, list[str]] = {}
-    opened = images.label.removesuffix("/").removesuffix(".zip")
+    opened = re.sub(r"\.zip$", "", images.label.removesuffix("/"), flags=re.IGNORECASE)
     for path in images.sizes:
         parts = [opened, *path.split("/")]
         for i in range(len(parts)):
@@ -82,12 +83,15 @@ def locate(names: Sequence[str], images: archives.EncodedImages, *, labels: str)
     return files
 
 
-def csv_files(data_dir: Path) -> list[Path]:
-    """The CSV files of a folder, without those in which macOS keeps attributes of others."""
+def files_of_type(data_dir: Path, suffix: str) -> list[Path]:
+    """The files of a folder with a suffix such as ``.csv``, in capital letters, too.
+
+    Hidden ones are left out: macOS keeps attributes of others in them.
+    """
     return sorted(
         p
         for p in data_dir.iterdir()
-        if p.suffix.lower() == ".csv" and not p.name.startswith(".") and p.is_file()
+        if p.suffix.lower() == suffix and not p.name.startswith(".") and p.is_file()
     )
 
 
@@ -165,7 +169,7 @@ def _labels(data_dir: Path, labels: str | None) -> Path:
                 f"a CSV file in {data_dir}."
             )
         return data_dir / labels
-    found = csv_files(data_dir)
+    found = files_of_type(data_dir, ".csv")
     if len(found) == 1:
         return found[0]
     what = f"{len(found)} CSV files ({', '.join(p.name for p in found[:3])})" if found else "no CSV"
@@ -175,7 +179,7 @@ def _labels(data_dir: Path, labels: str | None) -> Path:
 
 
 def _open_images(data_dir: Path, table: Path) -> archives.EncodedImages:
-    packed = sorted(p for p in data_dir.glob("*.zip") if p.is_file())
+    packed = files_of_type(data_dir, ".zip")
     whole = data_dir / "images.zip"
     unpacked = data_dir / "images"
     if whole in packed:

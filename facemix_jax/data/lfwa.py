@@ -9,7 +9,7 @@ from facemix_jax._types import HostArray
 from facemix_jax._validate import DataError
 from facemix_jax.data import archives
 from facemix_jax.data.files import FileSet
-from facemix_jax.data.folder import csv_files, locate, number_people, split_by_person
+from facemix_jax.data.folder import files_of_type, locate, number_people, split_by_person
 from facemix_jax.data.folder import read as read_folder
 from facemix_jax.data.labels import no_repeats
 from facemix_jax.data.matlab import read_matlab
@@ -60,7 +60,7 @@ def read(data_dir: Path, *, labels: str | None = None, columns: str | None = Non
 def has_table(data_dir: Path, labels: str | None, columns: str | None) -> bool:
     """Whether ``read`` takes labels from a CSV file."""
     return bool(labels or columns) or (
-        not (data_dir / ATTRIBUTES).exists() and bool(csv_files(data_dir))
+        not (data_dir / ATTRIBUTES).exists() and bool(files_of_type(data_dir, ".csv"))
     )
 
 

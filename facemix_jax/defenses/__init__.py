@@ -108,6 +108,7 @@ class DefenseConfig:
             blur_size=self.blur_size,
             clouds=self.clouds,
         )
+        _validate.finite(image_noise_variance=self.image_noise_variance)
         _validate.in_range(1, 1000, condition=self.condition)
         _validate.in_range(0, 100, noise=self.noise, blinding=self.blinding, decoys=self.decoys)
         _validate.one_of(WIRES, wire=self.wire)

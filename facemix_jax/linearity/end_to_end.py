@@ -5,6 +5,7 @@ error says how far main is from acting linearly on the activations it gets.
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -39,17 +40,26 @@ class UnmixError(NamedTuple):
 
     @property
     def standard_deviation(self) -> float:
-        """Over keys: how much the error depends on the matrix that was drawn."""
-        return float(self.per_key.std())
+        """Over keys: how much the error depends on the matrix that was drawn; NaN for one key."""
+        return _deviation(self.per_key)
 
     @property
     def standard_deviation_over_inputs(self) -> float:
         """Of the groups' means over keys: how much the error depends on the images.
 
-        A group whose result is zero has no relative error and is left out.
+        A group whose result is zero has no relative error and is left out. NaN for one group.
         """
         means = self.per_group.mean(0)
-        return float(means[jnp.isfinite(means)].std())
+        return _deviation(means[jnp.isfinite(means)])
+
+
+def _deviation(values: Array) -> float:
+    return float(values.std()) if len(values) > 1 else math.nan
+
+
+def finite(value: float) -> float | None:
+    """None for NaN and infinity, which JSON has not."""
+    return value if math.isfinite(value) else None
 
 
 def as_it_is(features: Array) -> Array:

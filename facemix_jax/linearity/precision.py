@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from facemix_jax import mixing
 from facemix_jax._types import Array, RngKey
-from facemix_jax.linearity.end_to_end import at_least_float32, measure
+from facemix_jax.linearity.end_to_end import at_least_float32, finite, measure
 from facemix_jax.linearity.theory import rounding_bound
 
 PRECISIONS = ("default", "high", "highest")
@@ -54,8 +54,8 @@ def mixing_errors(
 
     Returns:
         Rows ``{"group_size", "dtype", "precision", "ours", "plain", "plain_tf32_emulated"}``;
-        None where the device cannot do it (the reason in ``"unavailable"``), or where emulation
-        says nothing.
+        None where the device cannot do it (the reason in ``"unavailable"``), where results leave
+        the dtype's range, or where emulation says nothing.
     """
     rows = []
     for group_size in group_sizes:
@@ -128,7 +128,8 @@ def main_errors(
 
     Returns:
         Rows ``{"group_size", "dtype", "precision", "mean", "standard_deviation", "bound"}``;
-        ``mean`` is None where the device cannot do it, with the reason in ``"unavailable"``.
+        ``mean`` is None where the device cannot do it, with the reason in ``"unavailable"``, and
+        where results leave the dtype's range; ``standard_deviation`` for one key, too.
     """
     rows: list[dict[str, Any]] = []
     for dtype in dtypes:
@@ -142,7 +143,11 @@ def main_errors(
                         for m in group_sizes
                     ]
                     found: list[dict[str, Any]] = [
-                        {"mean": e.mean, "standard_deviation": e.standard_deviation} for e in errors
+                        {
+                            "mean": finite(e.mean),
+                            "standard_deviation": finite(e.standard_deviation),
+                        }
+                        for e in errors
                     ]
                 except _REFUSALS as error:
                     found = [{"mean": None, "unavailable": _first_line(error)} for _ in group_sizes]
@@ -238,6 +243,6 @@ def _first_line(error: Exception) -> str:
     return str(error).splitlines()[0][:200]
 
 
-def _relative(value: Array, wanted: Array) -> float:
+def _relative(value: Array, wanted: Array) -> float | None:
     value, wanted = at_least_float32(value.ravel(), wanted.ravel())
-    return float(jnp.linalg.norm(value - wanted) / jnp.linalg.norm(wanted))
+    return finite(float(jnp.linalg.norm(value - wanted) / jnp.linalg.norm(wanted)))

@@ -1,7 +1,6 @@
 """Everything the laboratory says about one network, as numbers ready for JSON."""
 
 import functools
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,7 +12,7 @@ from facemix_jax import mixing
 from facemix_jax._types import Array, HostArray, RngKey, Variables
 from facemix_jax.linearity import local, precision, theory
 from facemix_jax.linearity.causes import cause_errors
-from facemix_jax.linearity.end_to_end import UnmixError, draw_keys, measure
+from facemix_jax.linearity.end_to_end import UnmixError, draw_keys, finite, measure
 from facemix_jax.linearity.layers import layer_errors
 from facemix_jax.models import SplitModel, operations
 
@@ -47,8 +46,8 @@ def examine(
         ``{"relative_unmix_error", "nonnegative_floor", "layers", "causes", "local"}``. Means and
         standard deviations are over keys, in ``"local"`` over examples, of which those are left
         out (and counted in ``"left_out"``) whose result is zero or not finite. What no number
-        says is None. The floor is None where it does not apply: where main does not end with a
-        ReLU, averages aside.
+        says is None, as the deviation of a single value. The floor is None where it does not
+        apply: where main does not end with a ReLU, averages aside.
 
     Raises:
         UsageError: a size is out of range, or the group size does not divide the batch.
@@ -155,18 +154,19 @@ def _even(x: Array) -> Array:
 
 def _end_to_end(error: UnmixError) -> dict[str, Any]:
     return {
-        "mean": _finite(error.mean),
-        "standard_deviation": _finite(error.standard_deviation),
-        "standard_deviation_over_inputs": _finite(error.standard_deviation_over_inputs),
-        "per_key": [_finite(float(e)) for e in error.per_key],
+        "mean": finite(error.mean),
+        "standard_deviation": finite(error.standard_deviation),
+        "standard_deviation_over_inputs": finite(error.standard_deviation_over_inputs),
+        "per_key": [finite(float(e)) for e in error.per_key],
     }
 
 
 def _mean_and_deviation(values: Array) -> dict[str, Any]:
-    """Over the first axis; nested lists, None for what is not finite."""
+    """Over the first axis; nested lists, None for what is not finite and deviations of one."""
     host = np.asarray(values, np.float64)
     with np.errstate(invalid="ignore"):  # infinity less infinity
-        return {"mean": _listed(host.mean(0)), "standard_deviation": _listed(host.std(0))}
+        deviation = host.std(0) if len(host) > 1 else np.full_like(host[0], np.nan)
+        return {"mean": _listed(host.mean(0)), "standard_deviation": _listed(deviation)}
 
 
 def _over_examples(errors: Array) -> dict[str, Any]:
@@ -181,9 +181,4 @@ def _over_examples(errors: Array) -> dict[str, Any]:
 def _listed(values: HostArray) -> Any:
     if np.ndim(values):
         return [_listed(value) for value in values]
-    return _finite(float(f"{values:.6g}"))
-
-
-def _finite(value: float) -> float | None:
-    """JSON has neither NaN nor infinity."""
-    return value if math.isfinite(value) else None
+    return finite(float(f"{values:.6g}"))

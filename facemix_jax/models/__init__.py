@@ -87,6 +87,10 @@ class ModelConfig:
         _validate.one_of(_DTYPES, compute_dtype=self.compute_dtype)
         _validate.positive(width=self.width)
         if self.tile is not None:
+            if len(self.tile) != 2:
+                raise _validate.UsageError(
+                    f"tile is {self.tile}, but must be two numbers: height, width."
+                )
             height, width = self.tile
             _validate.positive(tile_height=height, tile_width=width)
             object.__setattr__(self, "tile", (height, width))  # a list where it was read from JSON

@@ -210,7 +210,8 @@ async def until_answered(
         attempt: calls one.
         config: how long.
         work: counts attempts that failed.
-        say: told once of every cloud that does not answer, until it does.
+        say: told once of every cloud that does not answer or serves another model, until it does
+            answer.
 
     Raises:
         CloudError: they refuse, or cannot be reached until time is up.
@@ -224,7 +225,8 @@ async def until_answered(
         try:
             answer = await attempt(cloud)
         except grpc.aio.AioRpcError as error:
-            if error.code() is grpc.StatusCode.FAILED_PRECONDITION:
+            refuses = error.code() is grpc.StatusCode.FAILED_PRECONDITION
+            if refuses:
                 others.add(cloud)
                 again = len(others) < len(turns)
             else:
@@ -233,7 +235,9 @@ async def until_answered(
             left = give_up - time.monotonic()
             if not again or pause > left:
                 raise explained(cloud, error, config.timeout_s) from None
-            if cloud.answers:
+            if cloud.answers and refuses:
+                say(f"{cloud.address} serves another model; trying the others.")
+            elif cloud.answers:
                 say(
                     f"No answer from {cloud.address} yet ({error.code().name}: {_details(error)}); "
                     f"trying for another {left:.0f} s."
@@ -299,20 +303,19 @@ def explained(cloud: Cloud, error: grpc.aio.AioRpcError, timeout: float) -> Clou
         grpc.StatusCode.DEADLINE_EXCEEDED: f"An attempt may take {timeout:g} s: allow "
         "more, or send bfloat16 or int8.",
         grpc.StatusCode.UNAUTHENTICATED: "Give the file of a valid token.",
-        grpc.StatusCode.FAILED_PRECONDITION: "Use the work directory that the cloud serves.",
+        grpc.StatusCode.FAILED_PRECONDITION: "",  # the cloud's own words say what to do
         grpc.StatusCode.INVALID_ARGUMENT: "Compare the releases and the limits of both sides.",
     }
     remedy = remedies.get(error.code(), "Ask the cloud's operator.")
     if is_too_large(error):
         remedy = "Send fewer rows (request_rows), or start facemix serve with a larger --max-rows."
     limit = is_too_large(error) or error.code() is grpc.StatusCode.INVALID_ARGUMENT
-    return (LimitError if limit else CloudError)(
-        f"The cloud {cloud.address} answers {error.code().name}: {_details(error)}. {remedy}"
-    )
+    words = f"The cloud {cloud.address} answers {error.code().name}: {_details(error)}. {remedy}"
+    return (LimitError if limit else CloudError)(words.rstrip())
 
 
 def _details(error: grpc.aio.AioRpcError) -> str:
-    return ascii((error.details() or "").strip()[:300])[1:-1]
+    return ascii((error.details() or "").strip()[:300].rstrip("."))[1:-1]
 
 
 def _credentials(connection: Connection) -> grpc.ChannelCredentials:

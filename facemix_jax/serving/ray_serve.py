@@ -13,13 +13,13 @@ Health is Ray's own service, and the counters for Prometheus are not exported.
 
 import asyncio
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import grpc
 from ray import serve
 from ray.serve.grpc_util import RayServegRPCContext
 
+from facemix_jax._files import expanded
 from facemix_jax._validate import UsageError, one_of
 from facemix_jax.serving import wire
 from facemix_jax.serving import wire_pb2 as pb
@@ -111,14 +111,14 @@ def app(args: Mapping[str, str]) -> serve.Application:
             ``facemix serve``. Both lie at the same place on every machine.
 
     Raises:
-        UsageError: an argument is missing or unknown.
+        UsageError: an argument is missing or unknown, or in the folder of an unknown user.
     """
     for name in args:
         one_of(("workdir", "tokens"), argument=name)
     if "workdir" not in args:
         raise UsageError("No workdir is given. Give that of a training run: workdir=runs/m8")
     # Replicas may run in another folder.
-    paths = {name: Path(path).expanduser().absolute() for name, path in args.items()}
+    paths = {name: expanded(path).absolute() for name, path in args.items()}
     config = CloudConfig(workdir=paths["workdir"], tokens=paths.get("tokens"))
     deployment = serve.deployment(
         name="facemix",

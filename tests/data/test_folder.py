@@ -351,9 +351,11 @@ def test_the_table_must_be_one_or_named(data):
         folder.read(data)
 
 
-def test_tables_are_known_by_their_suffix_and_hidden_files_are_none(data):
-    (data / "labels.csv").rename(data / "Labels.CSV")
-    (data / "._labels.csv").write_bytes(b"\0\5\x16\7")
+def test_tables_and_archives_are_known_by_their_suffix_and_hidden_files_are_none(data):
+    for name, capital in (("labels.csv", "Labels.CSV"), ("images.zip", "FACES.ZIP")):
+        (data / name).rename(data / capital)
+        (data / f"._{name}").write_bytes(b"\0\5\x16\7")
+    write(data, name="Labels.CSV", rows=[f"FACES/{row}" for row in ROWS])
     assert folder.read(data).file_names == tuple(NAMES)
     assert lfwa.read(data).file_names == tuple(NAMES)
 

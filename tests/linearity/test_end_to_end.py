@@ -1,4 +1,5 @@
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -111,6 +112,10 @@ def test_spread_is_told_apart_by_keys_and_by_inputs():
     assert error.standard_deviation_over_inputs == 1
     with_a_zero_result = jnp.pad(error.per_group, ((0, 0), (0, 1)), constant_values=jnp.inf)
     assert error._replace(per_group=with_a_zero_result).standard_deviation_over_inputs == 1
+    # A single value says nothing of a spread, not that there is none.
+    single = error._replace(per_key=error.per_key[:1], per_group=error.per_group[:, :1])
+    assert math.isnan(single.standard_deviation)
+    assert math.isnan(single.standard_deviation_over_inputs)
 
 
 def test_main_is_compiled_once_for_all_group_sizes_and_families():

@@ -114,7 +114,9 @@ def test_examples_whose_result_is_zero_have_no_relative_error_and_are_counted(x)
     found = study._over_examples(errors)
     assert (found["mean"], found["left_out"]) == (pytest.approx(1), 1)
     assert study._over_examples(errors[:1])["mean"] is None
-    json.dumps(study._mean_and_deviation(jnp.array([[jnp.inf, 1.0]])), allow_nan=False)
+    json.dumps(study._mean_and_deviation(jnp.array([[jnp.inf, 1.0]] * 2)), allow_nan=False)
+    of_one = {"mean": [1.0], "standard_deviation": [None]}
+    assert study._mean_and_deviation(jnp.array([[1.0]])) == of_one
 
 
 def test_additivity_homogeneity_and_jacobian_tell_functions_apart(x):

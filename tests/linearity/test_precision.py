@@ -53,6 +53,17 @@ def test_errors_follow_the_dtype_and_a_refusal_is_reported():
         assert row["unavailable"] == "no bfloat16 here"
 
 
+def test_rows_hold_none_where_results_leave_the_range_of_a_dtype_or_one_key_has_no_spread():
+    options = {"rng_key": jax.random.key(1), "group_sizes": (4,)}
+    half, single = options | {"dtypes": ("float16",)}, options | {"dtypes": ("float32",)}
+    (over,) = precision.main_errors(lambda dtype: lambda x: x * 6e4 * 6e4, X, **half)
+    (mixed,) = precision.mixing_errors(6e4 * X, precisions=("highest",), **half)
+    (one,) = precision.main_errors(lambda dtype: jnp.tanh, X, num_keys=1, **single)
+    assert (over["mean"], over["standard_deviation"], mixed["plain"]) == (None, None, None)
+    assert one["mean"] > 0
+    assert one["standard_deviation"] is None
+
+
 def test_every_order_of_summation_gives_the_sum():
     for row in precision.order_errors(X, rng_key=jax.random.key(1), group_sizes=(2, 16)):
         for name in ("product", "one_after_another", "pairwise"):

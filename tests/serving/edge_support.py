@@ -61,7 +61,7 @@ class FakeCloud:
             self.metadata.append(dict(context.invocation_metadata()))
             answered = self.answer(request)
             if isinstance(answered, grpc.StatusCode):
-                await context.abort(answered, "on purpose")
+                await context.abort(answered, "On purpose.")
             if isinstance(answered, float):
                 await asyncio.sleep(answered)
                 await context.abort(grpc.StatusCode.INTERNAL, "too late")
