@@ -276,7 +276,12 @@ _OPTIONS = {
 
 
 def check_defense(config: DefenseConfig) -> None:
-    """Raises ``UsageError`` where an option of another defence is given."""
+    """Raises ``UsageError`` where an option of another defence is given.
+
+    Registered ones of the user's own may read any.
+    """
+    if config.defense not in {*_OPTIONS, "none"}:
+        return
     for defense, names in _OPTIONS.items():
         if defense != config.defense:
             check_unused(config, DefenseConfig(), f"the defence is {config.defense!r}", names)

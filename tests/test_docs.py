@@ -43,7 +43,8 @@ def test_the_tour_runs_as_written(tmp_path, monkeypatch, capsys):
 @pytest.mark.library_promotes
 def test_bring_your_own_runs_as_written(tmp_path, monkeypatch):
     from facemix_jax.attacks.suite import ATTACKS
-    from facemix_jax.defenses import DEFENSES
+    from facemix_jax.commands import check_defense
+    from facemix_jax.defenses import DEFENSES, DefenseConfig
     from facemix_jax.models import MODELS, ModelConfig, build
 
     monkeypatch.setitem(MODELS, "small", None)  # restored, whatever the page registers
@@ -68,6 +69,7 @@ def test_bring_your_own_runs_as_written(tmp_path, monkeypatch):
     with pytest.raises(SystemExit) as exit_:
         exec(compile(own, "own.py", "exec"), {"__name__": "__main__"})
     assert exit_.value.code == 0
+    check_defense(DefenseConfig(defense="scaled", group_size=4))  # it may read any option
     assert " ".join(command) in (ROOT / "docs/bring_your_own.md").read_text()
 
 
