@@ -27,6 +27,7 @@ from facemix_jax._files import sha256
 from facemix_jax._types import HostArray
 from facemix_jax._validate import DataError, UsageError, one_of, positive
 from facemix_jax.data.source import SPLITS
+from facemix_jax.defenses import DefenseConfig
 from facemix_jax.fitting import Options
 from facemix_jax.hosts import HostsConfig
 from facemix_jax.models import ModelConfig, from_torch
@@ -103,6 +104,7 @@ class Train(Output):
         positive(num_seeds=self.num_seeds)
         one_of(population.METHODS, seeds_method=self.seeds_method)
         config = absolute(self.config)
+        check_defense(config.defense)
         configs, workdirs = self._members(config)
         for each, workdir in zip(configs, workdirs, strict=True):
             runs.check_claim(workdir, each)
@@ -178,7 +180,8 @@ class Evaluate(Output):
     split: str = "test"
     """train, valid or test."""
     data_dir: str | None = None
-    """Where the images are now; by default where they were in training."""
+    """Where the images are now, or others with the same attributes; by default where they were in
+    training."""
 
     def run(self) -> None:
         """Runs the command."""
@@ -263,6 +266,26 @@ def check_unused(given: Any, default: Any, reason: str, names: Iterable[str] = (
                 f"{name} is {value!r}, but {reason}, so that it has no effect. Leave "
                 f"--{name.replace('_', '-')} out."
             )
+
+
+_OPTIONS_OF = {
+    "facemix": ("group_size", "family", "condition"),
+    "noise": ("image_noise_variance",),
+    "blur": ("blur_size",),
+}
+"""What one defence alone takes."""
+
+
+def check_defense(config: DefenseConfig) -> None:
+    """Raises ``UsageError`` where an option of another defence or family is given."""
+    if config.defense not in (*_OPTIONS_OF, "none"):  # one of somebody's own may take all
+        return
+    for name, options in _OPTIONS_OF.items():
+        if name != config.defense:
+            reason = f"the defence is {config.defense!r}"
+            check_unused(config, DefenseConfig(), reason, options)
+    if config.family != "conditioned":
+        check_unused(config, DefenseConfig(), f"the family is {config.family!r}", ("condition",))
 
 
 def read_weights(path: Path) -> dict[str, HostArray]:

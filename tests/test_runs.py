@@ -103,6 +103,11 @@ def test_what_trained_nothing_takes_another_configuration(tmp_path):
         ("--family hadamard --group-size 6 --batch-size 12", "group_size is 6, but"),
         ("--defense blur --blur-size 40 --cut 0 --image-size 33 33", "blur_size is 40, but"),
         ("--scatter", "scatter deals images"),
+        ("--blur-size 8", "blur_size is 8, but the defence is 'facemix', so that it has no effect"),
+        ("--defense none --family gaussian", "family is 'gaussian', but the defence is 'none'"),
+        ("--defense noise --group-size 4", "group_size is 4, but the defence is 'noise'"),
+        ("--condition 50", "condition is 50.0, but the family is 'haar'"),
+        ("--network vgg16 --stem signed", "stem 'signed' is unknown; there is 'pool'"),
         ("--negentropy-weight 1 --image-size 64 64 --tile 1 8", "maps of 1 x 8 positions"),
     ],
 )
