@@ -19,7 +19,6 @@ from facemix_jax.runs import RunConfig
 from facemix_jax.sweep import Trial
 from facemix_jax.trials import FAILURE
 
-
 _CHOICES = {"defense.defense", "defense.family"}
 """Where they vary, options of all of them are given to all."""
 
