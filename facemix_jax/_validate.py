@@ -3,6 +3,9 @@
 import difflib
 import math
 from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
 
 
 class FacemixError(Exception):
@@ -40,6 +43,15 @@ def in_range(low: float, high: float, **values: float) -> None:
             raise UsageError(
                 f"{name} is {value}, but must lie between {low} and {high}. "
                 f"Choose {name} in that range."
+            )
+
+
+def pair(**values: Any) -> None:
+    """Raises ``UsageError`` unless every value is two numbers."""
+    for name, value in values.items():
+        if np.shape(value) != (2,):
+            raise UsageError(
+                f"{name} is {value}, but must be two numbers: height, width. Give both."
             )
 
 

@@ -339,9 +339,10 @@ def check(run: RunConfig, workdir: Path, image_size: ImageSize) -> None:
             f"{run.defense.defense!r}, but the anonymizer is the network 'anonymizer' at cut 1 "
             f"with the defence 'none'. Leave these options out."
         )
+    plain = DefenseConfig(defense="none")
     for part, default, names in (
         (run.model, ModelConfig(), ("tile", "centre")),
-        (run.defense, DefenseConfig(defense="none"), ("noise", "wire")),
+        (run.defense, plain, [field.name for field in dataclasses.fields(plain)]),
         (run.train, training.TrainConfig(), ("isometry", "statistics")),
         (run.data, data.DataConfig(), ("distinct_people",)),
         (run.mesh, sharding.MeshConfig(), ("seed_devices", "data_devices", "model_devices")),

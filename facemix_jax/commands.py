@@ -180,7 +180,8 @@ class Evaluate(Output):
     split: str = "test"
     """train, valid or test."""
     data_dir: str | None = None
-    """Where the images are now; by default where they were in training."""
+    """Where the images are now, or others with the same attributes; by default where they were in
+    training."""
 
     def run(self) -> None:
         """Runs the command."""
@@ -267,24 +268,24 @@ def check_unused(given: Any, default: Any, reason: str, names: Iterable[str] = (
             )
 
 
-_OPTIONS = {
+_OPTIONS_OF = {
     "facemix": ("group_size", "family", "condition"),
     "noise": ("image_noise_variance",),
     "blur": ("blur_size",),
 }
-"""Of one defence each."""
+"""What one defence alone takes."""
 
 
 def check_defense(config: DefenseConfig) -> None:
-    """Raises ``UsageError`` where an option of another defence is given.
-
-    Registered ones of the user's own may read any.
-    """
-    if config.defense not in {*_OPTIONS, "none"}:
+    """Raises ``UsageError`` where an option of another defence or family is given."""
+    if config.defense not in (*_OPTIONS_OF, "none"):  # one of somebody's own may take all
         return
-    for defense, names in _OPTIONS.items():
-        if defense != config.defense:
-            check_unused(config, DefenseConfig(), f"the defence is {config.defense!r}", names)
+    for name, options in _OPTIONS_OF.items():
+        if name != config.defense:
+            reason = f"the defence is {config.defense!r}"
+            check_unused(config, DefenseConfig(), reason, options)
+    if config.family != "conditioned":
+        check_unused(config, DefenseConfig(), f"the family is {config.family!r}", ("condition",))
 
 
 def read_weights(path: Path) -> dict[str, HostArray]:

@@ -19,6 +19,9 @@ from facemix_jax.runs import RunConfig
 from facemix_jax.sweep import Trial
 from facemix_jax.trials import FAILURE
 
+_CHOICES = {"defense.defense", "defense.family"}
+"""Where they vary, options of all of them are given to all."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sweep(Output):
@@ -89,7 +92,7 @@ class Sweep(Output):
         if self.search:
             space = sweep_search.parse_space(self.search)
             varied = list(space)
-            if "defense.defense" not in space:
+            if _CHOICES.isdisjoint(space):
                 check_defense(base.defense)
             trials = sweep_search.search(
                 base,
@@ -152,12 +155,9 @@ class Sweep(Output):
 
 
 def _check(trials: Sequence[Trial]) -> None:
-    """Makes sure that network, cut and defence fit, once for all that train together.
-
-    Where the defence varies, options of all are given to all.
-    """
+    """Makes sure that network, cut and defence fit, once for all that train together."""
     for first, *_ in sweep.groups(trials, len(trials)):
-        if "defense.defense" not in first.setting:
+        if _CHOICES.isdisjoint(first.setting):
             check_defense(first.config.defense)
         runs.check_parts(first.config, first.config.data.image_size)
 

@@ -185,7 +185,7 @@ def sample_mix_key(
     num_groups: int,
     group_size: int,
     *,
-    family: Family = haar,
+    family: Family | str = haar,
     shuffle: bool = True,
     deal_blocks: int = 0,
 ) -> MixKey:
@@ -198,7 +198,7 @@ def sample_mix_key(
         rng_key: consumed.
         num_groups: ``G``.
         group_size: ``M``.
-        family: how matrices are drawn, one of ``FAMILIES.values()`` or your own.
+        family: how matrices are drawn, by the name of one of ``FAMILIES``, or your own.
         shuffle: whether mixtures are shuffled across groups (section 3.5). Training leaves it
             out: main treats every row alike, so that the result is the same.
         deal_blocks: where positive, the batch is as many blocks of rows, such as one for each tile
@@ -210,13 +210,16 @@ def sample_mix_key(
         A ``MixKey`` for ``B = G * M`` examples.
 
     Raises:
-        UsageError: a size is not positive, or blocks are not whole groups.
+        UsageError: a size is not positive, a name is unknown, or blocks are not whole groups.
 
     Example:
         >>> sample_mix_key(jax.random.key(0), num_groups=2, group_size=4)
         MixKey(matrix: (2, 4, 4), order: (8,), values hidden)
     """
     _validate.positive(num_groups=num_groups, group_size=group_size)
+    if isinstance(family, str):
+        _validate.one_of(FAMILIES, family=family)
+        family = FAMILIES[family]
     matrix_key, order_key = jax.random.split(rng_key)
     matrix, inverse = family(matrix_key, num_groups, group_size)
     order = jax.random.permutation(order_key, num_groups * group_size) if shuffle else None
@@ -296,7 +299,7 @@ def mix(mix_key: MixKey, x: Array) -> Array:
         float ``[B, ...]``: what is sent.
 
     Raises:
-        UsageError: the batch is not the one that the key was drawn for.
+        UsageError: the batch is not the one that the key was drawn for, or complex.
 
     Example:
         >>> swap = jnp.array([[[0.0, 1.0], [1.0, 0.0]]])
@@ -322,7 +325,7 @@ def unmix(mix_key: MixKey, y: Array) -> Array:
         float ``[B, ...]`` in the order of the examples.
 
     Raises:
-        UsageError: the batch is not the one that the key was drawn for.
+        UsageError: the batch is not the one that the key was drawn for, or complex.
 
     Example:
         >>> mix_key = sample_mix_key(jax.random.key(0), num_groups=2, group_size=4)
@@ -339,6 +342,11 @@ def unmix(mix_key: MixKey, y: Array) -> Array:
 
 
 def _check_batch(mix_key: MixKey, x: Array) -> None:
+    if jnp.iscomplexobj(x):
+        raise _validate.UsageError(
+            f"The batch is {x.dtype}, but real numbers are mixed. Mix real and imaginary parts "
+            f"side by side."
+        )
     if x.shape[0] != mix_key.batch_size:
         raise _validate.UsageError(
             f"The batch has {x.shape[0]} examples, but the mix key was drawn for "

@@ -14,7 +14,6 @@
 import contextlib
 import dataclasses
 import fcntl
-import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -23,17 +22,18 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from facemix_jax import data, defenses, models
+from facemix_jax import data, defenses, models, run_images
 from facemix_jax._files import write_atomically
 from facemix_jax._types import Array, ImageSize
 from facemix_jax._validate import FacemixError, UsageError, divides
 from facemix_jax.checkpoint import newest, restore_variables
 from facemix_jax.data import DataConfig, Source
-from facemix_jax.data.source import Labels
 from facemix_jax.defenses import Defense, DefenseConfig
 from facemix_jax.models import ModelConfig, SplitModel
+from facemix_jax.run_images import images_named as images_named
+from facemix_jax.run_images import images_of as images_of
+from facemix_jax.run_images import read_images as read_images
 from facemix_jax.sharding import MeshConfig
 from facemix_jax.training import TrainConfig, TrainState
 
@@ -138,15 +138,17 @@ def identity(config: RunConfig, model: SplitModel) -> dict[str, Any]:
     }
 
 
-def load(workdir: Path | str, *, data_dir: str | None = None) -> Run:
+def load(workdir: Path | str, *, data_dir: str | None = None, source: Source | None = None) -> Run:
     """Rebuilds a run from its work directory and its newest checkpoint.
 
     Args:
         workdir: of a finished or interrupted run.
         data_dir: where the images are now; None for where they were.
+        source: the images, if they are loaded already or of a source of your own.
 
     Raises:
-        FacemixError: nothing usable is there.
+        FacemixError: nothing usable is there, or the images have other attributes than the run was
+            trained for.
     """
     workdir = Path(workdir)
     config = read_config(workdir)
@@ -154,8 +156,11 @@ def load(workdir: Path | str, *, data_dir: str | None = None) -> Run:
         config = dataclasses.replace(
             config, data=dataclasses.replace(config.data, data_dir=data_dir)
         )
-    source = data.load_source(config.data)
-    model = build_model(config, source)
+    images = data.load_source(config.data) if source is None else source
+    if source is None and config.data.dataset == "synthetic":
+        run_images.check_drawn(workdir, images)
+    run_images.check_attributes(workdir, images)
+    model = build_model(config, images)
     like = jax.eval_shape(model.init, jax.random.key(0))
     if config.train.statistics == "separate" and "batch_stats" in like["main"]:
         like["main"]["clean_stats"] = like["main"]["batch_stats"]
@@ -163,14 +168,8 @@ def load(workdir: Path | str, *, data_dir: str | None = None) -> Run:
     # Orbax binds arrays to a device. Among others that are not, every program that updates them
     # would be compiled again for its own results.
     variables = jax.device_put(jax.device_get(restored))
-    return Run(
-        config,
-        source,
-        model,
-        defenses.build(config.defense, tiles=model.spec.tiles),
-        variables,
-        step,
-    )
+    defense = defenses.build(config.defense, tiles=model.spec.tiles)
+    return Run(config, images, model, defense, variables, step)
 
 
 def read_config(workdir: Path) -> RunConfig:
@@ -211,28 +210,6 @@ def from_state(config: RunConfig, source: Source, state: TrainState) -> Run:
     return Run(config, source, model, defense, state.variables, int(state.step))
 
 
-def images_of(source: Labels, image_size: ImageSize) -> dict[str, Any]:
-    """What tells a run's training images from others, wherever they lie; ready for JSON.
-
-    Labels stand for the pictures, which are not read: other pictures under the same labels pass.
-    """
-    rows = source.splits["train"]
-    labels = hashlib.sha256("\n".join(source.attribute_names).encode())
-    labels.update(np.asarray(source.attributes[rows], np.int8).tobytes())
-    labels.update(np.asarray(source.identities[rows], np.int32).tobytes())
-    return {
-        "training_images": len(rows),
-        "image_size": list(image_size),
-        "labels": labels.hexdigest()[:16],
-    }
-
-
-def images_named(config: DataConfig) -> dict[str, Any]:
-    """``images_of`` the files that a configuration names, of which no picture is decoded."""
-    files = data.taken(data.open_files(config), config.train_examples, config.test_examples)
-    return images_of(files, config.image_size)
-
-
 def check_claim(
     workdir: Path, config: RunConfig, *, images: Mapping[str, Any] | None = None
 ) -> None:
@@ -271,9 +248,9 @@ def check_claim(
             f"Give the same configuration to go on with it, or another --workdir."
         )
     kept = None if images is None else read_images(workdir)
-    if kept is None:
+    if images is None or kept is None:
         return
-    differences = _differences({"images": kept}, {"images": images})
+    differences = run_images.differences(kept, images)
     if differences:
         raise UsageError(
             f"{workdir} holds a run on other training images or from other initial weights: "
@@ -340,24 +317,6 @@ def alone(
 def _started(workdir: Path) -> bool:
     """Whether there is work to lose; a sweep's trial keeps its result where checkpoints go."""
     return newest(workdir / "checkpoints") is not None or (workdir / "result.json").exists()
-
-
-def read_images(workdir: Path) -> dict[str, Any] | None:
-    """``images_of`` what a run was trained on; None where nothing says.
-
-    Raises:
-        FacemixError: it cannot be read.
-    """
-    path = workdir / "images.json"
-    if not path.exists():
-        return None
-    try:
-        return dict(json.loads(path.read_text()))
-    except (OSError, ValueError, TypeError) as error:
-        raise FacemixError(
-            f"{path} cannot be read: {error}. Restore it, or delete it to go on without comparing "
-            f"the training images."
-        ) from error
 
 
 @contextlib.contextmanager

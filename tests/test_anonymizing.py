@@ -236,6 +236,8 @@ def test_other_networks_are_refused(tmp_path, source):
         ("model", {"centre": True}, "centre is True"),
         ("defense", {"noise": 0.5}, "noise is 0.5"),
         ("defense", {"wire": "int8"}, "wire is 'int8'"),
+        ("defense", {"family": "gaussian"}, "family is 'gaussian'.*--family out"),
+        ("defense", {"blur_size": 8}, "blur_size is 8"),
         ("train", {"isometry": 0.1}, "isometry is 0.1"),
         ("train", {"statistics": "separate"}, r"statistics is 'separate'.*'mixed' only.*--stat"),
         ("data", {"distinct_people": True}, r"distinct_people is True.*--distinct-people out"),

@@ -11,6 +11,7 @@ from facemix_jax import group_products, mixing
 from facemix_jax._validate import UsageError
 
 ORTHOGONAL = ("haar", "signed_permutation", "hadamard")
+KEY = jax.random.key(0)
 
 
 def key_for(family, groups=3, size=8, shuffle=True, seed=0):
@@ -234,6 +235,9 @@ def test_repr_shows_no_secret():
         (lambda: mixing.mix(key_for("haar"), jnp.ones((10, 2))), ("10", "24", "sample_mix_key")),
         (lambda: key_for("hadamard", size=6), ("6", "power of two", "haar")),
         (lambda: key_for("haar", size=0), ("0", "greater")),
+        (lambda: mixing.mix(key_for("haar"), jnp.ones((24, 2), complex)), ("complex", "parts")),
+        (lambda: mixing.unmix(key_for("haar"), jnp.ones((24, 2), complex)), ("complex", "parts")),
+        (lambda: mixing.sample_mix_key(KEY, 6, 4, family="haa"), ("'haa'", "'haar'")),
     ],
 )
 def test_errors_name_value_limit_and_remedy(call, words):
@@ -241,6 +245,12 @@ def test_errors_name_value_limit_and_remedy(call, words):
         call()
     for word in words:
         assert word in str(caught.value)
+
+
+def test_a_family_is_known_by_its_name():
+    named = mixing.sample_mix_key(KEY, 6, 4, family="hadamard")
+    given = mixing.sample_mix_key(KEY, 6, 4, family=mixing.hadamard)
+    np.testing.assert_array_equal(named.matrix, given.matrix)
 
 
 def test_rows_are_dealt_within_their_block_and_come_back():

@@ -1,5 +1,6 @@
 """Work directories: what they are claimed for, kept from, and read as."""
 
+import copy
 import dataclasses
 import json
 
@@ -8,7 +9,7 @@ from fitting_support import config_of, fit_in
 
 from facemix_jax import cli, data, fitting, runs
 from facemix_jax._files import write_atomically
-from facemix_jax._validate import FacemixError, UsageError
+from facemix_jax._validate import DataError, FacemixError, UsageError
 from facemix_jax.checkpoint import CheckpointError
 from facemix_jax.data import DataConfig
 from facemix_jax.defenses import DefenseConfig
@@ -34,6 +35,44 @@ def test_moved_images_are_the_same(tmp_path, tiny_source):
     (tmp_path / "images.json").write_text("{")
     with pytest.raises(FacemixError, match=r"images.json cannot be read"):
         runs.check_claim(tmp_path, config("there"), images=images)
+
+
+def _trained_on(workdir, source):
+    images = runs.images_of(source, source.image_size)
+    with runs.alone(workdir, config_of(), images=images):
+        pass
+    return images
+
+
+def test_a_run_is_loaded_with_the_attributes_that_it_was_trained_for(tmp_path, tiny_source):
+    images = _trained_on(tmp_path, tiny_source)
+    bright, even, coin = tiny_source.attribute_names
+    other = copy.copy(tiny_source)
+    other.attributes = 1 - tiny_source.attributes  # other people
+    with pytest.raises(CheckpointError, match="Train first"):
+        runs.load(tmp_path, source=other)
+    for names, words in (
+        ((even, bright, coin), r"attribute 1 is 'Bright' there and 'Even' here.*--data-dir"),
+        ((bright, even), r"attribute 3 is 'Coin' there and 'missing' here"),
+    ):
+        other.attribute_names = names
+        with pytest.raises(DataError, match=words):
+            runs.load(tmp_path, source=other)
+    del images["attribute_names"]  # as in runs from before they were kept
+    (tmp_path / "images.json").write_text(json.dumps(images))
+    with pytest.raises(CheckpointError, match="Train first"):
+        runs.load(tmp_path, source=other)
+
+
+def test_drawn_faces_are_not_taken_for_a_source_of_its_own(tmp_path, tiny_source, monkeypatch):
+    _trained_on(tmp_path, tiny_source)
+    with pytest.raises(CheckpointError, match="Train first"):
+        runs.load(tmp_path, source=tiny_source)
+    drawn = copy.copy(tiny_source)
+    drawn.attributes = 1 - tiny_source.attributes
+    monkeypatch.setattr(data, "load_source", lambda config: drawn)
+    with pytest.raises(UsageError, match=r"images.labels is .*runs.load\(workdir, source=source\)"):
+        runs.load(tmp_path)
 
 
 def test_what_trained_nothing_takes_another_configuration(tmp_path):
@@ -64,6 +103,11 @@ def test_what_trained_nothing_takes_another_configuration(tmp_path):
         ("--family hadamard --group-size 6 --batch-size 12", "group_size is 6, but"),
         ("--defense blur --blur-size 40 --cut 0 --image-size 33 33", "blur_size is 40, but"),
         ("--scatter", "scatter deals images"),
+        ("--blur-size 8", "blur_size is 8, but the defence is 'facemix', so that it has no effect"),
+        ("--defense none --family gaussian", "family is 'gaussian', but the defence is 'none'"),
+        ("--defense noise --group-size 4", "group_size is 4, but the defence is 'noise'"),
+        ("--condition 50", "condition is 50.0, but the family is 'haar'"),
+        ("--network vgg16 --stem signed", "stem 'signed' is unknown; there is 'pool'"),
         ("--negentropy-weight 1 --image-size 64 64 --tile 1 8", "maps of 1 x 8 positions"),
     ],
 )

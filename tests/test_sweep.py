@@ -75,8 +75,14 @@ def test_a_combination_that_does_not_fit_stops_before_anything_starts(capsys, tm
     assert not (tmp_path / "s").exists()
 
 
-def test_options_of_each_defence_are_given_where_the_defence_varies(tmp_path):
-    grid = {"defense.defense": ["facemix", "blur"], "defense.blur_size": [8, 16]}
+@pytest.mark.parametrize(
+    "grid",
+    [
+        {"defense.defense": ["facemix", "blur"], "defense.blur_size": [8, 16]},
+        {"defense.family": ["haar", "conditioned"], "defense.condition": [2.0, 5.0]},
+    ],
+)
+def test_options_of_each_defence_are_given_where_the_defence_varies(tmp_path, grid):
     commands_sweep._check(sweep.expand(BASE, grid, 1, tmp_path))
 
 

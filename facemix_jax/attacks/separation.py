@@ -114,8 +114,8 @@ def separate(
         solver: what finishes from the best start.
 
     Raises:
-        UsageError: mixtures of another rank, fewer than 2 in a group, maps of a single position,
-            or an option out of range.
+        UsageError: mixtures of another rank or not finite, fewer than 2 in a group, maps of a
+            single position, or an option out of range.
 
     Example:
         >>> from facemix_jax import mixing

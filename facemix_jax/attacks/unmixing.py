@@ -64,7 +64,8 @@ def prepare(
         Mixtures and evidence as float32, and orthogonal starts ``[G, R, M, M]``.
 
     Raises:
-        UsageError: shapes that cannot be separated or do not belong together.
+        UsageError: shapes that cannot be separated or do not belong together, or values that are
+            not finite.
     """
     check_groups(mixtures)
     evidence = mixtures if evidence is None else evidence
@@ -73,6 +74,12 @@ def prepare(
         raise _validate.UsageError(
             f"evidence has shape {evidence.shape} and mixtures {mixtures.shape}, but both must "
             f"start with the same G and M. Filter positions and channels only."
+        )
+    traced = isinstance(mixtures, jax.core.Tracer)  # in a caller's jit, where no value is known
+    if not traced and not (jnp.isfinite(mixtures).all() and jnp.isfinite(evidence).all()):
+        raise _validate.UsageError(
+            "mixtures hold NaN or infinities, from which nothing can be separated. Look whether "
+            "the network that they are from diverged."
         )
     starts = jax.random.orthogonal(rng_key, mixtures.shape[1], (len(mixtures), restarts))
     return mixtures.astype(jnp.float32), evidence.astype(jnp.float32), starts

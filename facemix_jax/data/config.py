@@ -63,10 +63,7 @@ class DataConfig:
                     f"{name} is for CSV files, which dataset {self.dataset!r} does not have. "
                     f"Leave {name} out, or use dataset 'folder' or 'lfwa'."
                 )
-        if len(self.image_size) != 2:
-            raise UsageError(
-                f"image_size is {self.image_size}, but must be two numbers: height, width."
-            )
+        _validate.pair(image_size=self.image_size)
         height, width = self.image_size
         _validate.in_range(16, 1024, image_height=height, image_width=width)
         for name in ("train_examples", "test_examples"):

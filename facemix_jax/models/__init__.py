@@ -40,7 +40,6 @@ MODELS: dict[str, Callable[..., SplitModel]] = {
 }
 
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
-_SMALLEST = {"resnet18": 33, "vgg16": 32, "anonymizer": 33}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -87,10 +86,7 @@ class ModelConfig:
         _validate.one_of(_DTYPES, compute_dtype=self.compute_dtype)
         _validate.positive(width=self.width)
         if self.tile is not None:
-            if len(self.tile) != 2:
-                raise _validate.UsageError(
-                    f"tile is {self.tile}, but must be two numbers: height, width."
-                )
+            _validate.pair(tile=self.tile)
             height, width = self.tile
             _validate.positive(tile_height=height, tile_width=width)
             object.__setattr__(self, "tile", (height, width))  # a list where it was read from JSON
@@ -116,12 +112,7 @@ def build(
     Raises:
         UsageError: the cut does not exist, or the image is too small for the network.
     """
-    smallest = _SMALLEST.get(config.network, 1)
-    if min(image_size) < smallest:
-        raise _validate.UsageError(
-            f"image_size is {image_size[0]}x{image_size[1]} (height x width), but "
-            f"{config.network} needs at least {smallest} pixels a side. Use larger images."
-        )
+    _validate.pair(image_size=image_size)
     return _built(
         (MODELS[config.network], ACTIVATIONS[config.activation]),
         config,

@@ -100,7 +100,7 @@ def anonymizer(
 
     Args:
         cut: 1, after the generator; 0 sends the image itself.
-        image_size: height, width.
+        image_size: height, width, at least 33.
         width: channels of the first convolution of both networks; 64 is the paper's.
         num_attributes: ``K``.
         num_classes: classes of each attribute.
@@ -126,6 +126,7 @@ def anonymizer(
         cut=cut,
         last_cut=1,
         image_size=image_size,
+        smallest=33,
         centre=centre,
         tile=tile,
     )

@@ -207,7 +207,9 @@ def units(
 ) -> list[tuple[str, Unit]]:
     """Names and builders of all units but the head; see ``resnet18``."""
     _validate.one_of(NORMS, norm=norm)
+    _validate.one_of(STEMS, stem=stem)
     _validate.one_of(ACTIVATIONS, activation=activation)
+    _validate.positive(width=width)
     blocks: list[tuple[str, Unit]] = []
     for index, factor in enumerate(_STAGES):
         stride = 2 if index in (2, 4, 6) else 1
@@ -240,7 +242,7 @@ def resnet18(
     Args:
         cut: 0 mixes the image itself, 1 after the stem (the paper's N_pre = 1), 2 to 9 after
             each basic block.
-        image_size: height, width; CelebA's aligned size by default.
+        image_size: height, width, at least 33; CelebA's aligned size by default.
         width: channels of the stem; 64 is the standard network.
         num_attributes: ``K``.
         num_classes: classes of each attribute.
@@ -266,6 +268,7 @@ def resnet18(
         cut=cut,
         last_cut=9,
         image_size=image_size,
+        smallest=33,
         centre=centre,
         tile=tile,
     )

@@ -264,6 +264,7 @@ def split(
     cut: int,
     last_cut: int,
     image_size: ImageSize,
+    smallest: int = 1,
     centre: bool = False,
     tile: tuple[int, int] | None = None,
 ) -> SplitModel:
@@ -276,6 +277,7 @@ def split(
         cut: how many units run on the edge before mixing.
         last_cut: the largest cut that leaves activations to mix.
         image_size: height, width.
+        smallest: height or width that the network takes.
         centre: whether pre and main end with ``Centre``; not in the paper.
         tile: height, width of the tiles that pre's map is cut into (``cut_tiles``), None for the
             whole map; not in the paper.
@@ -290,7 +292,12 @@ def split(
             f"cut is {cut}, but {name} can be cut from 0 (the image itself) to {last_cut}: "
             f"after {listing}. Choose one of these."
         )
-    _validate.positive(image_height=image_size[0], image_width=image_size[1])
+    _validate.pair(image_size=image_size, tile=(1, 1) if tile is None else tile)
+    if min(image_size) < smallest:
+        raise _validate.UsageError(
+            f"image_size is {image_size[0]}x{image_size[1]} (height x width), but {name} needs at "
+            f"least {smallest} pixels a side. Use larger images."
+        )
     pre_ends: list[tuple[str, Unit]] = [("pre_centre", Centre)] if centre else []
     main_ends: list[tuple[str, Unit]] = [("main_centre", Centre)] if centre else []
     post_begins: list[tuple[str, Unit]] = []

@@ -105,7 +105,7 @@ def vgg16(
         norm: ``batch`` or ``none``, which has no effect; VGG-16 has no BatchNorm.
         centre: subtract running means before mixing and after main (``split.Centre``).
         tile: size of the tiles that pre's map is cut into (``split.cut_tiles``), or None.
-        stem: has no effect; VGG-16 has none.
+        stem: ``pool``, which has no effect; VGG-16 has none.
         activation: one of ``operations.ACTIVATIONS``, in place of every ReLU.
         dtype: of the computation; parameters stay float32.
 
@@ -113,7 +113,9 @@ def vgg16(
         UsageError: a value is out of range.
     """
     _validate.one_of(("batch", "none"), norm=norm)
+    _validate.one_of(("pool",), stem=stem)
     _validate.one_of(ACTIVATIONS, activation=activation)
+    _validate.positive(width=width)
     units: list[tuple[str, Unit]] = []
     for stage, (factor, depth) in enumerate(STAGES, start=1):
         for index in range(1, depth + 1):
@@ -135,6 +137,7 @@ def vgg16(
         cut=cut,
         last_cut=18,
         image_size=image_size,
+        smallest=32,
         centre=centre,
         tile=tile,
     )

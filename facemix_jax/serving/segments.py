@@ -12,7 +12,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from facemix_jax import checkpoint, data, defenses, inference, mixing, runs
+from facemix_jax import checkpoint, data, defenses, inference, mixing, run_images, runs
 from facemix_jax._types import Array, HostArray, Variables
 from facemix_jax._validate import FacemixError, UsageError
 from facemix_jax.data.face_model import ATTRIBUTE_NAMES
@@ -93,7 +93,7 @@ def load(workdir: Path, *, with_main: bool = False) -> Segments:
         spec=model.spec,
         model_id=wire.model_id(main, model.spec),
         step=step,
-        attribute_names=_attribute_names(config, model.spec.logits_shape[0]),
+        attribute_names=_attribute_names(workdir, config, model.spec.logits_shape[0]),
         group_size=config.defense.group_size if protected else loading.UNMIXED_ROWS,
         protected=protected,
         pre=functools.partial(pre, variables["pre"]),
@@ -151,11 +151,15 @@ def _jitted_edge(
     )
 
 
-def _attribute_names(config: runs.RunConfig, count: int) -> tuple[str, ...]:
-    """Names without reading images; numbers where the labels' file is not on this machine."""
-    if config.data.dataset in ("celeba", "synthetic"):
-        names: tuple[str, ...] = ATTRIBUTE_NAMES
-    else:
+def _attribute_names(workdir: Path, config: runs.RunConfig, count: int) -> tuple[str, ...]:
+    """Names without reading images.
+
+    For runs that do not say, those of the labels' file; numbers where it is not on this machine.
+    """
+    names = run_images.attribute_names(workdir)
+    if names is None and config.data.dataset in ("celeba", "synthetic"):
+        names = ATTRIBUTE_NAMES
+    elif names is None:
         try:
             names = tuple(data.open_files(config.data).attribute_names)
         except FacemixError:

@@ -163,6 +163,14 @@ def test_shapes_that_cannot_be_separated_are_an_error(shape):
         attacks.separate(jnp.zeros(shape), rng_key=RNG_KEY)
 
 
+@pytest.mark.parametrize("value", [jnp.nan, jnp.inf])
+def test_values_that_are_not_finite_are_an_error(value):
+    mixtures, evidence = jnp.zeros((2, 2, 8, 8, 1)), jnp.zeros((2, 2, 8, 8, 1)).at[1, 0].set(value)
+    for arguments in ({"mixtures": evidence}, {"mixtures": mixtures, "evidence": evidence}):
+        with pytest.raises(UsageError, match="NaN or infinities"):
+            attacks.separate(**arguments, rng_key=RNG_KEY)
+
+
 def test_options_out_of_range_are_an_error():
     mixtures = jnp.zeros((2, 2, 8, 8, 1))
     for option in ({"restarts": 0}, {"max_iterations": 0}, {"tolerance": 0.0}):

@@ -103,6 +103,14 @@ def test_without_batchnorm_there_are_no_statistics():
         (lambda: ModelConfig(width=0), ("width", "0")),
         (lambda: ModelConfig(compute_dtype="fp8"), ("fp8", "bfloat16")),
         (lambda: models.build(ModelConfig(), image_size=(20, 64)), ("20x64", "33")),
+        (lambda: models.build(ModelConfig(), image_size=48), ("48", "height, width", "Give both")),
+        (lambda: tiny(image_size=(8, 8)), ("8x8", "33")),
+        (lambda: tiny(image_size=48), ("48", "height, width", "Give both")),
+        (lambda: tiny(tile=5), ("tile is 5", "height, width")),
+        (lambda: tiny(width=0), ("width", "0")),
+        (lambda: tiny(stem="sign"), ("'sign'", "'signed'")),
+        (lambda: vgg16(width=0), ("width", "0")),
+        (lambda: vgg16(stem="signed"), ("'signed'", "'pool'")),
     ],
 )
 def test_errors_name_value_limit_and_remedy(call, words):

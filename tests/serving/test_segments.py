@@ -18,6 +18,12 @@ def test_work_directory_needs_no_images_and_gives_names(tmp_path):
     assert loaded.group_size == M
 
 
+def test_names_are_those_of_training_wherever_its_images_are(tmp_path):
+    save_checkpoint(tmp_path)
+    (tmp_path / "images.json").write_text('{"attribute_names": ["Bald", "Male", "Young"]}')
+    assert segments.load(tmp_path).attribute_names == ("Bald", "Male", "Young")
+
+
 @pytest.mark.parametrize("layer", [{"noise": 0.5}, {"decoys": 1}, {"blinding": 1.0}, {"clouds": 2}])
 def test_runs_whose_layers_clients_do_not_speak_are_refused(tmp_path, layer):
     save_checkpoint(tmp_path)
