@@ -166,6 +166,8 @@ def trained(config: Config, name: str) -> runs.Run:
     workdir = config.workdirs / f"{network}-{config.seed}"
     if config.scale == "smoke":
         workdir = config.workdirs / "smoke" / workdir.name
+    elif config.identity_dir is not None:  # what is amiss there is said before training
+        measuring.people(config.identity_dir, config.cache_dir, wanted.data.image_size)
     fitting.fit(wanted, workdir)
     run = runs.load(workdir, data_dir=config.data_dir)
     return run._replace(defense=defenses.build(defense, tiles=run.model.spec.tiles))

@@ -118,10 +118,9 @@ def minus(a: Mapping[int, float], b: Mapping[int, float]) -> dict[int, float]:
     return {seed: a[seed] - b[seed] for seed in a if seed in b}
 
 
-def _columns(*names: str, weak: Sequence[str] = (), strong: str = "strongest") -> Any:
-    return tuple(
-        Column(name=n, format="fixed3", strongest=strong if n in weak else None) for n in names
-    )
+def _columns(*names: str, strongest: str | None = None) -> Any:
+    """Columns of numbers; of weak attackers where ``strongest`` names the column beside them."""
+    return tuple(Column(name=n, format="fixed3", strongest=strongest) for n in names)
 
 
 def separations(cells: Cells, variants: Sequence[str]) -> ResultTable:
@@ -129,7 +128,8 @@ def separations(cells: Cells, variants: Sequence[str]) -> ResultTable:
     attacks = frontier_attacks.SEPARATIONS
     columns = (
         Column(name="accuracy", format="percent"),
-        *_columns("no attack", *attacks, weak=("no attack", *attacks)),
+        *_columns("no attack"),
+        *_columns(*attacks, strongest="strongest"),
         *_columns("strongest", "strongest minus no attack", "owner", "key advantage"),
     )
     rows = []
@@ -149,9 +149,9 @@ def separations(cells: Cells, variants: Sequence[str]) -> ResultTable:
 def filtered(cells: Cells, variants: Sequence[str]) -> ResultTable:
     """The same after every side has filtered its rows."""
     attacks = frontier_attacks.SEPARATIONS
-    names = "own images", "no attack", *attacks
     columns = (
-        *_columns(*names, weak=names),
+        *_columns("own images", "no attack"),
+        *_columns(*attacks, strongest="strongest"),
         *_columns("strongest", "strongest minus no attack", "owner", "key advantage"),
         *_columns("common rotation granted"),
     )
@@ -203,14 +203,8 @@ def formal(cells: Cells, variants: Sequence[str]) -> ResultTable:
 def persons(cells: Cells, variants: Sequence[str]) -> ResultTable:
     """The chain to pictures, judged by a public recogniser."""
     columns = (
-        *_columns(
-            "chance",
-            "mean face",
-            "no attack",
-            weak=("chance", "mean face", "no attack"),
-            strong="granted assembly",
-        ),
-        *_columns("own assembly", weak=("own assembly",), strong="granted assembly"),
+        *_columns("chance", "mean face", "no attack"),
+        *_columns("own assembly", strongest="granted assembly"),
         *_columns("granted assembly", "owner"),
     )
     who = "blind", "floor", "own assembly", "granted assembly", "owner"
@@ -260,8 +254,10 @@ def learned(cells: Cells, variants: Sequence[str]) -> ResultTable:
                 rows.append(Row(label=label, cells=tuple(value(v) for v in found)))
     return ResultTable(
         title="Learned attackers, and candidates held against row spaces",
-        columns=_columns(
-            "chance", "no attack", "attacker", "strongest", "owner", weak=("attacker",)
+        columns=(
+            *_columns("chance", "no attack"),
+            *_columns("attacker", strongest="strongest"),
+            *_columns("strongest", "owner"),
         ),
         rows=tuple(rows),
         note="Attackers that separate first stand in the tables before. 'Strongest' is the "

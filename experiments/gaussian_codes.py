@@ -203,11 +203,11 @@ def utility(run: runs.Run, seed: int) -> dict[str, Any]:
 
 def table(cells: Sequence[Mapping[str, Any]], config: Config) -> ResultTable:
     """A row for each network and seed; the strongest of the separations that were run."""
-    weak = ("no attack", *ATTACKS)
     columns = (
         Column(name="accuracy", format="percent"),
         Column(name="negentropy", format="fixed3"),
-        *(Column(name=name, format="fixed3", strongest="strongest") for name in weak),
+        Column(name="no attack", format="fixed3"),
+        *(Column(name=name, format="fixed3", strongest="strongest") for name in ATTACKS),
         *(Column(name=n, format="fixed3") for n in ("strongest", "owner", "key advantage")),
     )
     names = "training", "map", "group_size", "noise", "seed"

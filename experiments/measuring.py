@@ -61,18 +61,17 @@ def celeba(config: Any, *, identity_dir: str | None = None, runs_of: str = "tabl
 
 
 def prepare(scale: Scale, place: Place) -> None:
-    """Opens all files, which decodes them once, so that what is amiss is said before rows start.
+    """Opens all files, which decodes them once, so that what is amiss is said before training.
 
-    It uses no accelerator: the rows' processes share its memory.
+    It uses no accelerator: the processes of rows that run side by side share its memory.
 
     Raises:
         FacemixError: files are missing or damaged.
     """
-    if scale.drawn:
-        return
-    data.load_source(
-        data_config(scale, place.data_dir, place.cache_dir, place.dataset, place.columns)
-    )
+    if not scale.drawn:
+        data.load_source(
+            data_config(scale, place.data_dir, place.cache_dir, place.dataset, place.columns)
+        )
     if place.identity_dir is not None:
         people(place.identity_dir, place.cache_dir, scale.image_size)
 
@@ -101,6 +100,7 @@ def workdir(name: str, place: Place, seed: int) -> Path:
 
 def trained(name: str, system: System, scale: Scale, place: Place, seed: int) -> Run:
     """Trains what is missing of one run and loads it."""
+    prepare(scale, place)
     config, folder = run_config(system, scale, place, seed), workdir(name, place, seed)
     if name == ANONYMIZER:
         # By Adam as it is: its published figures are of that.

@@ -34,7 +34,10 @@ class Attack:
     workdir: Path
     """Of a training run."""
     attack: tuple[str, ...] = ()
-    """Only these; the strongest runs beside them. Without it, all that apply."""
+    """Only these; the strongest runs beside them. Without it, all that apply: attributes, identity,
+    pix2pix, set_attributes, set_identity, span, known_plaintext, reused_key, intersection,
+    membership, weak_randomness, collusion, nonnegative, adversarial, iva, contrast, alignment,
+    picard, shuffled_chain, gradient_ica, restoration, output, inversion, judge, robust."""
     config: tyro.conf.OmitArgPrefixes[AttackConfig] = AttackConfig()
     split: str = "test"
     """Split whose images are attacked; images of the train split, or of the test split where that

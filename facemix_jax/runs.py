@@ -192,9 +192,14 @@ def read_config(workdir: Path) -> RunConfig:
         ) from error
     except (ValueError, TypeError, KeyError) as error:  # a value refused is a ValueError, too
         reason = f"it has no {error}" if isinstance(error, KeyError) else str(error).rstrip(".")
+        start = (
+            "If it is of your own, register it first. Otherwise it"
+            if "is unknown" in reason
+            else "It"
+        )
         raise FacemixError(
-            f"{path} cannot be read: {reason}. It was changed by hand or written by another "
-            f"version; restore it, or train into another work directory."
+            f"{path} cannot be read: {reason}. {start} was changed by hand or written by "
+            f"another version; restore it, or train into another work directory."
         ) from error
 
 

@@ -1,5 +1,6 @@
 """The pages under docs/: their Python runs as written, their commands and files exist."""
 
+import dataclasses
 import re
 import subprocess
 import sys
@@ -12,6 +13,8 @@ import yaml
 from notebook_support import NOTEBOOKS
 
 from facemix_jax import cli
+from facemix_jax._validate import UsageError
+from facemix_jax.attacks import suite
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
@@ -40,15 +43,34 @@ def test_the_tour_runs_as_written(tmp_path, monkeypatch, capsys):
 @pytest.mark.library_promotes
 def test_bring_your_own_runs_as_written(tmp_path, monkeypatch):
     from facemix_jax.attacks.suite import ATTACKS
-    from facemix_jax.models import MODELS
+    from facemix_jax.commands import check_defense
+    from facemix_jax.defenses import DEFENSES, DefenseConfig
+    from facemix_jax.models import MODELS, ModelConfig, build
 
     monkeypatch.setitem(MODELS, "small", None)  # restored, whatever the page registers
+    monkeypatch.setitem(DEFENSES, "scaled", None)
     monkeypatch.setitem(ATTACKS, "loudest", None)
     names = run_page("bring_your_own.md", {}, monkeypatch, tmp_path)
     assert names["source"].attribute_names == ("Smiling", "Young")
     assert {"loudest", "robust"} <= names["found"].results.keys()
     for block in PYTHON["bring_your_own.md"]:
         assert block.count("\n") < 60
+
+    small = ModelConfig(network="small", width=4, centre=True, tile=(20, 17))
+    model = build(small, image_size=(80, 68))
+    assert model.spec.grid == (2, 2)
+    assert model.spec.activation_shape == (20, 17, 4)
+    with pytest.raises(UsageError, match="small has no other norm"):
+        build(dataclasses.replace(small, norm="none"), image_size=(80, 68))
+
+    (own,) = (block for block in PYTHON["bring_your_own.md"] if block.startswith("# own.py\n"))
+    command = ["own.py", "evaluate", "--workdir", "runs/small"]
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(SystemExit) as exit_:
+        exec(compile(own, "own.py", "exec"), {"__name__": "__main__"})
+    assert exit_.value.code == 0
+    check_defense(DefenseConfig(defense="scaled", group_size=4))  # it may read any option
+    assert " ".join(command) in (ROOT / "docs/bring_your_own.md").read_text()
 
 
 @pytest.mark.library_promotes
@@ -91,6 +113,13 @@ def test_every_command_of_the_pages_is_understood(capsys):
             for option in re.findall(r"--[a-z-]+", command):
                 assert option in known, (page.name, command, option)
     assert found >= 12
+
+
+def test_the_help_of_attack_lists_the_names_that_it_takes(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["attack", "--help"])
+    text = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert re.search(r"all that apply: (.*?)\.", text)[1].split(", ") == [*suite.ATTACKS]
 
 
 def test_every_script_and_file_that_pages_name_exists():

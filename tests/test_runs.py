@@ -152,6 +152,10 @@ def test_config_survives_json(tmp_path):
         (b"{}", "it has no 'data'"),
         (json.dumps({"data": {}}).encode(), "it has no 'image_size'"),
         (b'{"data": {"image_size": [40, 3]}}', "image_width is 3"),
+        (
+            b'{"data": {"image_size": [40, 36]}, "model": {"network": "small"}}',
+            "'small' is unknown; .*\\. If it is of your own, register it first. Otherwise it was",
+        ),
     ],
 )
 def test_a_broken_config_is_explained(tmp_path, content, reason):

@@ -18,7 +18,7 @@ import systems
 from PIL import Image
 
 from facemix_jax import results
-from facemix_jax._validate import UsageError
+from facemix_jax._validate import DataError, UsageError
 from facemix_jax.runs import Run, RunConfig
 
 
@@ -113,6 +113,15 @@ def test_persons_are_measured_by_the_call_that_has_them(tmp_path, monkeypatch):
         cells = cells_in(tmp_path)
         measuring.measure(cells, rows, parts, scales.SCALES["cpu"], place, (0,))
         assert [cell["part"] for cell in cells.cells] == expected
+
+
+def test_people_that_are_not_there_are_named_before_anything_is_trained(tmp_path):
+    runs, missing = tmp_path / "runs", tmp_path / "none"
+    place = dataclasses.replace(PLACE, identity_dir=str(missing), workdirs=runs)
+    system = systems.SYSTEMS[systems.CLOUD]
+    with pytest.raises(DataError, match=rf"{missing}/labels\.csv cannot be read"):
+        measuring.trained(systems.CLOUD, system, scales.SCALES["smoke"], place, 0)
+    assert not runs.exists()
 
 
 def test_reproducing_hands_the_persons_to_every_script_that_wants_them(tmp_path):

@@ -11,6 +11,8 @@ from pathlib import Path
 import accuracy_cpu
 import accuracy_gpu
 import algebra_summary
+import frontier_summary
+import gaussian_codes
 import learned_attackers
 import linearity_aids
 import linearity_summary
@@ -269,6 +271,11 @@ SUMMARIES = {
     "accuracy_cpu": accuracy_cpu.summarize,
     "accuracy_gpu": lambda cells: accuracy_gpu.summarize(cells, accuracy_gpu.native("gpu")),
     "algebra_real": algebra_summary.summarize,
+    "frontier": frontier_summary.summary,
+    "gaussian_codes_cpu": lambda cells: (
+        [gaussian_codes.table(cells, gaussian_codes.Config())] if cells else [],
+        (),
+    ),
     "learned_attackers": learned_attackers.summarize,
     "linearity": linearity_summary.summarize,
     "linearity_aids_cpu": linearity_aids.summarize,
@@ -329,6 +336,19 @@ def test_where_gradient_ica_stands_alone_it_is_called_a_quick_attack(name):
     ]
     assert alone
     assert all(report.QUICK in table.note for table in alone)
+
+
+def test_what_is_no_attacker_is_not_called_a_weak_one():
+    others = {"chance", "mean face", "own images", "no attack", "owner"}
+    shown = set()
+    for path in (ROOT / "experiments" / "results").glob("*.json"):
+        if '"tables"' not in path.read_text():
+            continue  # a benchmark's plain numbers
+        for table in results.load(path).tables:
+            shown |= {column.name for column in table.columns}
+            weak = {column.name for column in table.columns if column.strongest is not None}
+            assert not weak & others, (path.name, table.title)
+    assert others <= shown
 
 
 def test_what_follows_without_a_measurement_is_not_called_measured():
