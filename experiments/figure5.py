@@ -142,9 +142,8 @@ def main(config: Config) -> None:
         summarize=lambda cells: (tables(cells, drawn=chosen.drawn), ()),
     )
     rows = drawn_rows(config, chosen, source)
-    which = None
-    if config.anonymizer is not None:
-        which = report.run_hash(runs.load(config.anonymizer, data_dir=config.data_dir))
+    given = config.anonymizer
+    which = None if given is None else report.run_hash(runs.load(given, data_dir=config.data_dir))
     shown = {}
     for name in config.systems:
         label = "_".join(re.findall(r"\w+", name))
@@ -175,9 +174,8 @@ def main(config: Config) -> None:
 def digest(config: Config, source: data.Source, anonymizer: str | None) -> str:
     """Stands for what the faces of a system follow from: other scores are of other faces."""
     options = {**report.options(config), "systems": None}
-    text = json.dumps(
-        [options, runs.images_of(source, source.image_size), anonymizer], sort_keys=True
-    )
+    images = runs.images_of(source, source.image_size)
+    text = json.dumps([options, images, anonymizer], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 

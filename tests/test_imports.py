@@ -19,6 +19,7 @@ LAYERS = (
     ("training", "attacks"),
     ("slalom", "osia"),
     ("checkpoint", "population", "records", "speed"),
+    ("run_images",),
     ("runs",),
     ("serving", "onnx_graph"),
     ("export",),
