@@ -66,6 +66,8 @@ def test_bring_your_own_runs_as_written(tmp_path, monkeypatch):
     (own,) = (block for block in PYTHON["bring_your_own.md"] if block.startswith("# own.py\n"))
     command = ["own.py", "evaluate", "--workdir", "runs/small"]
     monkeypatch.setattr(sys, "argv", command)
+    # Restored, as the program sets it for good.
+    monkeypatch.setenv("PYTHON_TYRO_ANSI_CODES", "False")
     with pytest.raises(SystemExit) as exit_:
         exec(compile(own, "own.py", "exec"), {"__name__": "__main__"})
     assert exit_.value.code == 0
