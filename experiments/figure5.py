@@ -293,14 +293,13 @@ def separated(target: attacks.Target, recording: attacks.Recording, rng_key: Rng
     found = np.concatenate([f[match.permutation] for f, match in zip(faces, matches, strict=True)])
     floor = blind.recovery(mixtures, truth)
     owner = blind.recovery(truth_by_group(recording.owner_activations, recording), truth)
-    right = np.mean([match.signs > 0 for match in matches])
     return Recovery(
         unit(found),
         {
             "correlation": float(np.mean([match.mean for match in matches])),
             "correlation_no_attack": float(floor.mean()),
             "correlation_owner": float(owner.mean()),
-            "signs_right": float(right),
+            "signs_right": float(np.mean([match.signs > 0 for match in matches])),
         },
     )
 

@@ -7,7 +7,7 @@ import tyro
 
 from facemix_jax import anonymizing, data, output, runs, trials
 from facemix_jax.anonymizing import AnonymizerConfig
-from facemix_jax.commands import absolute, check_defense
+from facemix_jax.commands import absolute
 from facemix_jax.defenses import DefenseConfig
 from facemix_jax.models import ModelConfig
 from facemix_jax.output import NOTES
@@ -35,7 +35,6 @@ class Anonymize:
 
     def run(self) -> None:
         """Runs the command."""
-        check_defense(self.config.defense)
         config = absolute(self.config)
         anonymizing.check(config, self.workdir, config.data.image_size)
         source = data.load_source(config.data)

@@ -2,11 +2,11 @@
 
 import json
 
+import cli_support
 import numpy as np
 import pytest
 from PIL import Image
 
-from facemix_jax import cli
 from facemix_jax.data import DataConfig, celeba, load_source
 
 COUNT = 24
@@ -14,13 +14,7 @@ SMALL = ("--image-size", "20", "16")
 
 
 def run(capsys, *arguments):
-    """Exit code, standard output, standard error on one line."""
-    try:
-        code = cli.main(["data", *map(str, arguments)])
-    except SystemExit as exit_:  # the parser's
-        code = exit_.code
-    captured = capsys.readouterr()
-    return code, captured.out, " ".join(captured.err.split())
+    return cli_support.run(capsys, "data", *arguments)
 
 
 @pytest.fixture

@@ -5,24 +5,12 @@ import io
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cli_support import TRAIN, run
 
 from facemix_jax import cli, commands, data, fitting
 from facemix_jax.data import DataError
 
 pytestmark = pytest.mark.library_promotes  # Optax
-
-SMALL = ["--image-size", "40", "36", "--train-examples", "64", "--test-examples", "32"]
-TRAIN = [*SMALL, "--width", "4", "--num-epochs", "1", "--batch-size", "16", "--log-every", "1"]
-
-
-def run(capsys, *arguments):
-    """Exit code, standard output, standard error on one line."""
-    try:
-        code = cli.main(list(map(str, arguments)))
-    except SystemExit as exit_:  # the parser's
-        code = exit_.code
-    captured = capsys.readouterr()
-    return code, captured.out, " ".join(captured.err.split())
 
 
 def test_unreadable_weights_say_how_to_write_them(capsys, tmp_path):

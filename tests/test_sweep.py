@@ -84,6 +84,9 @@ def test_a_combination_that_does_not_fit_stops_before_anything_starts(capsys, tm
 )
 def test_options_of_each_defence_are_given_where_the_defence_varies(tmp_path, grid):
     commands_sweep._check(sweep.expand(BASE, grid, 1, tmp_path))
+    (option,) = grid.keys() - commands_sweep._CHOICES
+    with pytest.raises(UsageError, match="so that it has no effect"):  # control: it does not vary
+        commands_sweep._check(sweep.expand(BASE, {option: grid[option]}, 1, tmp_path))
 
 
 def test_a_directory_stands_for_a_configuration_wherever_it_runs(tmp_path):

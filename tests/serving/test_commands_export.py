@@ -3,10 +3,11 @@
 import json
 import re
 
+import cli_support
 import pytest
 from cloud_support import save_checkpoint
 
-from facemix_jax import cli, export
+from facemix_jax import export
 
 pytest.importorskip("onnxruntime", reason="the extra export is not installed")
 pytest.importorskip("flatbuffers")
@@ -20,12 +21,7 @@ def workdir(tmp_path_factory):
 
 
 def run(capsys, *arguments):
-    try:
-        code = cli.main(["export", *map(str, arguments)])
-    except SystemExit as exit_:  # the parser's
-        code = exit_.code
-    captured = capsys.readouterr()
-    return code, captured.out, " ".join(captured.err.split())
+    return cli_support.run(capsys, "export", *arguments)
 
 
 def test_writes_and_reports(capsys, workdir, tmp_path):

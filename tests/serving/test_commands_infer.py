@@ -7,6 +7,7 @@ import re
 import shutil
 from pathlib import Path
 
+import cli_support
 import grpc
 import numpy as np
 import pytest
@@ -15,17 +16,11 @@ from edge_support import FakeCloud, Loop, honest
 from PIL import Image
 from tiny_source import TinySource
 
-from facemix_jax import cli, keys
+from facemix_jax import keys
 
 
 def run(capsys, *arguments):
-    """Exit code, standard output, standard error on one line."""
-    try:
-        code = cli.main(["infer", *map(str, arguments)])
-    except SystemExit as exit_:  # the parser's
-        code = exit_.code
-    captured = capsys.readouterr()
-    return code, captured.out, " ".join(captured.err.split())
+    return cli_support.run(capsys, "infer", *arguments)
 
 
 @pytest.fixture(scope="module")
