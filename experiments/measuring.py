@@ -21,6 +21,8 @@ from facemix_jax.data import DataConfig, tables
 from facemix_jax.data.files import FileSource
 from facemix_jax.runs import Run, RunConfig
 
+_ANONYMIZER = anonymizing.AnonymizerConfig()
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Place:
@@ -98,15 +100,32 @@ def workdir(name: str, place: Place, seed: int) -> Path:
     return place.workdirs / f"{slug}-{seed}"
 
 
-def trained(name: str, system: System, scale: Scale, place: Place, seed: int) -> Run:
-    """Trains what is missing of one run and loads it."""
+def trained(
+    name: str,
+    system: System,
+    scale: Scale,
+    place: Place,
+    seed: int,
+    anonymizer: anonymizing.AnonymizerConfig = _ANONYMIZER,
+) -> Run:
+    """Trains what is missing of one run and loads it.
+
+    Args:
+        name: of the row.
+        system: likewise.
+        scale: the size.
+        place: data and runs.
+        seed: of the run.
+        anonymizer: its options, if the row is the anonymizer; the identifier has the scale's width.
+    """
     prepare(scale, place)
     config, folder = run_config(system, scale, place, seed), workdir(name, place, seed)
     if name == ANONYMIZER:
         # By Adam as it is: its published figures are of that.
         plain = dataclasses.replace(config.train, nesterov=False)
         config = dataclasses.replace(config, train=plain)
-        anonymizing.fit(config, anonymizing.AnonymizerConfig(identifier_width=scale.width), folder)
+        options = dataclasses.replace(anonymizer, identifier_width=scale.width)
+        anonymizing.fit(config, options, folder)
     else:
         fitting.fit(config, folder, show_progress=False)
     return runs.load(folder, data_dir=None if scale.drawn else place.data_dir)

@@ -4,6 +4,7 @@ import dataclasses
 import json
 from pathlib import Path
 
+import anonymizer_weights
 import figure4
 import frontier_summary
 import gaussian_codes
@@ -193,3 +194,20 @@ def test_pictures_of_people_are_read_as_any_table_is(tmp_path):
     source = measuring.people(str(tmp_path), None, (16, 16))
     kept = {s: [source.file_names[i] for i in rows] for s, rows in source.splits.items()}
     assert kept == {"train": ["a/0.png"], "valid": ["a/3.png", "a/4.png"], "test": []}
+
+
+def test_other_weights_of_the_anonymizer_stand_in_their_order():
+    cells = [
+        {"row": anonymizer_weights.label(w), "weight": w, "part": part, "seed": seed, **found}
+        for w, accuracy in ((0.3, 0.86), (0.03, 0.87))
+        for part, found in (
+            ("utility", {"test_accuracy": accuracy}),
+            ("identity", {"strongest": w}),
+        )
+        for seed in (0, 1)
+    ]
+    table = anonymizer_weights.table(cells, scales.SCALES["cpu"])
+    assert [row.label for row in table.rows] == ["adversary weight 0.03", "adversary weight 0.3"]
+    accuracy, persons, attributes = table.rows[0].cells
+    assert (accuracy[0].value, persons[0].value, attributes) == (0.87, 0.03, ())
+    assert (accuracy[0].seeds, accuracy[0].mark) == (2, "measured")
