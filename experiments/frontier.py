@@ -10,7 +10,7 @@ import accuracy_cpu
 import frontier_attacks
 import frontier_summary
 import jax
-import measuring
+import persons
 import report
 import scale as scales
 import tyro
@@ -167,7 +167,7 @@ def trained(config: Config, name: str) -> runs.Run:
     if config.scale == "smoke":
         workdir = config.workdirs / "smoke" / workdir.name
     elif config.identity_dir is not None:  # what is amiss there is said before training
-        measuring.people(config.identity_dir, config.cache_dir, wanted.data.image_size)
+        persons.people(config.identity_dir, config.cache_dir, wanted.data.image_size)
     fitting.fit(wanted, workdir)
     run = runs.load(workdir, data_dir=config.data_dir)
     return run._replace(defense=defenses.build(defense, tiles=run.model.spec.tiles))
@@ -179,7 +179,7 @@ def source_of_people(config: Config, run: runs.Run) -> Source | None:
         return run.source
     if config.identity_dir is None:
         return None
-    return measuring.people(config.identity_dir, config.cache_dir, run.source.image_size)
+    return persons.people(config.identity_dir, config.cache_dir, run.source.image_size)
 
 
 def utility(run: runs.Run) -> dict[str, Any]:

@@ -51,7 +51,8 @@ class Config:
     """Trains networks with a signed, centred stem with and without the terms, then attacks them.
 
     Command: ``python experiments/gaussian_codes.py --data-dir CELEBA``, or ``--scale smoke``, which
-    needs no files. Finished cells are not run again.
+    needs no files. Finished cells are not run again. The committed cells also take ``--noises
+    0.25``, ``--group-sizes 32 --noises 0 0.25 0.5``, and ``--noises 0 --seed 1``.
 
     Run time: a minute for ``smoke``; for ``cpu`` about one minute of CPU time for each network,
     and two for its attacks.

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import measuring
+import persons
 import report
 import tyro
 
@@ -103,7 +104,7 @@ def main(config: Config) -> None:
             if "identity" in name:
                 if config.identity_dir is None:
                     continue
-                source = measuring.people(config.identity_dir, config.cache_dir, (109, 89))
+                source = persons.people(config.identity_dir, config.cache_dir, (109, 89))
             if cells.has(attack=name, **what):
                 continue
             model, variables = (run.model, run.variables)

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import persons
 import report
 import scale as scales
 from scale import Scale, data_config
@@ -17,8 +18,6 @@ from facemix_jax import anonymizing, attacks, data, evaluation, fitting, models,
 from facemix_jax.attacks import recognition, suite
 from facemix_jax.attacks.base import by_group, truth_by_group
 from facemix_jax.attacks.groups import in_order, match, unmix
-from facemix_jax.data import DataConfig, tables
-from facemix_jax.data.files import FileSource
 from facemix_jax.runs import Run, RunConfig
 
 _ANONYMIZER = anonymizing.AnonymizerConfig()
@@ -75,7 +74,7 @@ def prepare(scale: Scale, place: Place) -> None:
             data_config(scale, place.data_dir, place.cache_dir, place.dataset, place.columns)
         )
     if place.identity_dir is not None:
-        people(place.identity_dir, place.cache_dir, scale.image_size)
+        persons.people(place.identity_dir, place.cache_dir, scale.image_size)
 
 
 def sized(model: models.ModelConfig, scale: Scale) -> models.ModelConfig:
@@ -216,7 +215,7 @@ def identity(run: Run, scale: Scale, place: Place, seed: int) -> dict[str, Any]:
         return NO_PEOPLE
     source = run.source
     if place.identity_dir is not None:
-        source = people(place.identity_dir, place.cache_dir, scale.image_size)
+        source = persons.people(place.identity_dir, place.cache_dir, scale.image_size)
     target = target_of(run, source)
     reason = suite.ATTACKS["identity"].unsuitable(target)
     if reason is not None:
@@ -384,36 +383,3 @@ def fill(
     )
     measure(cells, systems, parts, scale, place, config.seeds or range(scale.seeds))
     cells.save()
-
-
-_NOT_ATTRIBUTES = ("source", "n_faces", "dlib_dist", "iod_px")
-_SAME_PERSON = 0.6
-"""Above this distance between a picture and a person's others, a recogniser doubts the label."""
-
-
-def people(identity_dir: str, cache_dir: str | None, image_size: tuple[int, int]) -> data.Source:
-    """Images for recognising persons; without doubtful ones, where ``dlib_dist`` says which.
-
-    ``labels.csv`` has columns of image names, ``identity``, ``partition`` and attributes.
-    """
-    table = tables.read_table(Path(identity_dir).expanduser() / "labels.csv")
-    ignored = ",".join(name for name in _NOT_ATTRIBUTES if name in table.columns)
-    columns = "identity=identity split=partition" + (f" ignore={ignored}" if ignored else "")
-    source = data.load_source(
-        DataConfig(
-            dataset="folder",
-            data_dir=identity_dir,
-            cache_dir=cache_dir,
-            image_size=image_size,
-            labels="labels.csv",
-            columns=columns,
-        )
-    )
-    if "dlib_dist" not in table.columns:
-        return source
-    assert isinstance(source, FileSource)
-    labelled, _ = tables.attribute_values(table, tables.find_roles(table, columns))
-    distances = np.array([float(table.columns["dlib_dist"][row] or 0) for row in labelled])
-    keep = distances <= _SAME_PERSON
-    splits = {split: rows[keep[rows]] for split, rows in source.splits.items()}
-    return dataclasses.replace(source, splits=splits)

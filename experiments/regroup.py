@@ -52,8 +52,8 @@ class Config:
         cache_dir: folder for decoded images; None for the data set's default.
         image_size: height, width.
         most: mixtures of a cell; larger ones are left out.
-        separated: groups that the end-to-end chain separates and scores in cells of more than
-            1,024 mixtures; in smaller ones it is all.
+        separated: groups, drawn at random, that the end-to-end chain separates and scores in
+            cells of more than 1,024 mixtures; in smaller ones it is all.
         seed: of images, keys and attacks.
         output: JSON file; None for the scale's in ``results``.
     """
@@ -172,7 +172,7 @@ def summarize(cells: Sequence[Mapping[str, Any]]) -> report.Summary:
 
 
 def regrouped(target: Target, num_groups: int, config: Config) -> dict[str, Any]:
-    """One cell: shuffle, regroup, separate the first groups that were found, score."""
+    """One cell: shuffle, regroup, separate groups that were found, score."""
     size = target.defense.group_size
     count = size * num_groups
     rows = np.random.default_rng(config.seed).permutation(len(target.source))[:count]
@@ -191,9 +191,12 @@ def regrouped(target: Target, num_groups: int, config: Config) -> dict[str, Any]
 
     separate = robust.choose(target, keys[2]).separate
     # Images of wrongly split groups are matched wherever they went; matching thousands would be
-    # slow, and there only the first groups are scored, each against its own.
+    # slow, and there only some groups are scored, each against its own: the first ones found are
+    # those that hang together best.
     all_of_them = count <= 1024
-    some = np.arange(num_groups if all_of_them else config.separated)
+    some = np.arange(num_groups)
+    if not all_of_them:
+        some = np.random.default_rng(config.seed).permutation(num_groups)[: config.separated]
     together = jnp.stack([sent[np.flatnonzero(found == g)] for g in some])
     sources = separate(together, rng_key=keys[3]).sources
     truths = mixing.group(truth, size)[match.truth_of[some]]

@@ -18,7 +18,7 @@ from facemix_jax.provenance import provenance
 
 Summary = tuple[Sequence[results.ResultTable], Sequence[results.Chart]]
 
-QUICK = "Gradient ICA is a quick attack; robust, the strongest, finds as much or more."
+QUICK = "Gradient ICA is a quick attack, not the strongest: facemix attack runs that."
 """Stands below its figures where nothing stronger was run."""
 
 

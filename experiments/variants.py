@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import measuring
 import numpy as np
+import persons
 import report
 import scale as scales
 import summaries
@@ -91,7 +92,8 @@ class Config:
     busy CPU cores; trainings were not timed.
 
     Expected: separation undoes every matrix that can be inverted, and decoys and rounding with it.
-    One cloud of several gains little over its rows as they are. Blinding hides what is not smooth
+    By separation one of eight clouds gains nothing over its rows as they are, one of four or two
+    does. Blinding hides what is not smooth
     and takes its price in accuracy and in the edge's own work. See ``docs/defenses.md``.
 
     Attributes:
@@ -198,7 +200,7 @@ def recognised(
     source, images, batch_size = None, scale.attack_images, None
     if part in PERSONS:
         assert place.identity_dir is not None  # main leaves these out without it
-        source = measuring.people(place.identity_dir, place.cache_dir, scale.image_size)
+        source = persons.people(place.identity_dir, place.cache_dir, scale.image_size)
         images = run.defense.group_size  # it attacks these people's pictures instead
     elif part == "pix2pix":
         images, batch_size = min(images, 256), 32

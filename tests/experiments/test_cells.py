@@ -10,6 +10,7 @@ import frontier_summary
 import gaussian_codes
 import measuring
 import other_systems
+import persons
 import pytest
 import report
 import reproduce
@@ -191,7 +192,7 @@ def test_pictures_of_people_are_read_as_any_table_is(tmp_path):
         male = "" if i == 1 else i % 2
         lines.append(f"images/a/{i}.png,{i // 2},{i // 3},{('0.3', '', '0.7')[i % 3]},{male}")
     (tmp_path / "labels.csv").write_text("\n".join(lines))
-    source = measuring.people(str(tmp_path), None, (16, 16))
+    source = persons.people(str(tmp_path), None, (16, 16))
     kept = {s: [source.file_names[i] for i in rows] for s, rows in source.splits.items()}
     assert kept == {"train": ["a/0.png"], "valid": ["a/3.png", "a/4.png"], "test": []}
 

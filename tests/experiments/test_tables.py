@@ -11,6 +11,7 @@ from pathlib import Path
 import accuracy_cpu
 import accuracy_gpu
 import algebra_summary
+import challenge_baseline
 import frontier_summary
 import gaussian_codes
 import learned_attackers
@@ -271,6 +272,7 @@ SUMMARIES = {
     "accuracy_cpu": accuracy_cpu.summarize,
     "accuracy_gpu": lambda cells: accuracy_gpu.summarize(cells, accuracy_gpu.native("gpu")),
     "algebra_real": algebra_summary.summarize,
+    "challenge_baseline_smoke": challenge_baseline.summarize,
     "frontier": frontier_summary.summary,
     "gaussian_codes_cpu": lambda cells: (
         [gaussian_codes.table(cells, gaussian_codes.Config())] if cells else [],
