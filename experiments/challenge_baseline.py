@@ -69,17 +69,13 @@ def solved(config: Config, noise: float) -> dict[str, Any]:
 
 def summarize(cells: Sequence[Mapping[str, Any]]) -> report.Summary:
     """Mean matched |correlation| of the baseline beside what needs no method."""
-    names = {
-        "chance": "chance",
-        "mean of known activations": "mean of known activations",
-        "no attack": "no attack",
-        "submission": "baseline",
-    }
     columns = {
-        **{
-            who: Column(name=name, format="fixed3", strongest="strongest")
-            for who, name in names.items()
-        },
+        "chance": Column(name="chance", format="fixed3"),
+        "no attack": Column(name="no attack", format="fixed3"),
+        "mean of known activations": Column(
+            name="mean of known activations", format="fixed3", strongest="strongest"
+        ),
+        "submission": Column(name="baseline", format="fixed3", strongest="strongest"),
         "strongest": Column(name="strongest", format="fixed3"),
         "owner": Column(name="owner", format="fixed3"),
     }
@@ -88,7 +84,10 @@ def summarize(cells: Sequence[Mapping[str, Any]]) -> report.Summary:
             "noise": cell["noise"],
             "rows": cell["rows"],
             **{who: scores["correlation"] for who, scores in cell["scores"].items()},
-            "strongest": max(cell["scores"][who]["correlation"] for who in names),
+            "strongest": max(
+                cell["scores"][who]["correlation"]
+                for who in ("no attack", "mean of known activations", "submission")
+            ),
         }
         for cell in cells
     ]
