@@ -108,8 +108,11 @@ class Cloud:
             # gRPC would send the same bytes again; every attempt must be mixed anew.
             ("grpc.enable_retries", 0),
             ("grpc.initial_reconnect_backoff_ms", 200),
-            ("grpc.min_reconnect_backoff_ms", 200),
+            # What connecting itself may take, TLS included; one that is refused ends at once.
+            ("grpc.min_reconnect_backoff_ms", 5_000),
             ("grpc.max_reconnect_backoff_ms", 2_000),
+            # Calls take turns among all replicas that a name leads to.
+            ("grpc.lb_policy_name", "round_robin"),
             # Clouds behind one address are told apart; several channels are not shared.
             ("grpc.use_local_subchannel_pool", 1),
         ]
