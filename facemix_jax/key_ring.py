@@ -36,6 +36,10 @@ class KeyRingError(FacemixError):
 class Place(Protocol):
     """Where one root secret is kept."""
 
+    @property
+    def path(self) -> Path | None:
+        """Its file; None for an entry of the keyring."""
+
     def create(self) -> RootSecret:
         """Draws a secret and keeps it here; refuses to replace one."""
 
@@ -111,6 +115,7 @@ class Entry:
     """
 
     name: str
+    path = None
 
     def __post_init__(self) -> None:
         """Checks the name."""

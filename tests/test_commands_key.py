@@ -89,6 +89,24 @@ def test_create_replaces_nothing(run, path):
     assert path.read_bytes() == before
 
 
+def test_the_result_does_not_replace_the_secret(run, path):
+    path.parent.mkdir()
+    same = path.parent / ".." / path.parent.name / path.name
+
+    def refused(command):
+        code, out, err = run(command, "--path", path, "--json", same)
+        assert (code, out) == (2, "")
+        assert "another --json path" in err
+
+    refused("create")
+    assert not path.exists()
+    run("create", "--path", path)
+    before = path.read_bytes()
+    for command in ("show", "rotate"):
+        refused(command)
+        assert path.read_bytes() == before
+
+
 @pytest.mark.parametrize("command", ["show", "rotate"])
 def test_a_missing_secret(run, path, command):
     code, out, err = run(command, "--path", path)
