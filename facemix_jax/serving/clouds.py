@@ -340,9 +340,9 @@ def _token(connection: Connection) -> str:
     if connection.token is None:
         return ""
     words = access.read(connection.token, "token").decode("utf-8", "replace").split()
-    if len(words) != 1 or not words[0].isascii():
+    if len(words) != 1 or not (words[0].isascii() and words[0].isprintable()):
         raise UsageError(
-            f"token {connection.token} must hold one word, the token, but holds {len(words)}. "
-            f"Write it there alone."
+            f"token {connection.token} must hold one word of printable ASCII characters, the "
+            f"token. Write it there alone."
         )
     return words[0]
