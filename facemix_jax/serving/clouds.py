@@ -218,6 +218,7 @@ async def until_answered(
 
     Raises:
         CloudError: they refuse, or cannot be reached until time is up.
+        UsageError: the clouds were closed meanwhile.
         WireError: from the attempt.
     """
     give_up = time.monotonic() + config.give_up_s
@@ -250,6 +251,14 @@ async def until_answered(
             work.retries += 1
             await asyncio.sleep(pause)
             wait = min(2 * wait, _LONGEST_WAIT_S)
+        except (asyncio.CancelledError, grpc.aio.UsageError):
+            # gRPC's errors of a channel that is closed, too; the task was not cancelled then.
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            raise UsageError(
+                "The client was closed while it waited for an answer. Close it afterwards."
+            ) from None
         else:
             cloud.answers = True
             return answer

@@ -58,7 +58,12 @@ def test_mutual_tls_with_a_token_and_what_is_refused(trained, root, loop, tmp_pa
     certificate(tmp_path, "stranger")
     (tmp_path / "tokens").write_text("phone correct-horse\n")
     (tmp_path / "tokens").chmod(0o600)
-    for name, token in (("good", "correct-horse"), ("bad", "wrong"), ("two", "a b"), ("bell", "a\a")):
+    for name, token in (
+        ("good", "correct-horse"),
+        ("bad", "wrong"),
+        ("two", "a b"),
+        ("bell", "a\a"),
+    ):
         (tmp_path / name).write_text(f"{token}\n")
     context = running(
         trained[0],
