@@ -61,7 +61,8 @@ def place(location: str | None = None) -> Place:
             for ``keys.default_path``.
 
     Raises:
-        UsageError: the name of an entry is none, or the path names no file or an unknown user.
+        UsageError: the name of an entry is none, or the path names no file or an unknown user, or
+            there is no home folder for the default path.
     """
     if location is None:
         return SecretFile(keys.default_path())
