@@ -94,8 +94,9 @@ class Infer:
         config = edge.EdgeConfig(
             wire=self.wire, timeout_s=self.timeout, spot_checks=self.spot_checks
         )
-        self._check_paths()
-        root = key_ring.place(self.key).load()
+        place = key_ring.place(self.key)
+        self._check_paths(place.path)
+        root = place.load()
         with edge.EdgeClient(self.workdir, root, connection, config, NOTES.print) as client:
             size, names = client.segments.spec.image_size, client.segments.attribute_names
             pictures = np.stack([_read(path, size) for path in self.images])
@@ -112,7 +113,7 @@ class Infer:
             _draw(self.sheet, self.images, pictures, probabilities, names)
         _remark(found)
 
-    def _check_paths(self) -> None:
+    def _check_paths(self, key: Path | None) -> None:
         """Raises ``UsageError`` for what is wrong with the paths, before any work."""
         if not self.images:
             raise UsageError("No picture is given. Name JPEG or PNG files.")
@@ -121,11 +122,10 @@ class Infer:
                 raise UsageError(f"{path} is no file. Give JPEG or PNG files.")
         output.check_file(self.csv, "--csv")
         output.check_file(self.sheet, "--sheet")
-        given = [Path(path).resolve() for path in (self.csv, self.sheet, self.json) if path]
-        if len(set(given)) < len(given):
-            raise UsageError(
-                "Two of --csv, --sheet and --json name the same file. Give each a path of its own."
-            )
+        output.check_apart(
+            {"--csv": self.csv, "--sheet": self.sheet, "--json": self.json},
+            (*self.images, key, self.token, self.ca, self.certificate, self.private_key),
+        )
 
     def _emit(self, found: "Prediction", probabilities: HostArray, names: tuple[str, ...]) -> None:
         result: dict[str, Any] = {

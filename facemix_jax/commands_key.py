@@ -21,6 +21,18 @@ class _File:
     json: str | None = None
     """Write what is public as JSON to this path; - for standard output."""
 
+    def _place(self) -> "Place":
+        try:
+            from facemix_jax import key_ring
+        except ModuleNotFoundError as error:
+            raise UsageError(
+                f"{error.name} is not installed, which keys need. Install the extra: pip install "
+                f"'facemix-jax[serve]'"
+            ) from None
+        place = key_ring.place(self.path)
+        output.check_apart({"--json": self.json}, [place.path])
+        return place
+
     def _show(self, place: "Place") -> None:
         result = place.show()
         output.emit(self.json, result, output.table("root secret", ("",), list(result.items())))
@@ -37,7 +49,7 @@ class Create(_File):
 
     def run(self) -> None:
         """Runs the command."""
-        place = _place(self.path)
+        place = self._place()
         place.create()
         self._show(place)
 
@@ -51,7 +63,7 @@ class Show(_File):
 
     def run(self) -> None:
         """Runs the command."""
-        self._show(_place(self.path))
+        self._show(self._place())
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -63,7 +75,7 @@ class Rotate(_File):
 
     def run(self) -> None:
         """Runs the command."""
-        place = _place(self.path)
+        place = self._place()
         place.rotate()
         self._show(place)
         NOTES.print(
@@ -91,14 +103,3 @@ class Key:
     def run(self) -> None:
         """Runs the command."""
         self.command.run()
-
-
-def _place(location: str | None) -> "Place":
-    try:
-        from facemix_jax import key_ring
-    except ModuleNotFoundError as error:
-        raise UsageError(
-            f"{error.name} is not installed, which keys need. Install the extra: pip install "
-            f"'facemix-jax[serve]'"
-        ) from None
-    return key_ring.place(location)

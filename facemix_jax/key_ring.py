@@ -36,6 +36,10 @@ class KeyRingError(FacemixError):
 class Place(Protocol):
     """Where one root secret is kept."""
 
+    @property
+    def path(self) -> Path | None:
+        """Its file; None for an entry of the keyring."""
+
     def create(self) -> RootSecret:
         """Draws a secret and keeps it here; refuses to replace one."""
 
@@ -57,7 +61,8 @@ def place(location: str | None = None) -> Place:
             for ``keys.default_path``.
 
     Raises:
-        UsageError: the name of an entry is none, or the path names no file or an unknown user.
+        UsageError: the name of an entry is none, or the path names no file or an unknown user, or
+            there is no home folder for the default path.
     """
     if location is None:
         return SecretFile(keys.default_path())
@@ -111,6 +116,7 @@ class Entry:
     """
 
     name: str
+    path = None
 
     def __post_init__(self) -> None:
         """Checks the name."""

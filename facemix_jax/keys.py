@@ -108,8 +108,19 @@ class KeyFile(NamedTuple):
 
 
 def default_path() -> Path:
-    """``facemix/key`` in ``$XDG_CONFIG_HOME``, or in ``~/.config``."""
-    return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "facemix" / "key"
+    """``facemix/key`` in ``$XDG_CONFIG_HOME``, or in ``~/.config``.
+
+    Raises:
+        UsageError: the user has no home folder, as in some containers.
+    """
+    try:
+        folder = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
+    except RuntimeError:
+        raise _validate.UsageError(
+            f"User {os.getuid()} has no home folder where the root secret could be. Give its file "
+            f"(facemix infer --key FILE, facemix key ... --path FILE), or set XDG_CONFIG_HOME."
+        ) from None
+    return folder / "facemix" / "key"
 
 
 def create(path: Path) -> RootSecret:

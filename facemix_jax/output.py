@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +99,36 @@ def check_file(path: str | Path | None, option: str) -> None:
             reason = f"{os.path.dirname(os.path.realpath(place))}: {error.strerror}"
     if reason is not None:
         raise UsageError(f"{place} cannot be written: {reason}. Choose another {option} path.")
+
+
+def check_apart(
+    written: Mapping[str, str | Path | None], read: Iterable[str | Path | None]
+) -> None:
+    """Makes sure, before any work, that no result replaces another one or what a command reads.
+
+    Args:
+        written: paths of results by their options; None or ``-`` for none.
+        read: paths of what is read; None for nothing.
+
+    Raises:
+        UsageError: two paths lead to one file.
+    """
+    taken = {Path(path).resolve() for path in read if path is not None}
+    options: dict[Path, str] = {}
+    for option, path in written.items():
+        if path is None or path == "-":
+            continue
+        place = Path(path).resolve()
+        if place in taken:
+            raise UsageError(
+                f"{option} {path} is a file that this command reads, which the result would "
+                f"replace. Choose another {option} path."
+            )
+        if other := options.get(place):
+            raise UsageError(
+                f"{other} and {option} name the same file. Give each a path of its own."
+            )
+        options[place] = option
 
 
 def emit(path: str | None, result: dict[str, Any], *tables: Table) -> None:

@@ -1,6 +1,7 @@
 """``facemix key`` as a user meets it: results, exit codes, errors, and a clean standard output."""
 
 import json
+import pwd
 import re
 import shlex
 import subprocess
@@ -87,6 +88,24 @@ def test_create_replaces_nothing(run, path):
     assert (code, out) == (2, "")
     assert "facemix key rotate" in err
     assert path.read_bytes() == before
+
+
+def test_the_result_does_not_replace_the_secret(run, path):
+    path.parent.mkdir()
+    same = path.parent / ".." / path.parent.name / path.name
+
+    def refused(command):
+        code, out, err = run(command, "--path", path, "--json", same)
+        assert (code, out) == (2, "")
+        assert "another --json path" in err
+
+    refused("create")
+    assert not path.exists()
+    run("create", "--path", path)
+    before = path.read_bytes()
+    for command in ("show", "rotate"):
+        refused(command)
+        assert path.read_bytes() == before
 
 
 @pytest.mark.parametrize("command", ["show", "rotate"])
@@ -180,3 +199,15 @@ def test_the_default_place_is_the_users_configuration(monkeypatch, tmp_path):
     monkeypatch.delenv("XDG_CONFIG_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert keys.default_path() == tmp_path / ".config" / "facemix" / "key"
+
+
+def test_a_user_without_a_home_folder_is_told_where_to_keep_the_secret(run, monkeypatch):
+    def unknown(uid):
+        raise KeyError(uid)
+
+    monkeypatch.delenv("HOME")
+    monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    code, out, err = run("show")
+    assert (code, out) == (2, "")
+    assert re.search("no home folder.*--path FILE.*XDG_CONFIG_HOME", err)

@@ -85,11 +85,13 @@ class Cloud:
         self._tokens = None if config.tokens is None else access.Tokens(config.tokens)
         self._served = loading.load(config.workdir, model_devices=config.model_devices)
         group = self._served.group_size
-        if config.max_rows < group:
-            raise UsageError(
-                f"max_rows is {config.max_rows}, but the training mixed groups of {group}, which "
-                f"arrive whole. Give at least --max-rows {group}."
-            )
+        self._client_rows = config.client_rows or max(config.queue_rows // 2, config.max_rows)
+        for name, rows in (("max_rows", config.max_rows), ("client_rows", self._client_rows)):
+            if rows < group:
+                raise UsageError(
+                    f"{name} is {rows}, but the training mixed groups of {group}, which arrive "
+                    f"whole. Give at least --{name.replace('_', '-')} {group}."
+                )
         most = (_LARGEST_BYTES - _HEADER_BYTES) // _row_bytes(self._served)
         if config.max_rows > most:
             raise UsageError(
@@ -116,9 +118,9 @@ class Cloud:
         self.service = Service(
             served,
             self._batcher,
-            max_rows=config.max_rows,
+            max_rows=min(config.max_rows, self._client_rows),
             tokens=self._tokens,
-            client_rows=config.client_rows or max(config.queue_rows // 2, config.max_rows),
+            client_rows=self._client_rows,
             client_calls=CLIENT_CALLS,
             all_calls=MAX_CALLS,
             receive_seconds=self._receive_seconds,

@@ -40,7 +40,8 @@ class CloudConfig:
     queue_rows: int = 512
     """The most rows waiting or running; requests beyond it are refused at once."""
     client_rows: int | None = None
-    """The most rows that one client may have waiting or running; by default half the queue."""
+    """The most rows that one client may have waiting or running, and so of one request; by default
+    half the queue."""
     exact: bool = True
     """Run each request in chunks of the training's group size, so that its result does not depend
     on other requests, to the last bit; --no-exact packs rows of all requests, which is faster for

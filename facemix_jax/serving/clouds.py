@@ -108,8 +108,11 @@ class Cloud:
             # gRPC would send the same bytes again; every attempt must be mixed anew.
             ("grpc.enable_retries", 0),
             ("grpc.initial_reconnect_backoff_ms", 200),
-            ("grpc.min_reconnect_backoff_ms", 200),
+            # What connecting itself may take, TLS included; one that is refused ends at once.
+            ("grpc.min_reconnect_backoff_ms", 5_000),
             ("grpc.max_reconnect_backoff_ms", 2_000),
+            # Calls take turns among all replicas that a name leads to.
+            ("grpc.lb_policy_name", "round_robin"),
             # Clouds behind one address are told apart; several channels are not shared.
             ("grpc.use_local_subchannel_pool", 1),
         ]
@@ -215,6 +218,7 @@ async def until_answered(
 
     Raises:
         CloudError: they refuse, or cannot be reached until time is up.
+        UsageError: the clouds were closed meanwhile.
         WireError: from the attempt.
     """
     give_up = time.monotonic() + config.give_up_s
@@ -247,6 +251,14 @@ async def until_answered(
             work.retries += 1
             await asyncio.sleep(pause)
             wait = min(2 * wait, _LONGEST_WAIT_S)
+        except (asyncio.CancelledError, grpc.aio.UsageError):
+            # gRPC's errors of a channel that is closed, too; the task was not cancelled then.
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            raise UsageError(
+                "The client was closed while it waited for an answer. Close it afterwards."
+            ) from None
         else:
             cloud.answers = True
             return answer
@@ -337,9 +349,9 @@ def _token(connection: Connection) -> str:
     if connection.token is None:
         return ""
     words = access.read(connection.token, "token").decode("utf-8", "replace").split()
-    if len(words) != 1 or not words[0].isascii():
+    if len(words) != 1 or not (words[0].isascii() and words[0].isprintable()):
         raise UsageError(
-            f"token {connection.token} must hold one word, the token, but holds {len(words)}. "
-            f"Write it there alone."
+            f"token {connection.token} must hold one word of printable ASCII characters, the "
+            f"token. Write it there alone."
         )
     return words[0]

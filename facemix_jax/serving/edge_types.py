@@ -24,7 +24,8 @@ class EdgeConfig:
         request_rows: the most rows of one request, rounded down to whole groups. Clouds that take
             fewer get fewer; rows are then shuffled among fewer groups.
         timeout_s: of one attempt, in seconds; at most a day.
-        give_up_s: seconds after which a request that still fails is given up; at most a day.
+        give_up_s: seconds after which a request that still fails is not tried again; at most a
+            day. An attempt that is under way then gets its ``timeout_s`` all the same.
         spot_checks: rows of each request that are compared with main computed here.
         unprotected: allow a run with the defence ``none``, which sends activations as they are.
     """

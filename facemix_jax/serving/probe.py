@@ -1,6 +1,7 @@
 """A health check for orchestrators: ``python -m facemix_jax.serving.probe --address HOST:PORT``.
 
-Exit code 0 if the cloud says SERVING, 1 otherwise. Kubernetes' own gRPC probe speaks no TLS.
+Exit code 0 if the cloud says SERVING, 2 for wrong usage, 1 otherwise. Kubernetes' own gRPC probe
+speaks no TLS.
 """
 
 import argparse
@@ -24,17 +25,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Asks a cloud whether it is serving.")
     parser.add_argument("--address", required=True, help="HOST:PORT")
     parser.add_argument("--ca", type=Path, help="PEM file that vouches for the certificate")
+    parser.add_argument("--certificate", type=Path, help="PEM file of a client, for mutual TLS")
+    parser.add_argument("--private-key", type=Path, help="PEM file of its key")
     parser.add_argument("--server-name", help="name in the certificate, if not HOST")
     parser.add_argument("--timeout", type=float, default=3.0, help="seconds")
     given = parser.parse_args(arguments)
+    client = given.private_key, given.certificate
+    if any(client) and None in (given.ca, *client):
+        parser.error("Mutual TLS takes --ca, --certificate and --private-key. Give all of them.")
     if given.ca is None:
         channel = grpc.insecure_channel(given.address)
     else:
         name = [("grpc.ssl_target_name_override", given.server_name)] if given.server_name else []
         try:
-            credentials = grpc.ssl_channel_credentials(given.ca.read_bytes())
+            files = [path and path.read_bytes() for path in (given.ca, *client)]
         except OSError as error:
-            parser.error(f"--ca {given.ca} cannot be read: {error.strerror}. Give a PEM file.")
+            parser.error(f"{error.filename} cannot be read: {error.strerror}. Give a PEM file.")
+        credentials = grpc.ssl_channel_credentials(*files)
         channel = grpc.secure_channel(given.address, credentials, name)
     try:
         with channel:

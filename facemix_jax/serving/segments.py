@@ -6,6 +6,7 @@ CPU this is also faster than larger batches, as a group stays in the cache.
 
 import dataclasses
 import functools
+import secrets
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -19,6 +20,10 @@ from facemix_jax.data.face_model import ATTRIBUTE_NAMES
 from facemix_jax.mixing import MixKey
 from facemix_jax.models import Spec, SplitModel
 from facemix_jax.serving import loading, wire
+
+_SAME = 0.02
+"""How far a spot-checked answer may be off, as a part of the row's largest value: int8 and
+bfloat16 on the way, other batch sizes, other processors."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -130,6 +135,38 @@ def unmix(key: MixKey, responses: HostArray) -> Array:
     rows = responses if key.order is None else responses[np.argsort(np.asarray(key.order))]
     groups = rows.reshape(-1, key.group_size, *rows.shape[1:])
     return jax.block_until_ready(_unmix_groups(key.inverse, groups))
+
+
+def spot_check(
+    main: Callable[[HostArray], Array],
+    group_size: int,
+    sent: HostArray,
+    responses: HostArray,
+    num_rows: int,
+) -> None:
+    """Compares secretly chosen rows of an answer with main.
+
+    Args:
+        main: of ``Segments``.
+        group_size: ``M``, of its rows.
+        sent: ``[B, h, w, C]`` as the cloud got them, rounding included.
+        responses: ``[B, D]`` as they came.
+        num_rows: how many rows to compare; at most ``B`` are.
+
+    Raises:
+        WireError: a row is not what main returns.
+    """
+    count = min(num_rows, len(responses))
+    rows = secrets.SystemRandom().sample(range(len(responses)), k=count)
+    padded = np.resize(rows, -(-count // group_size) * group_size).reshape(-1, group_size)
+    expected = np.concatenate([main(sent[group]) for group in padded])[:count]
+    far = np.abs(responses[rows] - expected).max(1) > _SAME * np.abs(expected).max(1)
+    if far.any():
+        raise wire.WireError(
+            f"{far.sum()} of {count} spot-checked rows of the cloud's answer are not what main "
+            f"returns (off by more than {_SAME:.0%}). The cloud is wrong or dishonest: do not "
+            f"use it until its operator has explained this."
+        )
 
 
 _unmix_groups = jax.jit(jax.vmap(mixing.mix_group))

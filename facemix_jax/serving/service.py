@@ -162,8 +162,8 @@ class Service:
             self._calls.take(client, 1)
             self.open_calls += 1
             try:
-                body = await self._receive(call)
-                return await self._methods[name](body, client, call, fields)
+                # Without a name here, the body is gone as soon as it is parsed.
+                return await self._methods[name](await self._receive(call), client, call, fields)
             finally:
                 self.open_calls -= 1
                 self._calls.give_back(client, 1)
@@ -228,7 +228,9 @@ class Service:
         rows = wire.decode(
             request.activations, row_shape=served.spec.activation_shape, max_rows=self._max_rows
         )
-        fields |= {"rows": len(rows), "request": request.request_id.hex()[:8]}
+        request_id = request.request_id
+        del request  # while the rows wait, they alone are held
+        fields |= {"rows": len(rows), "request": request_id.hex()[:8]}
         spent: dict[str, float] = {}
         self._rows.take(client, len(rows))
         try:
@@ -241,7 +243,7 @@ class Service:
         return pb.RunResponse(
             version=wire.VERSION,
             model_id=served.model_id,
-            request_id=request.request_id,
+            request_id=request_id,
             responses=wire.encode(responses),
         )
 

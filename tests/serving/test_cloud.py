@@ -110,6 +110,19 @@ def test_it_describes_itself_and_is_healthy(trained):
     asyncio.run(go())
 
 
+def test_a_request_of_as_many_rows_as_it_says_is_never_more_than_a_clients_share(trained):
+    workdir, model, _ = trained
+
+    async def go():
+        async with running(workdir, client_rows=8) as cloud, Client(cloud) as client:
+            assert (await client.describe()).max_rows == 8
+            assert len(await client.rows(request(cloud, activations(model, 8)))) == 8
+            status, words = await client.refusal(request(cloud, activations(model, 9)))
+            assert (status, "1 to 8" in words) == ("INVALID_ARGUMENT", True)  # for good
+
+    asyncio.run(go())
+
+
 def test_every_wrong_request_gets_its_status(trained):
     workdir, model, _ = trained
     x = activations(model, 4)
@@ -310,6 +323,8 @@ def test_what_cannot_start_is_explained(trained, tmp_path):
         Cloud(CloudConfig(workdir=tmp_path))
     with pytest.raises(UsageError, match=r"groups of 4.*--max-rows 4"):
         Cloud(CloudConfig(workdir=workdir, max_rows=2))
+    with pytest.raises(UsageError, match=r"client_rows is 3.*groups of 4.*--client-rows 4"):
+        Cloud(CloudConfig(workdir=workdir, client_rows=3))
     with pytest.raises(UsageError, match=r"below 2 GiB.*at most --max-rows \d+\.$") as refused:
         Cloud(CloudConfig(workdir=workdir, max_rows=10**9, queue_rows=10**9))
     most = int(str(refused.value).rpartition(" ")[2].rstrip("."))

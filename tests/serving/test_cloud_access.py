@@ -77,7 +77,7 @@ def test_mutual_tls_requires_and_names_the_client(trained, tmp_path):
     thief, thief_key = certificate(tmp_path, "thief")
 
     async def go():
-        options = {"tls_cert": chain, "tls_key": key, "client_ca": phone, "client_rows": 1}
+        options = {"tls_cert": chain, "tls_key": key, "client_ca": phone, "client_rows": 4}
         async with running(workdir, **options) as cloud:
             message = request(cloud, activations(model, 2))
 
@@ -86,12 +86,17 @@ def test_mutual_tls_requires_and_names_the_client(trained, tmp_path):
                 return grpc.ssl_channel_credentials(chain.read_bytes(), *reversed(pem))
 
             async with Client(cloud, credentials=credentials(phone, phone_key)) as client:
+                cloud.service._rows.take("phone", 3)  # its name in the certificate
                 status, words = await client.refusal(message)
-                assert (status, "may have 1" in words) == ("RESOURCE_EXHAUSTED", True)
+                assert (status, "may have 4" in words) == ("RESOURCE_EXHAUSTED", True)
                 assert len(await client.rows(request(cloud, activations(model, 1)))) == 1
             for pair in ((thief, thief_key), ()):
                 async with Client(cloud, credentials=credentials(*pair)) as client:
                     assert (await client.refusal(message, timeout=5))[0] == "UNAVAILABLE"
+            ask = ["--address", f"127.0.0.1:{cloud.port}", "--ca", str(chain)]
+            for pair, code in (((phone, phone_key), 0), ((thief, thief_key), 1)):
+                files = ["--certificate", str(pair[0]), "--private-key", str(pair[1])]
+                assert await asyncio.to_thread(probe.main, [*ask, *files]) == code
 
     asyncio.run(go())
 
@@ -199,8 +204,17 @@ def test_plain_text_is_fine_on_loopback(tmp_path, host):
         CloudConfig(workdir=tmp_path, host="0.0.0.0")
 
 
-def test_a_probe_without_its_certificate_says_so(tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (["--ca", "none.pem"], "none.pem cannot be read: No such file"),
+        (["--ca", "none.pem", "--certificate", "phone.pem"], "Give all of them"),
+        (["--certificate", "phone.pem", "--private-key", "phone.key"], "Give all of them"),
+    ],
+)
+def test_a_probe_without_its_certificates_says_so(tmp_path, monkeypatch, capsys, given, words):
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as stopped:
-        probe.main(["--address", "localhost:1", "--ca", str(tmp_path / "none.pem")])
+        probe.main(["--address", "localhost:1", *given])
     assert stopped.value.code == 2
-    assert "none.pem cannot be read: No such file" in capsys.readouterr().err
+    assert words in capsys.readouterr().err

@@ -102,7 +102,7 @@ def test_table_shows_pictures_and_where_time_went(capsys, common):
         ({"--wire": "float16"}, "'float16' is unknown.*bfloat16"),
         ({"--spot-checks": "-1"}, "spot_checks is -1"),
         ({"--sheet": "missing/a.png"}, "cannot be written.*--sheet"),
-        ({"--csv": "same", "--json": "./same"}, "--csv, --sheet and --json name the same file"),
+        ({"--csv": "same", "--json": "./same"}, "--csv and --json name the same file"),
         ({"--token": "missing"}, "missing cannot be read"),
         ({"--workdir": "missing"}, "no work directory"),
         ({"images": []}, "No picture is given"),
@@ -130,6 +130,24 @@ def test_wrong_usage_exits_2_before_anything_is_sent(
     assert "Traceback" not in err
     assert len(cloud.requests) == asked
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("option", ["--csv", "--sheet", "--json"])
+@pytest.mark.parametrize("read", ["face0.png", "key", "token", "ca.pem", "phone.pem", "phone.key"])
+def test_no_result_replaces_what_is_read(capsys, place, tmp_path, option, read):
+    for name in ("face0.png", "key"):
+        shutil.copy(place / name, tmp_path / name)
+    for name in ("token", "ca.pem", "phone.pem", "phone.key"):
+        (tmp_path / name).write_text(name)
+    before = (tmp_path / read).read_bytes()
+    (tmp_path / "link").symlink_to(tmp_path / read)
+    given = ["--workdir", place / "run", "--key", tmp_path / "key", "--cloud", "localhost:1"]
+    given += ["--token", tmp_path / "token", "--ca", tmp_path / "ca.pem"]
+    given += ["--certificate", tmp_path / "phone.pem", "--private-key", tmp_path / "phone.key"]
+    code, out, err = run(capsys, *given, option, tmp_path / "link", tmp_path / "face0.png")
+    assert (code, out) == (2, "")
+    assert re.search(f"{option} .*link is a file that this command reads.*another {option}", err)
+    assert (tmp_path / read).read_bytes() == before
 
 
 def test_the_key_may_lie_in_the_systems_keyring(capsys, common, monkeypatch):

@@ -6,6 +6,8 @@ import itertools
 import os
 import re
 import secrets
+import threading
+import time
 
 import grpc
 import jax
@@ -264,6 +266,51 @@ class TestRetries:
             client.predict(pictures(4))
         (line,) = said
         assert re.match(r"No answer from 127\.0\.0\.1:1 yet \(UNAVAILABLE.*another 0 s", line)
+
+
+class TestClosing:
+    def test_calls_that_wait_and_later_ones_are_told(self, trained, root, fake):
+        cloud = fake(lambda request: 30.0)
+        client = client_of(trained, root, cloud.address, timeout_s=60.0)
+        told = []
+
+        def wait():
+            with pytest.raises(UsageError, match=r"is closed\. Make a new one"):
+                client.infer(pictures(4))
+            told.append(True)
+
+        threads = [threading.Thread(target=wait, daemon=True) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        while len(cloud.requests) < 2:
+            time.sleep(0.01)
+        client.close()
+        for thread in threads:
+            thread.join(5)
+        client.close()
+        wait()
+        assert len(told) == 3
+
+    def test_asyncio_tells_a_closed_connection_from_a_cancelled_task(self, trained, root, fake):
+        cloud = fake(lambda request: 30.0)
+
+        async def go():
+            client = AsyncEdgeClient(trained[0], root, Connection(clouds=(cloud.address,)))
+            for end in ("close", "cancel"):
+                task = asyncio.create_task(client.infer(pictures(4)))
+                cloud.requests.clear()
+                while not cloud.requests:
+                    await asyncio.sleep(0.01)
+                if end == "cancel":
+                    task.cancel()
+                    with pytest.raises(asyncio.CancelledError):
+                        await task
+                await client.close()
+                if end == "close":
+                    with pytest.raises(UsageError, match="closed while it waited"):
+                        await task
+
+        asyncio.run(go())
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,12 @@ def test_mutual_tls_with_a_token_and_what_is_refused(trained, root, loop, tmp_pa
     certificate(tmp_path, "stranger")
     (tmp_path / "tokens").write_text("phone correct-horse\n")
     (tmp_path / "tokens").chmod(0o600)
-    for name, token in (("good", "correct-horse"), ("bad", "wrong"), ("two", "a b")):
+    for name, token in (
+        ("good", "correct-horse"),
+        ("bad", "wrong"),
+        ("two", "a b"),
+        ("bell", "a\a"),
+    ):
         (tmp_path / name).write_text(f"{token}\n")
     context = running(
         trained[0],
@@ -94,6 +99,7 @@ def test_mutual_tls_with_a_token_and_what_is_refused(trained, root, loop, tmp_pa
                 predict(**options)
         for options, words in (
             ({"token": "two"}, "one word"),
+            ({"token": "bell"}, "printable ASCII"),
             ({"token": "missing"}, "cannot be read"),
             ({"ca": "good"}, "no PEM"),
         ):
@@ -146,6 +152,33 @@ def test_link_emulator_takes_the_papers_time_for_vgg16(loop, unit, speed):
     fake.stop()
     assert taken == pytest.approx(seconds, rel=0.1)
     assert seconds == pytest.approx(float(row.figures["seconds"].paper.split()[0]), abs=0.1)
+
+
+def test_a_connection_may_take_seconds_to_come_up(loop, fake):
+    proxy = Proxy(loop, fake().port, delay=0.4)
+
+    async def once():
+        cloud = Cloud(proxy.address, Connection(clouds=(proxy.address,)), 2**20)
+        rows = await cloud.max_rows(10)  # raises where connecting was given up
+        await cloud.close()
+        return rows
+
+    assert loop.do(once()) == 1024
+    proxy.close()
+
+
+def test_calls_take_turns_among_the_replicas_of_one_name(loop, fake):
+    replicas = fake(), fake()
+    name = "ipv4:" + ",".join(replica.address for replica in replicas)
+
+    async def ask():
+        cloud = Cloud(name, Connection(clouds=("localhost:1",), insecure=True), 2**20)
+        for _ in range(40):
+            await cloud.max_rows(10)
+        await cloud.close()
+
+    loop.do(ask())
+    assert min(replica.described for replica in replicas) >= 10
 
 
 def chaos(trained, root, *, seconds, alive_s, clients):
