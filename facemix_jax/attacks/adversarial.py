@@ -110,14 +110,14 @@ def _prepare(
     return separate
 
 
-def _too_small(target: Target) -> str | None:
+def _unsuitable(target: Target) -> str | None:
     height, width = target.model.spec.activation_shape[:2]
     if min(height, width) >= _SIDE:
-        return None
+        return blind.needs_orthogonal(target)
     return f"The maps are {height} x {width}, smaller than a patch. Attack an earlier cut."
 
 
-ADVERSARIAL = blind.attack("adversarial", THREAT_MODEL, _prepare, unsuitable=_too_small)
+ADVERSARIAL = blind.attack("adversarial", THREAT_MODEL, _prepare, unsuitable=_unsuitable)
 """A trained ICA, grouping granted."""
 
 

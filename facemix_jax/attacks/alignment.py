@@ -194,7 +194,7 @@ def _unsuitable(target: Target) -> str | None:
         return "The maps are not cut into tiles, so that nothing is to be aligned."
     if own < 2 * tiles:
         return f"How {tiles} tiles vary together takes {2 * tiles} own images, but there are {own}."
-    return needs_groups_of_images(target)
+    return needs_groups_of_images(target) or blind.needs_orthogonal(target)
 
 
 ALIGNMENT = blind.attack("alignment", THREAT_MODEL, _prepare, unsuitable=_unsuitable)

@@ -74,17 +74,32 @@ def _filled(rows: HostArray, size: int) -> HostArray:
     return np.concatenate([rows, np.zeros((size - len(rows), *rows.shape[1:]), rows.dtype)])
 
 
+def needs_orthogonal(target: Target) -> str | None:
+    """Why an attack that takes the matrix for orthogonal has nothing to work with, or None."""
+    if target.defense.orthogonal:
+        return None
+    return "It takes the mixing matrix for orthogonal, but this family is not."
+
+
 def figures(
     attacker: HostArray, floor: HostArray, owner: HostArray, threat_model: str
 ) -> tuple[Figure, ...]:
-    """The two figures of a separation from matched |correlations|, as ``recovery`` gives them."""
+    """The two figures of a separation from matched |correlations|, as ``recovery`` gives them.
 
-    def figure(name: str, *scores: HostArray) -> Figure:
-        value, low, high = (float(score.mean()) for score in scores)
-        return Figure(name, value, low, high, threat_model)
+    Where there are fewer rows than images, the correlation is that of as many images as there are
+    rows, which the threat model says; the share is one of all images.
+    """
+    known = threat_model
+    if attacker.size < owner.size:
+        known += "; correlation of the images that the rows match best"
 
-    scores = attacker, floor, owner
-    return figure(CORRELATION, *scores), figure(RECOVERED, *(s >= 0.9 for s in scores))
+    def figure(name: str, known: str, scored: Callable[[HostArray], float]) -> Figure:
+        return Figure(name, scored(attacker), scored(floor), scored(owner), known)
+
+    return (
+        figure(CORRELATION, known, lambda score: float(score.mean())),
+        figure(RECOVERED, threat_model, lambda score: float((score >= 0.9).sum() / owner.size)),
+    )
 
 
 def matched(sources: HostArray, truth: HostArray) -> HostArray:

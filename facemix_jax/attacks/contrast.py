@@ -149,13 +149,13 @@ def _prepare(
     return separate
 
 
-def _no_tiles(target: Target) -> str | None:
+def _unsuitable(target: Target) -> str | None:
     if target.model.spec.tiles > 1:
-        return None
+        return blind.needs_orthogonal(target)
     return "The maps are whole and have samples enough for separation without training."
 
 
-CONTRAST = blind.attack("contrast", THREAT_MODEL, _prepare, unsuitable=_no_tiles)
+CONTRAST = blind.attack("contrast", THREAT_MODEL, _prepare, unsuitable=_unsuitable)
 """A trained contrast for each tile, grouping granted."""
 
 

@@ -34,8 +34,8 @@ from facemix_jax.attacks.separation import separate
 from facemix_jax.attacks.unmixing import gradient_vectors, matmul, principal_axes
 
 THREAT_MODEL = (
-    "knows the group size and that the mixing is orthogonal, not which mixtures form a group; the "
-    "public network and defence and own images to rehearse on; no key"
+    "knows the group size and whether the mixing is orthogonal, not which mixtures form a group; "
+    "the public network and defence and own images to rehearse on; no key"
 )
 
 _AXES = 6

@@ -27,7 +27,14 @@ from facemix_jax.attacks.base import (
     truth_by_group,
 )
 from facemix_jax.attacks.decoder_network import decoder
-from facemix_jax.attacks.groups import activations, correlation, in_order, match, unmix
+from facemix_jax.attacks.groups import (
+    activations,
+    correlation,
+    in_order,
+    match,
+    noise_of,
+    unmix,
+)
 from facemix_jax.attacks.learning import protect
 from facemix_jax.data import denormalize, normalize
 from facemix_jax.defenses import none
@@ -136,9 +143,9 @@ def train_decoder(
 ) -> Inverter:
     """Trains a decoder on activations of auxiliary images, slightly scaled and with noise.
 
-    They are clean ones, as separation gives those back, unless the defence has no key: then they
-    are perturbed as it perturbs. Where pre is nothing at all (cut 0 without parameters), clean
-    activations are normalised pixels and nothing needs training.
+    They are clean ones but for ``most_noise``, as separation gives those back, unless the defence
+    has no key: then they are perturbed as it perturbs. Where pre is nothing at all (cut 0 without
+    parameters), clean activations are normalised pixels and nothing needs training.
 
     Args:
         target: gives the public pre-model and the attacker's own images.
@@ -235,8 +242,16 @@ def invert_recording(
         config: steps and batch size of the decoder.
     """
     unmix_key, decoder_key = jax.random.split(rng_key)
+    most_noise = _NOISE
+    if target.defense.keyed and not target.defense.exact:
+        noise = noise_of(target, jax.random.fold_in(rng_key, 2))
+        most_noise += noise / float(jnp.std(recording.activations))
     inverter = train_decoder(
-        target, steps=config.steps, batch_size=config.batch_size, rng_key=decoder_key
+        target,
+        steps=config.steps,
+        batch_size=config.batch_size,
+        rng_key=decoder_key,
+        most_noise=most_noise,
     )
     truth = truth_by_group(recording.activations, recording)
     sources = unmix(target, recording, rng_key=unmix_key).sources

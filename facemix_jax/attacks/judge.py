@@ -175,7 +175,8 @@ def judge_recording(
         "rank1_group": "share nearer to their original than to others of the group",
         "rank1_gallery": "share nearer to their original than to any other picture",
     }
-    chances = {"rank1_group": 1 / group_size, "rank1_gallery": 1 / (judged + _MOST_IMAGES)}
+    gallery = judged + len(_others(target))
+    chances = {"rank1_group": 1 / group_size, "rank1_gallery": 1 / gallery}
     figures = tuple(
         Figure(
             name,
@@ -207,7 +208,7 @@ def judge_pictures(
     group_size = recording.view.group_size
     count = max(group_size, _MOST_IMAGES // group_size * group_size)
     originals = recording.images[:count]
-    others = target.source.images(target.source.splits[target.auxiliary_split][:_MOST_IMAGES])
+    others = target.source.images(_others(target))
     gallery = recogniser(np.asarray(others), np.asarray(others))
     truth = recogniser(originals, originals)
     verdicts = {}
@@ -215,6 +216,11 @@ def judge_pictures(
         shown = np.rint(255 * images[: len(originals)]).astype(np.uint8)
         verdicts[who] = compare(recogniser(shown, originals), truth, gallery, group_size=group_size)
     return verdicts
+
+
+def _others(target: Target) -> HostArray:
+    """The attacker's own images that fill the gallery."""
+    return target.source.splits[target.auxiliary_split][:_MOST_IMAGES]
 
 
 def _judge(target: Target, recording: Recording, rng_key: RngKey, config: AttackConfig) -> Result:

@@ -1,6 +1,7 @@
 """How attackers are trained: on their own images, protected with a fresh secret in every step."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
@@ -13,7 +14,7 @@ from facemix_jax import _validate, mixing
 from facemix_jax._types import Array, HostArray, RngKey, Variables
 from facemix_jax.attacks.base import AttackConfig, Recording, Target, by_group
 from facemix_jax.data import normalize
-from facemix_jax.defenses import Defense, none
+from facemix_jax.defenses import Defense, none, rows_of
 from facemix_jax.models import SplitModel
 
 State = TypeVar("State")
@@ -22,9 +23,42 @@ _LOOK_EVERY = 20
 """Steps between looks at the loss; a look waits for the device."""
 
 
-def unprotected(target: Target) -> Target:
-    """The same network without its defence: what the owner sees after recovery."""
-    return dataclasses.replace(target, defense=none())
+def recovered(target: Target, *, keyless: bool = False) -> Target:
+    """The same network without its mixing: what is sent is what the owner recovers.
+
+    That are the activations themselves, unless noise, rounding or the scale of blinded rows stays
+    in what the owner recovers: then the defence is played, each image with others of its batch.
+
+    Args:
+        target: the system; without a key, the activations themselves are sent.
+        keyless: what an attacker has that undoes mixing, instead: blinding stays in, and where the
+            matrix leaves the scale open, it is that of ``groups.unmix``.
+    """
+    defense = target.defense
+    if defense.exact or not defense.keyed:
+        return dataclasses.replace(target, defense=none())
+    differs = rows_of(defense).ahead > 0 or not defense.orthogonal
+    return dataclasses.replace(target, defense=_recovered(defense, keyless and differs))
+
+
+@functools.cache  # a static argument of jitted functions
+def _recovered(defense: Defense, keyless: bool) -> Defense:
+    size, rows = defense.group_size, rows_of(defense)
+
+    def init(rng_key: RngKey, batch_size: int, training: bool) -> object:
+        return defense.init(rng_key, -(-batch_size // size) * size, training)
+
+    def protect(secret: object, z: Array) -> Array:
+        sent = defense.protect(secret, mixing.pad_groups(z, size))
+        if keyless:
+            sent = sent.at[len(sent) * rows.sent // (rows.sent + rows.ahead) :].set(0)
+        found = defense.recover(secret, sent)[: len(z)]
+        if keyless and not defense.orthogonal:
+            sizes = jnp.sqrt(jnp.mean(found**2, axis=(1, 2, 3), keepdims=True))
+            found *= jnp.sqrt(jnp.mean(z**2)) / jnp.where(sizes > 0, sizes, 1)
+        return found
+
+    return none()._replace(name="recovered", init=init, protect=protect)
 
 
 def batch_size(config: AttackConfig, group_size: int) -> int:

@@ -65,7 +65,7 @@ def separate_nonnegative(
         evidence: float ``[G, M, h, w, c]``, what the unmixing is estimated from: the mixtures
             after a linear filter that keeps images nonnegative. None for the mixtures.
         restarts: starts per group.
-        max_iterations: limit for each start.
+        max_iterations: limit for each start, rounded up to tens.
         tolerance: converged when 10 iterations turn every row by less: ``1 - |cos angle|``.
 
     Raises:
@@ -92,7 +92,10 @@ def are_nonnegative(target: Target) -> str | None:
 
 
 NONNEGATIVE = blind.attack(
-    "nonnegative", THREAT_MODEL, lambda *_: separate_nonnegative, unsuitable=are_nonnegative
+    "nonnegative",
+    THREAT_MODEL,
+    lambda *_: separate_nonnegative,
+    unsuitable=lambda target: blind.needs_orthogonal(target) or are_nonnegative(target),
 )
 """Nonnegativity alone, grouping granted."""
 

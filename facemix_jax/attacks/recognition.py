@@ -38,7 +38,7 @@ from facemix_jax.attacks.recognition_training import (
     attribute_loss,
     identity_loss,
     presence,
-    train_pair,
+    train_networks,
 )
 from facemix_jax.data import IdentitySplit, identity_split
 
@@ -101,15 +101,24 @@ def _run_attributes(
             f"no balanced accuracy. Record more groups."
         )
     train_key, guess_key = jax.random.split(rng_key)
-    predictors = train_pair(
-        target, group_size, labels.shape[1], attribute_loss, rows, labels, train_key, config
+    separates = not set_valued and _separates(target)
+    predictors = train_networks(
+        target,
+        group_size,
+        labels.shape[1],
+        attribute_loss,
+        rows,
+        labels,
+        train_key,
+        config,
+        separates=separates,
     )
     seen = (learning.grouped_mixtures(recording), recording.owner_activations)
     # Answers are probabilities; compared with the attribute's frequency instead of with 1/2, they
     # are the best ones for balanced accuracy. Compared with 1/2, rare attributes never show.
     clipped = np.clip(rates, 1e-6, 1 - 1e-6)
     odds = np.log(clipped) - np.log1p(-clipped)
-    logits = [predict(z) for predict, z in zip(predictors, seen, strict=True)]
+    logits = [predict(z) for predict, z in zip(predictors[:2], seen, strict=True)]
     value, owner = (scores.matched_balanced_accuracy(x > odds, true, decided) for x in logits)
     threat_model = SET_ATTRIBUTES_THREAT if set_valued else ATTRIBUTES_THREAT
     if not set_valued:
@@ -120,9 +129,8 @@ def _run_attributes(
                 true[:, decided].reshape(-1, target.defense.group_size, decided.sum())
             )
         figures = [Figure(name, value, 0.5, owner, threat_model, 0.5, ceiling)]
-        if _separates(target):
-            # Who separates can ask what was trained on the attacker's own clean activations.
-            answers = predictors[1](_separated(target, recording, guess_key)) > odds
+        if separates:
+            answers = predictors.separated(_separated(target, recording, guess_key)) > odds
             opened = scores.matched_balanced_accuracy(answers, true, decided)
             known = SET_ATTRIBUTES_THREAT
             figures.append(Figure(name + SEPARATED, opened, 0.5, owner, known, 0.5))
@@ -198,8 +206,16 @@ def _run_identity(
     classes[people.train], classes[people.test] = people.train_classes, people.test_classes
     train_key, record_key, separate_key = jax.random.split(rng_key, 3)
     separates = not set_valued and _separates(target)
-    predictors = train_pair(
-        target, group_size, num_people, identity_loss, people.train, classes, train_key, config
+    predictors = train_networks(
+        target,
+        group_size,
+        num_people,
+        identity_loss,
+        people.train,
+        classes,
+        train_key,
+        config,
+        separates=separates,
     )
     rng = np.random.default_rng(0)  # which of the test images share a group
     order = rng.permutation(people.test)
@@ -212,12 +228,12 @@ def _run_identity(
         # These people's requests, not those of the recording, whose people may be unknown.
         request = record(target, chosen, rng_key=jax.random.fold_in(record_key, part))
         asked = [
-            (predictors[0], learning.grouped_mixtures(request)),
-            (predictors[1], request.owner_activations),
+            (predictors.attacker, learning.grouped_mixtures(request)),
+            (predictors.owner, request.owner_activations),
         ]
         if separates:
             part_key = jax.random.fold_in(separate_key, part)
-            asked.append((predictors[1], _separated(target, request, part_key)))
+            asked.append((predictors.separated, _separated(target, request, part_key)))
         true = classes[chosen].reshape(-1, group_size)
         shares.append(
             [

@@ -1,9 +1,9 @@
 """Training of the attackers that recognise: main itself, with a fresh head, under fresh secrets.
 
-An attacker starts from the weights that the cloud runs. It is trained on unprotected activations of
-its own images first, which it can make as it knows pre, then on protected ones. The first half
-alone is what the owner gets; without it, the set-valued attackers, which are told who is in a
-group but not which row shows whom, hardly learn anything even from unprotected activations.
+An attacker starts from the weights that the cloud runs. It is trained on what the owner recovers of
+its own images first, which it can make as it knows pre and the defence, then on protected ones. The
+first half alone is what the owner gets; without it, the set-valued attackers, which are told who is
+in a group but not which row shows whom, hardly learn anything even from unprotected activations.
 """
 
 import functools
@@ -20,7 +20,7 @@ from facemix_jax._types import Array, HostArray, RngKey, Variables
 from facemix_jax.attacks import learning
 from facemix_jax.attacks.base import AttackConfig, Target
 from facemix_jax.attacks.networks import group_head
-from facemix_jax.defenses import Defense
+from facemix_jax.defenses import Defense, none
 from facemix_jax.models import SplitModel
 
 _LEARNING_RATE = 1e-3
@@ -78,7 +78,21 @@ class _State(NamedTuple):
     opt_state: Any
 
 
-def train_pair(
+class Trained(NamedTuple):
+    """What was trained to recognise.
+
+    Attributes:
+        attacker: asked about the rows of a group together.
+        owner: asked about single rows as the owner recovers them.
+        separated: asked about single rows as one without the key has them who undid the mixing.
+    """
+
+    attacker: Predict
+    owner: Predict
+    separated: Predict
+
+
+def train_networks(
     target: Target,
     group_size: int,
     outputs: int,
@@ -87,8 +101,10 @@ def train_pair(
     labels: HostArray,
     rng_key: RngKey,
     config: AttackConfig,
-) -> tuple[Predict, Predict]:
-    """Trains the attacker and what the owner gets: the same network on unprotected activations.
+    *,
+    separates: bool = False,
+) -> Trained:
+    """Trains the attacker and what the owner gets: the same network on what the owner recovers.
 
     The owner, who knows which row is whose, asks about single rows. Where the defence has no key,
     the owner sees what the attacker sees, and both are the same.
@@ -102,16 +118,14 @@ def train_pair(
         labels: ``[N, ...]``, for every image of the source.
         rng_key: consumed.
         config: effort.
-
-    Returns:
-        The attacker and the owner.
+        separates: whether ``separated`` is asked, too, which blinding needs a training for; it is
+            the owner's network otherwise.
 
     Raises:
         DataError: a training diverged.
     """
     head_key, owner_key, attacker_key = jax.random.split(rng_key, 3)
-    plain = learning.unprotected(target)
-    encoder = inference.main_variables(target.variables, plain.defense)
+    encoder = inference.main_variables(target.variables, none())
     head = group_head(outputs=outputs)
     start = _Network(
         {
@@ -137,10 +151,13 @@ def train_pair(
             step, state, system, rows, labels, size=size, steps=config.steps, rng_key=rng_key
         ).network
 
-    owner = trained(start, plain, 1, owner_key)
-    attacker = owner
-    if target.defense.name != plain.defense.name:
+    owned, opened = (learning.recovered(target, keyless=keyless) for keyless in (False, True))
+    owner = trained(start, owned, 1, owner_key)
+    attacker = separated = owner
+    if target.defense.name != "none":
         attacker = trained(owner, target, group_size, attacker_key)
+    if separates and opened.defense is not owned.defense:
+        separated = trained(start, opened, 1, owner_key)
 
     def predictor(network: _Network, asked: int) -> Predict:
         question = _Question(target.model, outputs, asked, loss, config.steps)
@@ -157,7 +174,7 @@ def train_pair(
 
     if not target.defense.keyed:
         owner = attacker
-    return predictor(attacker, group_size), predictor(owner, 1)
+    return Trained(predictor(attacker, group_size), predictor(owner, 1), predictor(separated, 1))
 
 
 class _Question(NamedTuple):

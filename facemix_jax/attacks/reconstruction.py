@@ -228,8 +228,8 @@ def _run(target: Target, recording: Recording, rng_key: RngKey, config: AttackCo
     value = _score(matched, truth)
     owner = value
     if target.defense.keyed:
-        plain = learning.unprotected(target)
-        owner = _score(draw(plain, rows, recording.owner_activations), truth)
+        owned = learning.recovered(target)
+        owner = _score(draw(owned, rows, recording.owner_activations), truth)
 
     rng = np.random.default_rng(np.asarray(jax.random.key_data(guess_key)))
     others = _to_unit(np.asarray(target.source.images(rng.choice(rows, len(truth)))))

@@ -173,8 +173,9 @@ def run_suite(
         say(name)
         try:
             results[name] = attack.run(seen, recorded, jax.random.fold_in(rng_key, index), config)
-        except _validate.UsageError as error:
-            # Of this recording, such as one in which all images have the same attributes.
+        except (_validate.UsageError, _validate.DataError) as error:
+            # Of this recording, such as one in which all images have the same attributes, or of an
+            # attacker that diverged: what the others found is not lost.
             if name == STRONGEST:
                 raise
             skipped[name] = str(error)

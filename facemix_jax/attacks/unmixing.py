@@ -175,7 +175,7 @@ def iterate(
     Args:
         improve: one step on ``[..., M, M]``.
         start: float32 ``[..., M, M]``.
-        max_iterations: limit of steps.
+        max_iterations: limit of steps, rounded up to whole blocks.
         tolerance: of ``turn``.
         block: steps between two looks.
 

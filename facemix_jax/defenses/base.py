@@ -63,6 +63,8 @@ class Defense(NamedTuple):
             matrix. Public: attackers use it.
         dealt: whether images are dealt to groups anew in every tile of a map, so that no group of
             images is the same everywhere. Public.
+        exact: whether ``recover`` gives the very rows that were protected. If not, attackers learn
+            what the owner is left with by playing the defence on images of their own.
     """
 
     name: str
@@ -75,6 +77,7 @@ class Defense(NamedTuple):
     rows: Rows | None = None
     orthogonal: bool = True
     dealt: bool = False
+    exact: bool = True
 
 
 def rows_of(defense: Defense) -> Rows:

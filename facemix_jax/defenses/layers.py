@@ -119,6 +119,7 @@ def with_blinding(defense: Defense, blinding: float) -> Defense:
         recover=recover,
         cost=cost,
         rows=rows._replace(ahead=rows.sent + rows.ahead, blinding=blinding),
+        exact=False,
     )
 
 
@@ -144,7 +145,8 @@ def with_rounding(defense: Defense, wire: str) -> Defense:
         arrived = jax.lax.stop_gradient(rounded(sent, wire)) + straight_through
         return jnp.concatenate([arrived, ahead])
 
-    return defense._replace(name=unless_none(defense.name, "rounding"), protect=protect)
+    name = unless_none(defense.name, "rounding")
+    return defense._replace(name=name, protect=protect, exact=False)
 
 
 def rounded(x: Array, wire: str) -> Array:

@@ -50,7 +50,7 @@ def with_noise(defense: Defense, noise: float) -> Defense:
         return defense.recover(secret.inner, y)
 
     name = unless_none(defense.name, "noise")
-    return defense._replace(name=name, init=init, protect=protect, recover=recover)
+    return defense._replace(name=name, init=init, protect=protect, recover=recover, exact=False)
 
 
 def mix_key_of(secret: Any) -> MixKey | None:

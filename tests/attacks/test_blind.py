@@ -1,10 +1,14 @@
 import jax
 import numpy as np
 import pytest
+from attack_support import make_tiled_target
 
 from facemix_jax import attacks, defenses, models
 from facemix_jax.attacks import (
     adversarial,
+    alignment,
+    blind,
+    contrast,
     grouping,
     nonnegative,
     picard,
@@ -97,6 +101,26 @@ def test_nonnegative_separation_refuses_normalised_pixels(make_target):
     assert "reach down to -" in nonnegative.NONNEGATIVE.unsuitable(target)
     assert separation.GRADIENT_ICA.unsuitable(target) is None
     assert not any("nonneg" in name for name in robust.choose(target, RNG_KEY).rehearsed)
+
+
+def test_what_takes_the_matrix_for_orthogonal_refuses_others(make_target):
+    target = make_target(defenses.facemix(group_size=4, family="conditioned"))
+    for attack in (nonnegative.NONNEGATIVE, adversarial.ADVERSARIAL):
+        assert "for orthogonal" in attack.unsuitable(target)
+    tiled = make_tiled_target(family="conditioned")
+    for attack in (contrast.CONTRAST, alignment.ALIGNMENT):
+        assert "for orthogonal" in attack.unsuitable(tiled)
+        assert attack.unsuitable(make_tiled_target()) is None
+
+
+def test_images_for_which_there_is_no_row_are_not_recovered():
+    truth = np.random.default_rng(0).standard_normal((3, 8, 50))
+    half, whole = (attacks.recovery(x, truth) for x in (truth[:, :4], truth))
+    correlation, share = blind.figures(half, half, whole, "knows all")
+    assert correlation[1:4] == pytest.approx((1, 1, 1))
+    assert "match best" in correlation.threat_model
+    assert share[1:4] == (0.5, 0.5, 1)
+    assert [f.threat_model for f in blind.figures(whole, whole, whole, "all")] == ["all", "all"]
 
 
 def test_maps_of_one_position_are_unsuitable(make_target):

@@ -1,9 +1,11 @@
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
 from attack_support import make_recording, make_target, run
 
-from facemix_jax import data
+from facemix_jax import attacks, data, defenses
 from facemix_jax._validate import UsageError
 from facemix_jax.attacks import groups, inversion
 from facemix_jax.attacks.decoder_network import decoder
@@ -52,6 +54,26 @@ def test_a_decoder_learns_from_the_attackers_own_images():
     assert images.dtype == np.float32
     assert correlation(images, truth).mean() > 0.5
     assert correlation(images, np.roll(truth, 1, 0)).mean() < 0.4
+
+
+@pytest.mark.parametrize(("noise", "least", "most"), [(0.0, 0.1, 0.1), (0.5, 0.6, 1.0)])
+def test_the_decoder_learns_with_the_noise_that_separation_leaves(monkeypatch, noise, least, most):
+    """In deviations of activations, whose root mean square is larger; without noise as before."""
+    target, asked = make_target(), []
+
+    def train(target, *, most_noise, **options):
+        asked.append(most_noise)
+        return inversion.Inverter(lambda z: np.zeros((len(z), 64, 56, 3), np.float32), ())
+
+    monkeypatch.setattr(inversion, "train_decoder", train)
+    if noise:
+        noisy = defenses.with_noise(target.defense, noise)
+        target = dataclasses.replace(target, defense=noisy)
+    recording = attacks.record(target, target.source.splits["test"][:8], rng_key=jax.random.key(1))
+    inversion.invert_recording(
+        target, recording, rng_key=jax.random.key(0), config=attacks.AttackConfig()
+    )
+    assert least <= asked[0] <= most
 
 
 def test_pixels_at_the_cut_need_no_decoder():

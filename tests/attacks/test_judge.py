@@ -1,3 +1,6 @@
+import copy
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -56,8 +59,12 @@ def test_embeddings_that_do_not_belong_together_are_an_error():
 
 
 def test_attacker_is_judged_beside_floor_owner_and_a_blind_guess():
+    target = make_target(cut=0)
+    own = target.source.splits["train"][:24]  # fewer than a gallery takes
+    source = copy.copy(target.source)
+    source.splits = {**source.splits, "train": own}
     result, verdicts = judge.judge_recording(
-        make_target(cut=0),
+        dataclasses.replace(target, source=source),
         make_recording(cut=0),
         coarse,
         rng_key=jax.random.key(0),
@@ -65,6 +72,7 @@ def test_attacker_is_judged_beside_floor_owner_and_a_blind_guess():
     )
     for figure in result.figures:
         assert figure.floor <= figure.value <= figure.owner == 1
+    assert result.figures[2].chance == 1 / (16 + 24)
     assert verdicts["blind"].rank1_gallery < 0.2
     assert verdicts["attacker"].rank1_group > verdicts["floor"].rank1_group
 

@@ -1,5 +1,7 @@
 """Training of attackers: batches, fresh secrets, divergence."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -149,3 +151,53 @@ def test_a_recording_of_one_cloud_is_filled_up_as_in_training(target):
     found = learning.grouped_mixtures(recording)
     assert len(recording.view.mixtures) == 4
     np.testing.assert_allclose(found, made, atol=1e-5)
+
+
+def sent(target, z):
+    """What is sent of ``z``."""
+    return target.defense.protect(target.defense.init(RNG_KEY, len(z), True), z)
+
+
+@pytest.mark.parametrize(
+    ("options", "scale", "left"),
+    [
+        ({}, 1, 0),
+        ({"decoys": 2, "clouds": 2}, 1, 0),
+        ({"noise": 0.5}, 1, 0.5),
+        ({"noise": 0.5, "decoys": 2, "clouds": 2}, 1, 0.5),
+        ({"wire": "int4"}, 1, 0.1),
+        ({"blinding": 2.0}, 0.5, 0),
+        ({"blinding": 2.0, "noise": 0.5}, 0.5, 0.5),
+    ],
+)
+def test_the_owners_network_learns_from_rows_as_the_owner_recovers_them(
+    target, options, scale, left
+):
+    """Scaled as blinding scales them, and with the noise that stays in them."""
+    z = 2 * jax.random.normal(RNG_KEY, (10, 8, 8, 4))  # the last group is not whole
+    defense = defenses.build(defenses.DefenseConfig(group_size=4, **options))
+    defended = dataclasses.replace(target, defense=defense)
+    owned = learning.recovered(defended)
+    rest = sent(owned, z) - scale * z
+    assert (
+        defense.exact == (owned.defense.name == "none") == (not ({*options} - {"decoys", "clouds"}))
+    )
+    assert jnp.std(rest) == pytest.approx(2 * scale * left, rel=0.2, abs=0.06)
+
+
+@pytest.mark.parametrize("family", ["haar", "conditioned"])
+def test_blinding_stays_in_the_rows_of_one_who_undoes_the_mixing_without_the_key(target, family):
+    z = 3 * jax.random.normal(RNG_KEY, (8, 8, 8, 4))
+    config = defenses.DefenseConfig(group_size=4, blinding=2.0, family=family, condition=1.01)
+    blinded = dataclasses.replace(target, defense=defenses.build(config))
+    owner, other = (sent(learning.recovered(blinded, keyless=k), z) for k in (False, True))
+    assert jnp.std(owner) == pytest.approx(1, rel=0.05)
+    # Rows of unit deviation and the blinding; other families' rows are as large as activations are.
+    size = np.hypot(1, 2) if family == "haar" else 3
+    assert jnp.std(other) == pytest.approx(size, rel=0.05)
+    assert np.corrcoef(other.ravel(), z.ravel())[0, 1] == pytest.approx(
+        1 / np.hypot(1, 2), abs=0.05
+    )
+    noisy = dataclasses.replace(target, defense=defenses.with_noise(target.defense, 1.0))
+    once, again = (learning.recovered(noisy, keyless=k).defense for k in (False, True))
+    assert once is again, "who undoes the mixing has what the owner has"

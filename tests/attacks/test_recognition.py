@@ -67,6 +67,24 @@ def test_attackers_beat_the_floor_where_groups_are_only_reordered(attack):
             assert figure.ceiling < figure.owner
 
 
+@pytest.mark.slow
+@pytest.mark.library_promotes
+def test_a_network_that_learned_with_the_noise_recognises_more_in_what_the_owner_recovers():
+    clean = make_target(defenses.facemix(group_size=2))
+    noisy = dataclasses.replace(clean, defense=defenses.with_noise(clean.defense, 1.0))
+    people = recognition.people_of(clean)
+    classes, loss = clean.source.identities, recognition_training.identity_loss
+    asked = np.tile(people.test, 4)
+    seen = attacks.record(noisy, asked, rng_key=jax.random.key(1)).owner_activations
+    shares = []
+    for target in (clean, noisy):  # without noise the owner's network learns from clean rows
+        owner = recognition_training.train_networks(
+            target, 1, 8, loss, people.train, classes, jax.random.key(2), EFFORT
+        ).owner
+        shares.append((owner(seen)[:, 0].argmax(1) == classes[asked]).mean())
+    assert shares[1] > shares[0] + 0.05
+
+
 NETWORKS = [
     pytest.param(
         models.resnet18(cut=0, image_size=(40, 36), num_attributes=1, width=4, norm="none"),

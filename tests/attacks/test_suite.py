@@ -9,7 +9,7 @@ import pytest
 from attack_support import make_target, make_tiled_target
 
 from facemix_jax import attacks
-from facemix_jax._validate import UsageError
+from facemix_jax._validate import DataError, UsageError
 from facemix_jax.attacks import alignment, base, suite
 
 RNG_KEY = jax.random.key(4)
@@ -74,9 +74,12 @@ def test_the_registry_ends_with_the_strongest():
     assert all(attack.threat_model for attack in suite.ATTACKS.values())
 
 
-def test_what_a_recording_does_not_allow_is_skipped_but_never_the_strongest(fakes, monkeypatch):
+@pytest.mark.parametrize("error", [UsageError, DataError])
+def test_what_a_recording_does_not_allow_is_skipped_but_never_the_strongest(
+    fakes, monkeypatch, error
+):
     def refuse(target, recording, rng_key, config):
-        raise UsageError("All images are alike.")
+        raise error("All images are alike.")
 
     weak, strongest = suite.ATTACKS["weak"], suite.ATTACKS[suite.STRONGEST]
     monkeypatch.setitem(suite.ATTACKS, "weak", weak._replace(run=refuse))
@@ -84,7 +87,7 @@ def test_what_a_recording_does_not_allow_is_skipped_but_never_the_strongest(fake
     assert found.skipped == {"weak": "All images are alike."}
     assert suite.STRONGEST in found.results
     monkeypatch.setitem(suite.ATTACKS, suite.STRONGEST, strongest._replace(run=refuse))
-    with pytest.raises(UsageError, match="alike"):
+    with pytest.raises(error, match="alike"):
         suite.run_suite(make_target(), ["weak"], rng_key=RNG_KEY, config=EFFORT)
 
 
