@@ -27,11 +27,11 @@ class Config:
     Command: ``python experiments/anonymizer_weights.py --data-dir CELEBA --identity-dir PEOPLE``,
     or ``--scale smoke``, which needs no files. Finished cells are not run again.
 
-    Run time: a minute for ``smoke``; 15 to 40 minutes for each weight and seed of ``cpu`` on two
+    Run time: a minute for ``smoke``; about 16 minutes for each weight and seed of ``cpu`` on two
     CPU cores.
 
-    Expected: the less the identifier's error weighs, the more persons an attacker finds, up to
-    what it finds in unchanged images.
+    Expected: without the identifier's error in the loss an attacker finds more persons, still fewer
+    than in unchanged images, and accuracy is higher.
 
     Attributes:
         scale: smoke, cpu, gpu or paper; see ``scale.py``.
