@@ -66,7 +66,7 @@ def main(config: Config) -> None:
         config,
         name=f"anonymizer weights, scale {config.scale}",
         chooses=("weights", "seeds"),
-        summarize=lambda cells: ((table(cells, scale),), ()),
+        summarize=lambda cells: (tables(cells, scale), ()),
     )
     place = measuring.celeba(config, identity_dir=config.identity_dir)
     for seed in config.seeds or range(scale.seeds):
@@ -99,8 +99,10 @@ def _below(place: measuring.Place, weight: float) -> measuring.Place:
     return dataclasses.replace(place, workdirs=folder)
 
 
-def table(cells: Sequence[Mapping[str, Any]], scale: scales.Scale) -> ResultTable:
+def tables(cells: Sequence[Mapping[str, Any]], scale: scales.Scale) -> list[ResultTable]:
     """A row for each weight; without a key the paper's attackers are the strongest."""
+    if not cells:
+        return []
     rows = []
     for weight in sorted({cell["weight"] for cell in cells}):
         row = label(weight)
@@ -114,7 +116,7 @@ def table(cells: Sequence[Mapping[str, Any]], scale: scales.Scale) -> ResultTabl
                 ),
             )
         )
-    return ResultTable(
+    table = ResultTable(
         title=f"The anonymizer with other weights: {summaries.images(scale, 'CelebA')}, measured "
         f"at {summaries.size(scale)}",
         columns=(
@@ -126,6 +128,7 @@ def table(cells: Sequence[Mapping[str, Any]], scale: scales.Scale) -> ResultTabl
         note="Nothing is mixed and no key is involved: the paper's attackers are the strongest "
         "here, and what is sent is there in full.",
     )
+    return [table]
 
 
 if __name__ == "__main__":

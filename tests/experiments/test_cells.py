@@ -207,7 +207,7 @@ def test_other_weights_of_the_anonymizer_stand_in_their_order():
         )
         for seed in (0, 1)
     ]
-    table = anonymizer_weights.table(cells, scales.SCALES["cpu"])
+    (table,) = anonymizer_weights.tables(cells, scales.SCALES["cpu"])
     assert [row.label for row in table.rows] == ["adversary weight 0.03", "adversary weight 0.3"]
     accuracy, persons, attributes = table.rows[0].cells
     assert (accuracy[0].value, persons[0].value, attributes) == (0.87, 0.03, ())

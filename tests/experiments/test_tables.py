@@ -274,7 +274,7 @@ SUMMARIES = {
     "accuracy_cpu": accuracy_cpu.summarize,
     "accuracy_gpu": lambda cells: accuracy_gpu.summarize(cells, accuracy_gpu.native("gpu")),
     "algebra_real": algebra_summary.summarize,
-    "anonymizer_weights_cpu": lambda cells: ([anonymizer_weights.table(cells, SCALE)], ()),
+    "anonymizer_weights_cpu": lambda cells: (anonymizer_weights.tables(cells, SCALE), ()),
     "challenge_baseline_smoke": challenge_baseline.summarize,
     "frontier": frontier_summary.summary,
     "gaussian_codes_cpu": lambda cells: (
