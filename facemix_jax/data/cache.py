@@ -62,8 +62,12 @@ def places(data_dir: Path, cache_dir: str | None) -> list[Path]:
     """
     if cache_dir is not None:
         return [expanded(cache_dir)]
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return [data_dir / ".facemix_cache", Path(home) / "facemix_jax"]
+    beside = data_dir / ".facemix_cache"
+    try:
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:  # a user without a home folder, as in some containers
+        return [beside]
+    return [beside, home / "facemix_jax"]
 
 
 def verify(path: Path) -> bool | None:

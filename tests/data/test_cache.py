@@ -144,6 +144,16 @@ def test_cache_folder_falls_back(folder, tmp_path, monkeypatch):
         cache_module.directory([tmp_path / "file" / "below"])
 
 
+def test_without_a_home_folder_the_cache_lies_beside_the_data(tmp_path, monkeypatch):
+    def homeless(uid: int):
+        raise KeyError(uid)
+
+    monkeypatch.setattr("pwd.getpwuid", homeless)
+    monkeypatch.delenv("HOME")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    assert cache_module.places(tmp_path, None) == [tmp_path / ".facemix_cache"]
+
+
 @pytest.mark.parametrize("given", [False, True])
 def test_a_finished_cache_in_a_folder_that_cannot_be_written_is_used(folder, monkeypatch, given):
     options = {"cache_dir": str(folder / ".facemix_cache")} if given else {}
