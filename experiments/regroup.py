@@ -40,10 +40,11 @@ class Config:
     ``--scale smoke`` a few groups of drawn faces are regrouped, and no files are needed.
 
     Run time: about 9 minutes on two CPU cores, a third of it for 8,192 mixtures, which take 9 GB of
-    memory; cells that the output holds are not run again.
+    memory in a call of their own and twice that after the others; cells that the output holds are
+    not run again.
 
     Expected: groups of 8 images are all found again, up to 8,192 mixtures, and separated at a mean
-    matched |correlation| of .999 (no attack .69); after the trained stem 90% or more of mixtures.
+    matched |correlation| of .999 (no attack .67); after the trained stem 85% or more of mixtures.
 
     Attributes:
         data_dir: folder with the official CelebA files; not needed at ``smoke``.
