@@ -113,9 +113,9 @@ def chart(cells: Sequence[Mapping[str, Any]], scale: scales.Scale) -> Chart:
             )
     height, width = scale.image_size
     return Chart(
-        title="Accuracy less that of plain training, over its length "
+        title="Accuracy minus that of plain training, over its length "
         f"({summaries.images(scale, 'CelebA')}, {height}x{width})",
-        x_label="epochs of both",
+        x_label="epochs",
         y_label="test accuracy, points",
         curves=tuple(curves),
         log2_x=True,
