@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import measuring
-import report
 import scale as scales
 import summaries
 import tyro
@@ -16,8 +15,10 @@ from facemix_jax import _runtime
 from facemix_jax.anonymizing import AnonymizerConfig
 from facemix_jax.results import Column, ResultTable, Row
 
-WEIGHTS = (0.0, 0.03, AnonymizerConfig().adversary_weight)
+WEIGHTS = (0.0, 0.03)
+"""Table 2 has the default."""
 PARTS = ("utility", "identity", "attributes")
+_LABEL = "adversary weight "
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,8 +40,8 @@ class Config:
         identity_dir: as in ``table2.py``; without it no one is recognised.
         cache_dir: folder for decoded images; None for the data sets' default.
         workdirs: folder for the runs; finished ones are not trained again.
-        weights: ``adversary_weight`` of the anonymizer; None for 0, 0.03 and Table 2's, or for 0
-            alone at ``smoke``.
+        weights: ``adversary_weight`` of the anonymizer; None for 0 and 0.03, or for 0 alone
+            at ``smoke``; Table 2 has the default.
         seeds: None for as many as the scale has.
         output: JSON file; None for ``results/anonymizer_weights_SCALE.json``.
     """
@@ -58,45 +59,26 @@ class Config:
 def main(config: Config) -> None:
     """Runs the cells that the JSON file lacks, and writes each into it."""
     scale = scales.SCALES[config.scale]
-    weights = config.weights or ((0.0,) if scale.drawn else WEIGHTS)
-    for weight in weights:
-        AnonymizerConfig(adversary_weight=weight)  # raises for a weight that cannot be
-    cells = report.Cells(
-        config.output or scales.output("anonymizer_weights", config.scale),
+    weights = config.weights or (WEIGHTS[:1] if scale.drawn else WEIGHTS)
+    anonymizer = SYSTEMS[ANONYMIZER]
+    measuring.fill(
+        "anonymizer_weights",
         config,
-        name=f"anonymizer weights, scale {config.scale}",
+        {
+            label(w): anonymizer._replace(anonymizer=AnonymizerConfig(adversary_weight=w))
+            for w in weights
+        },
+        PARTS,
+        scale,
+        measuring.celeba(config, identity_dir=config.identity_dir, runs_of="anonymizer_weights"),
         chooses=("weights", "seeds"),
         summarize=lambda cells: (tables(cells, scale), ()),
     )
-    place = measuring.celeba(config, identity_dir=config.identity_dir)
-    for seed in config.seeds or range(scale.seeds):
-        for weight in weights:
-            options = AnonymizerConfig(adversary_weight=weight)
-            missing = [
-                part
-                for part in PARTS
-                if (part != "identity" or measuring.has_people(scale, place))
-                and not cells.has(row=label(weight), part=part, seed=seed)
-            ]
-            if not missing:
-                continue
-            # With its default weight the network is Table 2's.
-            own = place if options == AnonymizerConfig() else _below(place, weight)
-            run = measuring.trained(ANONYMIZER, SYSTEMS[ANONYMIZER], scale, own, seed, options)
-            for part in missing:
-                what = {"row": label(weight), "part": part, "seed": seed, "weight": weight}
-                cells.add({**what, **measuring.PARTS[part](run, scale, place, seed)})
-    cells.save()
 
 
 def label(weight: float) -> str:
     """Of a row."""
-    return f"adversary weight {weight:g}"
-
-
-def _below(place: measuring.Place, weight: float) -> measuring.Place:
-    folder = place.workdirs / "anonymizer_weights" / f"{weight:g}"
-    return dataclasses.replace(place, workdirs=folder)
+    return f"{_LABEL}{weight:g}"
 
 
 def tables(cells: Sequence[Mapping[str, Any]], scale: scales.Scale) -> list[ResultTable]:
@@ -104,8 +86,8 @@ def tables(cells: Sequence[Mapping[str, Any]], scale: scales.Scale) -> list[Resu
     if not cells:
         return []
     rows = []
-    for weight in sorted({cell["weight"] for cell in cells}):
-        row = label(weight)
+    weights = {float(cell["row"].removeprefix(_LABEL)) for cell in cells}
+    for row in map(label, sorted(weights)):
         rows.append(
             Row(
                 label=row,

@@ -12,15 +12,13 @@ import persons
 import report
 import scale as scales
 from scale import Scale, data_config
-from systems import ANONYMIZER, System
+from systems import System
 
 from facemix_jax import anonymizing, attacks, data, evaluation, fitting, models, runs
 from facemix_jax.attacks import recognition, suite
 from facemix_jax.attacks.base import by_group, truth_by_group
 from facemix_jax.attacks.groups import in_order, match, unmix
 from facemix_jax.runs import Run, RunConfig
-
-_ANONYMIZER = anonymizing.AnonymizerConfig()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -99,31 +97,15 @@ def workdir(name: str, place: Place, seed: int) -> Path:
     return place.workdirs / f"{slug}-{seed}"
 
 
-def trained(
-    name: str,
-    system: System,
-    scale: Scale,
-    place: Place,
-    seed: int,
-    anonymizer: anonymizing.AnonymizerConfig = _ANONYMIZER,
-) -> Run:
-    """Trains what is missing of one run and loads it.
-
-    Args:
-        name: of the row.
-        system: likewise.
-        scale: the size.
-        place: data and runs.
-        seed: of the run.
-        anonymizer: its options, if the row is the anonymizer; the identifier has the scale's width.
-    """
+def trained(name: str, system: System, scale: Scale, place: Place, seed: int) -> Run:
+    """Trains what is missing of one run and loads it."""
     prepare(scale, place)
     config, folder = run_config(system, scale, place, seed), workdir(name, place, seed)
-    if name == ANONYMIZER:
+    if system.anonymizer is not None:
         # By Adam as it is: its published figures are of that.
         plain = dataclasses.replace(config.train, nesterov=False)
         config = dataclasses.replace(config, train=plain)
-        options = dataclasses.replace(anonymizer, identifier_width=scale.width)
+        options = dataclasses.replace(system.anonymizer, identifier_width=scale.width)
         anonymizing.fit(config, options, folder)
     else:
         fitting.fit(config, folder, show_progress=False)

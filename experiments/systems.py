@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+from facemix_jax.anonymizing import AnonymizerConfig
 from facemix_jax.defenses import DefenseConfig
 from facemix_jax.models import ModelConfig
 
@@ -17,6 +18,7 @@ class System(NamedTuple):
         edge: its row in ``facemix_jax.costs_paper.resnet18_table``; None where there is none.
         table2: valid accuracy, test accuracy, person ID, attributes, as printed; or nothing.
         table3: test accuracy, balanced accuracy, faces, attributes, as printed; or nothing.
+        anonymizer: what it is trained for, if it is one; the identifier has the scale's width.
     """
 
     model: ModelConfig
@@ -24,6 +26,7 @@ class System(NamedTuple):
     edge: str | None = None
     table2: tuple[str, ...] = ()
     table3: tuple[str, ...] = ()
+    anonymizer: AnonymizerConfig | None = None
 
 
 _IMAGE = ModelConfig(cut=0)
@@ -39,10 +42,12 @@ def blur(size: int) -> DefenseConfig:
     return DefenseConfig(defense="blur", blur_size=size)
 
 
-def facemix(group_size: int, cut: int, **paper: tuple[str, ...]) -> System:
+def facemix(
+    group_size: int, cut: int, *, table2: tuple[str, ...] = (), table3: tuple[str, ...] = ()
+) -> System:
     """Mixing after ``cut`` blocks."""
     edge = f"FaceMix, N_pre = {cut}"
-    return System(ModelConfig(cut=cut), DefenseConfig(group_size=group_size), edge, **paper)
+    return System(ModelConfig(cut=cut), DefenseConfig(group_size=group_size), edge, table2, table3)
 
 
 SYSTEMS: dict[str, System] = {
@@ -86,6 +91,7 @@ SYSTEMS: dict[str, System] = {
         DefenseConfig(defense="none"),
         "face anonymizer, 256x256",
         ("90.5%", "89.8%", "62.6%", "76.3%"),
+        anonymizer=AnonymizerConfig(),
     ),
     "FaceMix, M = 8, N_pre = 1": facemix(
         8,

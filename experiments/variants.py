@@ -93,8 +93,8 @@ class Config:
 
     Expected: separation undoes every matrix that can be inverted, and decoys and rounding with it.
     By separation one of eight clouds gains nothing over its rows as they are, one of four or two
-    does. Blinding hides what is not smooth
-    and takes its price in accuracy and in the edge's own work. See ``docs/defenses.md``.
+    does. Blinding hides what is not smooth and takes its price in accuracy and in the edge's own
+    work. See ``docs/defenses.md``.
 
     Attributes:
         scale: smoke or cpu.

@@ -199,7 +199,7 @@ def test_pictures_of_people_are_read_as_any_table_is(tmp_path):
 
 def test_other_weights_of_the_anonymizer_stand_in_their_order():
     cells = [
-        {"row": anonymizer_weights.label(w), "weight": w, "part": part, "seed": seed, **found}
+        {"row": anonymizer_weights.label(w), "part": part, "seed": seed, **found}
         for w, accuracy in ((0.3, 0.86), (0.03, 0.87))
         for part, found in (
             ("utility", {"test_accuracy": accuracy}),
