@@ -64,7 +64,7 @@ SET_IDENTITY_THREAT = f"{_KNOWS}of the very people; sees which rows form a group
 
 def _separates(target: Target) -> bool:
     """Whether rows are mixtures of whole maps, which gradient ICA can take apart."""
-    return target.defense.group_size > 1 and target.model.spec.tiles == 1
+    return target.defense.group_size > 1 and target.defense.one_matrix
 
 
 def _separated(target: Target, recording: Recording, rng_key: RngKey) -> Array:

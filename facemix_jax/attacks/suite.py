@@ -165,7 +165,7 @@ def run_suite(
             continue
         seen, recorded = views[attack.by_tile]
         reason = attack.unsuitable(seen)
-        if attack.one_matrix and target.model.spec.tiles > 1:
+        if attack.one_matrix and not seen.defense.one_matrix:
             reason = "It looks for one matrix of a group's whole maps, but each tile has its own."
         if reason is not None:
             skipped[name] = reason

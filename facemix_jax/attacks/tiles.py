@@ -71,7 +71,9 @@ def _whole(model: SplitModel, defense: Defense) -> tuple[SplitModel, Defense]:
             spec, activation_shape=map_shape, response_shape=(tiles * features,), grid=(1, 1)
         ),
     )
-    return whole_model, defense._replace(init=init, protect=protect, recover=recover)
+    return whole_model, defense._replace(
+        init=init, protect=protect, recover=recover, one_matrix=False
+    )
 
 
 def _between(

@@ -63,6 +63,7 @@ class Defense(NamedTuple):
             matrix. Public: attackers use it.
         dealt: whether images are dealt to groups anew in every tile of a map, so that no group of
             images is the same everywhere. Public.
+        one_matrix: whether one matrix mixes a group's maps; each tile of whole maps has its own.
         exact: whether ``recover`` gives the very rows that were protected. If not, attackers learn
             what the owner is left with by playing the defence on images of their own.
     """
@@ -77,6 +78,7 @@ class Defense(NamedTuple):
     rows: Rows | None = None
     orthogonal: bool = True
     dealt: bool = False
+    one_matrix: bool = True
     exact: bool = True
 
 

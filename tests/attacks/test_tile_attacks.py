@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from attack_support import PatchworkSource, make_tiled_target
+from attack_support import PatchworkSource, make_target, make_tiled_target
 
 from facemix_jax import attacks, defenses, models
-from facemix_jax.attacks import alignment, contrast, groups, separation, suite
+from facemix_jax.attacks import alignment, contrast, groups, recognition, separation, suite
 from facemix_jax.attacks.tiles import whole
 from facemix_jax.models import ModelConfig
 from facemix_jax.models.split import cut_tiles, put_tiles_back, side_by_side
@@ -157,6 +157,20 @@ def test_attacks_run_on_tiles(attack):
     result = attack.run(target, recording_of(target), jax.random.key(2), EFFORT)
     assert 0 < result.figures[0].value <= result.figures[0].owner + 0.05
     assert result.recovered.shape == (32, 8, 7, 8)
+
+
+@pytest.mark.parametrize("attack", [recognition.ATTRIBUTES, recognition.IDENTITY])
+def test_a_matrix_of_whole_maps_is_undone_only_where_there_is_one(attack, monkeypatch):
+    class Asked(Exception):
+        pass
+
+    def stop(*arguments, separates):
+        raise Asked(separates)
+
+    monkeypatch.setattr(recognition, "train_networks", stop)
+    for target, separates in ((make_tiled_target(), False), (make_target(), True)):
+        with pytest.raises(Asked, match=str(separates)):
+            attack.run(whole(target), recording_of(whole(target)), jax.random.key(2), EFFORT)
 
 
 @pytest.mark.parametrize("scatter", [False, True])
