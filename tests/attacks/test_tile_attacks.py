@@ -161,15 +161,12 @@ def test_attacks_run_on_tiles(attack):
 
 @pytest.mark.parametrize("attack", [recognition.ATTRIBUTES, recognition.IDENTITY])
 def test_a_matrix_of_whole_maps_is_undone_only_where_there_is_one(attack, monkeypatch):
-    class Asked(Exception):
-        pass
-
     def stop(*arguments, separates):
-        raise Asked(separates)
+        raise InterruptedError(separates)
 
     monkeypatch.setattr(recognition, "train_networks", stop)
     for target, separates in ((make_tiled_target(), False), (make_target(), True)):
-        with pytest.raises(Asked, match=str(separates)):
+        with pytest.raises(InterruptedError, match=str(separates)):
             attack.run(whole(target), recording_of(whole(target)), jax.random.key(2), EFFORT)
 
 
