@@ -26,8 +26,8 @@ class Config:
     Command: ``python experiments/challenge_baseline.py``, which needs no files at any scale. A
     finished challenge is not made again.
 
-    Run time: half a minute at ``smoke`` on two CPU cores; ``cpu`` trains on 8,192 drawn faces and
-    has not been run.
+    Run time: 9 minutes at ``smoke`` on two busy CPU cores (load 8; not taken on quiet ones);
+    ``cpu`` trains on 8,192 drawn faces and has not been run.
 
     Expected: without noise the baseline recovers rows at a mean matched |correlation| above .98.
 

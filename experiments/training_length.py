@@ -58,6 +58,7 @@ def main(config: Config) -> None:
     rows = config.rows or (ROWS[:-1] if scale.drawn else ROWS)
     for row in rows:
         _validate.one_of(ROWS, row=row)
+    rows = (CLOUD, *(row for row in rows if row != CLOUD))  # what the others are held against
     cells = report.Cells(
         config.output or scales.output("training_length", config.scale),
         config,

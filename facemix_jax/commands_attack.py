@@ -61,6 +61,7 @@ class Attack:
         for name in self.attack:
             one_of(suite.ATTACKS, attack=name)
         output.check_file(self.pictures, "--pictures")
+        output.check_apart({"--pictures": self.pictures, "--json": self.json}, [])
         names = self.attack or tuple(suite.ATTACKS)
         trained = runs.load(self.workdir, data_dir=self.data_dir)
         target = Target(

@@ -113,12 +113,12 @@ def check_apart(
     Raises:
         UsageError: two paths lead to one file.
     """
-    taken = {Path(path).resolve() for path in read if path is not None}
-    options: dict[Path, str] = {}
+    taken = {os.path.realpath(path) for path in read if path is not None}  # links in a circle, too
+    options: dict[str, str] = {}
     for option, path in written.items():
-        if path is None or path == "-":
+        if path is None or path == "-" or is_special(Path(path)):
             continue
-        place = Path(path).resolve()
+        place = os.path.realpath(path)
         if place in taken:
             raise UsageError(
                 f"{option} {path} is a file that this command reads, which the result would "

@@ -151,6 +151,10 @@ def test_cost_of_one_model(capsys):
         (["linearity", "--out", f"{__file__}/x"], ("cannot be written", "--out")),
         (["demo", "--out", f"{__file__}/x"], ("cannot be written", "--out")),
         (["attack", "--workdir", "w", "--pictures", "no/x.png"], ("no/x.png", "--pictures")),
+        (
+            ["attack", "--workdir", "w", "--pictures", "same", "--json", "./same"],
+            ("--pictures and --json name the same file",),
+        ),
         (["--tyro-print-completion", "fish"], ("'fish' is unknown", "zsh")),
         (["attack", "--workdir", "w", "--seed", str(2**64)], ("seed is 18446744073709551616",)),
         (["linearity", "--seed", "-1"], ("seed is -1", "between 0 and 4294967295")),

@@ -100,6 +100,24 @@ def test_show_writes_a_sheet_and_decodes_no_other_image(capsys, faces, tmp_path,
     assert "000024.jpg" in err
 
 
+@pytest.mark.parametrize(
+    ("option", "lost"),
+    [("--out", "images/1.png"), ("--json", "labels.csv"), ("--out", "labels.csv")],
+)
+def test_what_is_shown_replaces_no_file_of_the_data_set(capsys, table, tmp_path, option, lost):
+    before = (table / lost).read_bytes()
+    (tmp_path / "link").symlink_to(table / lost)
+    code, out, err = run(capsys, "show", *of(table, "folder"), option, tmp_path / "link")
+    assert (code, out) == (2, "")
+    assert "link is a file that this command reads" in " ".join(err.split())
+    assert (table / lost).read_bytes() == before
+    again = table / "numbers.json"
+    for _ in range(2):  # what an earlier call wrote is replaced
+        assert run(capsys, "show", *of(table, "folder"), "--json", again)[0] == 0
+    same = ("--out", tmp_path / "same", "--json", tmp_path / "same")
+    assert run(capsys, "show", *of(table, "folder"), *same)[0] == 2
+
+
 def test_show_draws_synthetic_faces(capsys, tmp_path, monkeypatch):
     monkeypatch.setattr("facemix_jax.data.synthetic.TRAIN_EXAMPLES", 64)
     path = tmp_path / "sheet.png"

@@ -108,6 +108,14 @@ def test_the_result_does_not_replace_the_secret(run, path):
         assert path.read_bytes() == before
 
 
+def test_a_circle_of_links_is_no_secret(run, path):
+    path.parent.mkdir()
+    path.symlink_to(path)
+    code, out, err = run("show", "--path", path)
+    assert (code, out) == (1, "")
+    assert "cannot be read: Too many levels of symbolic links" in err
+
+
 @pytest.mark.parametrize("command", ["show", "rotate"])
 def test_a_missing_secret(run, path, command):
     code, out, err = run(command, "--path", path)

@@ -6,6 +6,7 @@ import pytest
 
 from facemix_jax import defenses, evaluation, inference
 from facemix_jax.data import normalize
+from facemix_jax.defenses import DefenseConfig
 from facemix_jax.models import ModelConfig, build, resnet18
 
 
@@ -78,6 +79,33 @@ def test_without_a_defence_the_cloud_has_everything(model, tiny_source):
     )
     assert leakage.figures[0].value == leakage.figures[0].floor == leakage.figures[0].owner == 1
     np.testing.assert_array_equal(leakage.mixtures, leakage.truth)
+
+
+@pytest.mark.parametrize(
+    ("tile", "defense", "attack"),
+    [
+        ((5, 3), DefenseConfig(defense="noise", image_noise_variance=1.0), "ridge"),
+        ((5, 3), DefenseConfig(defense="none", noise=0.5), "ridge"),
+        ((5, 1), DefenseConfig(group_size=4), "gradient ICA"),
+        ((1, 1), DefenseConfig(group_size=4), "mixtures as sent"),
+    ],
+)
+def test_leakage_of_tiles_has_an_attack_for_every_defence_and_shape(
+    tile, defense, attack, tiny_source
+):
+    model = build(ModelConfig(width=4, tile=tile), image_size=(40, 36), num_attributes=3)
+    leakage = evaluation.evaluate_leakage(
+        model,
+        defenses.build(defense, tiles=model.spec.tiles),
+        model.init(jax.random.key(0)),
+        tiny_source,
+        rng_key=jax.random.key(0),
+        num_groups=4,
+    )
+    figure = leakage.figures[0]
+    assert leakage.attack == attack
+    assert leakage.recovered.shape == leakage.truth.shape
+    assert (figure.value == figure.floor) == (attack == "mixtures as sent")
 
 
 def test_networks_that_differ_in_weights_alone_are_compiled_once(tiny_source):

@@ -74,6 +74,14 @@ def _filled(rows: HostArray, size: int) -> HostArray:
     return np.concatenate([rows, np.zeros((size - len(rows), *rows.shape[1:]), rows.dtype)])
 
 
+def needs_both_directions(target: Target) -> str | None:
+    """Why an attack on differences down and across has nothing to work with, or None."""
+    height, width = target.model.spec.activation_shape[:2]
+    if min(height, width) > 1:
+        return None
+    return f"The maps are {height} x {width}, with no differences in both directions."
+
+
 def needs_orthogonal(target: Target) -> str | None:
     """Why an attack that takes the matrix for orthogonal has nothing to work with, or None."""
     if target.defense.orthogonal:
@@ -168,11 +176,8 @@ def attack(
         if target.defense.name != "none" and not target.defense.keyed:
             return f"The defence {target.defense.name!r} mixes nothing that could be separated."
         height, width = target.model.spec.activation_shape[:2]
-        if min(height, width) < 2 and target.defense.group_size > 1:
-            return (
-                f"The activations are {height} x {width} maps, which have no differences in both "
-                f"directions. Attack an earlier cut."
-            )
+        if height * width < 2 and target.defense.group_size > 1:
+            return "The activations are 1 x 1 maps, which have no differences: try an earlier cut."
         return unsuitable(target)
 
     return Attack(name, threat_model, run, reason, by_tile=True, any_rows=any_rows)

@@ -328,7 +328,7 @@ def _run(target: Target, recording: Recording, rng_key: RngKey, config: AttackCo
 
 
 def _unsuitable(target: Target) -> str | None:
-    return robust.ROBUST.unsuitable(target)
+    return robust.ROBUST.unsuitable(target) or blind.needs_both_directions(target)
 
 
 SHUFFLED_CHAIN = Attack("shuffled_chain", THREAT_MODEL, _run, _unsuitable, one_matrix=True)

@@ -96,7 +96,7 @@ def _candidates(target: Target) -> dict[str, blind.Separate]:
         kinds["nonnegative"] = separate_nonnegative
     candidates: dict[str, blind.Separate] = {}
     for positions, wanted in _FILTERS:
-        if positions >= min(height, width):
+        if positions > 1 and positions >= min(height, width):
             continue
         axes = wanted if wanted is not None and wanted < channels else None
         for kind, function in kinds.items():

@@ -87,6 +87,7 @@ IVA = blind.attack(
     "iva",
     THREAT_MODEL,
     lambda target, *_: functools.partial(separate_groups, orthogonal=target.defense.orthogonal),
+    unsuitable=blind.needs_both_directions,
 )
 """Vector analysis of gradients over channels, grouping granted."""
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from attack_support import make_target, make_tiled_target
 
-from facemix_jax import attacks
+from facemix_jax import attacks, defenses
 from facemix_jax._validate import DataError, UsageError
 from facemix_jax.attacks import alignment, base, suite
 
@@ -89,6 +89,20 @@ def test_what_a_recording_does_not_allow_is_skipped_but_never_the_strongest(
     monkeypatch.setitem(suite.ATTACKS, suite.STRONGEST, strongest._replace(run=refuse))
     with pytest.raises(error, match="alike"):
         suite.run_suite(make_target(), ["weak"], rng_key=RNG_KEY, config=EFFORT)
+
+
+@pytest.mark.parametrize("name", suite.WITHOUT_KEY)
+def test_the_strongest_where_there_is_no_key_is_not_skipped_either(monkeypatch, name):
+    def diverge(target, recording, rng_key, config):
+        raise DataError("It diverged.")
+
+    ran = {n: a._replace(run=fake(n).run) for n, a in suite.ATTACKS.items()}
+    monkeypatch.setattr(suite, "ATTACKS", ran)
+    target = dataclasses.replace(make_target(), defense=defenses.noise(variance=4.0))
+    assert suite.run_suite(target, ["attributes"], rng_key=RNG_KEY, config=EFFORT).results
+    monkeypatch.setitem(ran, name, ran[name]._replace(run=diverge))
+    with pytest.raises(DataError, match="diverged"):
+        suite.run_suite(target, ["attributes"], rng_key=RNG_KEY, config=EFFORT)
 
 
 ONE_MATRIX = ("known_plaintext", "reused_key", "intersection", "shuffled_chain", "output")
