@@ -335,9 +335,7 @@ def _credentials(connection: Connection) -> grpc.ChannelCredentials:
     for what in ("ca", "certificate", "private_key"):
         path = getattr(connection, what)
         if path is not None:
-            parts[what] = access.read(path, what)
-            if b"-----BEGIN " not in parts[what]:
-                raise UsageError(f"{what} {path} holds no PEM block. Give a PEM file.")
+            parts[what] = access.read_pem(path, what)
     return grpc.ssl_channel_credentials(
         root_certificates=parts.get("ca"),
         private_key=parts.get("private_key"),
