@@ -177,22 +177,19 @@ class Turns:
     """Hands out clouds in turn, those that have not failed lately first."""
 
     def __init__(self, clouds: list[Cloud]) -> None:
-        self._clouds = clouds
+        self.clouds = clouds
         self._next = 0
-
-    def __len__(self) -> int:
-        return len(self._clouds)
 
     def take(self) -> Cloud:
         """The next one that is not passed over; where all are, the one that failed first."""
         now = time.monotonic()
-        count = len(self._clouds)
-        turn = [self._clouds[(self._next + i) % count] for i in range(count)]
+        count = len(self.clouds)
+        turn = [self.clouds[(self._next + i) % count] for i in range(count)]
         chosen = next(
             (cloud for cloud in turn if cloud.passed_over_until <= now),
             min(turn, key=lambda cloud: cloud.passed_over_until),
         )
-        self._next = (self._clouds.index(chosen) + 1) % count
+        self._next = (self.clouds.index(chosen) + 1) % count
         return chosen
 
 
@@ -218,7 +215,7 @@ async def until_answered(
 
     Raises:
         CloudError: they refuse, or cannot be reached until time is up.
-        UsageError: the clouds were closed meanwhile.
+        UsageError: the clouds are closed, or were meanwhile.
         WireError: from the attempt.
     """
     give_up = time.monotonic() + config.give_up_s
@@ -232,7 +229,7 @@ async def until_answered(
             refuses = error.code() is grpc.StatusCode.FAILED_PRECONDITION
             if refuses:
                 others.add(cloud)
-                again = len(others) < len(turns)
+                again = len(others) < len(turns.clouds)
             else:
                 again = error.code() in _AGAIN and not is_too_large(error)
             pause = wait * (0.5 + secrets.randbelow(1000) / 1000)

@@ -312,6 +312,34 @@ class TestClosing:
 
         asyncio.run(go())
 
+    def test_a_call_that_computes_when_the_client_is_closed_sends_nothing(
+        self, trained, root, fake, monkeypatch
+    ):
+        cloud = fake()
+
+        async def go():
+            client = AsyncEdgeClient(trained[0], root, Connection(clouds=(cloud.address,)))
+            computing, closed, pre = threading.Event(), threading.Event(), client._pre
+
+            def slow(*arguments):
+                computing.set()
+                assert closed.wait(10)
+                return pre(*arguments)
+
+            monkeypatch.setattr(client, "_pre", slow)
+            task = asyncio.create_task(client.infer(pictures(4)))
+            await asyncio.to_thread(computing.wait, 10)
+            await client.close()
+            closed.set()
+            with pytest.raises(UsageError, match="was closed"):
+                await task
+            assert client._turns is None  # no channel was opened again
+            assert not cloud.requests
+            assert (await client.infer(pictures(4))).requests == 1  # a later call opens its own
+            await client.close()
+
+        asyncio.run(go())
+
 
 @pytest.mark.parametrize(
     "images",
