@@ -28,6 +28,8 @@ _AGAIN = (
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.05, 2.0
 _PAUSE_S = 2.0
 """For which a cloud that failed is passed over, as long as another one has not failed."""
+_REFUSALS = 6
+"""Of one request, after which the call is wrong, not a replica of another model behind a name."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -202,8 +204,9 @@ async def until_answered(
 ) -> _T:
     """What an attempt returns that some cloud answers before time is up.
 
-    A cloud that serves another model may be one of several that is older or newer: only where all
-    refuse is the call wrong.
+    A cloud that serves another model may be one of several that is older or newer, and one name may
+    lead to several, whose refusals look alike: the call is wrong only after ``_REFUSALS``, at least
+    one from every cloud. With the pauses between them that takes about 1.5 s, and the attempts.
 
     Args:
         turns: the clouds.
@@ -220,7 +223,7 @@ async def until_answered(
     """
     give_up = time.monotonic() + config.give_up_s
     wait = _FIRST_WAIT_S
-    others = set()
+    others, refusals = set(), 0
     while True:
         cloud = turns.take()
         try:
@@ -229,7 +232,8 @@ async def until_answered(
             refuses = error.code() is grpc.StatusCode.FAILED_PRECONDITION
             if refuses:
                 others.add(cloud)
-                again = len(others) < len(turns.clouds)
+                refusals += 1
+                again = refusals < _REFUSALS or len(others) < len(turns.clouds)
             else:
                 again = error.code() in _AGAIN and not is_too_large(error)
             pause = wait * (0.5 + secrets.randbelow(1000) / 1000)
@@ -237,7 +241,7 @@ async def until_answered(
             if not again or pause > left:
                 raise explained(cloud, error, config.timeout_s) from None
             if cloud.answers and refuses:
-                say(f"{cloud.address} serves another model; trying the others.")
+                say(f"{cloud.address} serves another model; trying again.")
             elif cloud.answers:
                 say(
                     f"No answer from {cloud.address} yet ({error.code().name}: {_details(error)}); "
