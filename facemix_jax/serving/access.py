@@ -49,6 +49,18 @@ def read(path: Path, what: str) -> bytes:
         ) from None
 
 
+def read_pem(path: Path, what: str) -> bytes:
+    """A PEM file's bytes.
+
+    Raises:
+        UsageError: it cannot be read or holds no PEM.
+    """
+    content = read(path, what)
+    if b"-----BEGIN " not in content:
+        raise UsageError(f"{what} {path} holds no PEM block. Give a PEM file.")
+    return content
+
+
 def server_credentials(
     certificate: Path, key: Path, client_ca: Path | None
 ) -> grpc.ServerCredentials:
@@ -60,9 +72,7 @@ def server_credentials(
     parts = {}
     for what, path in (("tls_cert", certificate), ("tls_key", key), ("client_ca", client_ca)):
         if path is not None:
-            parts[what] = read(path, what)
-            if b"-----BEGIN " not in parts[what]:
-                raise UsageError(f"{what} {path} holds no PEM block. Give a PEM file.")
+            parts[what] = read_pem(path, what)
     return grpc.ssl_server_credentials(
         [(parts["tls_key"], parts["tls_cert"])],
         root_certificates=parts.get("client_ca"),

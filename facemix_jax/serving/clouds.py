@@ -28,6 +28,8 @@ _AGAIN = (
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.05, 2.0
 _PAUSE_S = 2.0
 """For which a cloud that failed is passed over, as long as another one has not failed."""
+_REFUSALS = 6
+"""Of one request, after which the call is wrong, not a replica of another model behind a name."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -177,22 +179,19 @@ class Turns:
     """Hands out clouds in turn, those that have not failed lately first."""
 
     def __init__(self, clouds: list[Cloud]) -> None:
-        self._clouds = clouds
+        self.clouds = clouds
         self._next = 0
-
-    def __len__(self) -> int:
-        return len(self._clouds)
 
     def take(self) -> Cloud:
         """The next one that is not passed over; where all are, the one that failed first."""
         now = time.monotonic()
-        count = len(self._clouds)
-        turn = [self._clouds[(self._next + i) % count] for i in range(count)]
+        count = len(self.clouds)
+        turn = [self.clouds[(self._next + i) % count] for i in range(count)]
         chosen = next(
             (cloud for cloud in turn if cloud.passed_over_until <= now),
             min(turn, key=lambda cloud: cloud.passed_over_until),
         )
-        self._next = (self._clouds.index(chosen) + 1) % count
+        self._next = (self.clouds.index(chosen) + 1) % count
         return chosen
 
 
@@ -205,8 +204,9 @@ async def until_answered(
 ) -> _T:
     """What an attempt returns that some cloud answers before time is up.
 
-    A cloud that serves another model may be one of several that is older or newer: only where all
-    refuse is the call wrong.
+    A cloud that serves another model may be one of several that is older or newer, and one name may
+    lead to several, whose refusals look alike: the call is wrong only after ``_REFUSALS``, at least
+    one from every cloud. With the pauses between them that takes about 1.5 s, and the attempts.
 
     Args:
         turns: the clouds.
@@ -218,12 +218,12 @@ async def until_answered(
 
     Raises:
         CloudError: they refuse, or cannot be reached until time is up.
-        UsageError: the clouds were closed meanwhile.
+        UsageError: the clouds are closed, or were meanwhile.
         WireError: from the attempt.
     """
     give_up = time.monotonic() + config.give_up_s
     wait = _FIRST_WAIT_S
-    others = set()
+    others, refusals = set(), 0
     while True:
         cloud = turns.take()
         try:
@@ -232,7 +232,8 @@ async def until_answered(
             refuses = error.code() is grpc.StatusCode.FAILED_PRECONDITION
             if refuses:
                 others.add(cloud)
-                again = len(others) < len(turns)
+                refusals += 1
+                again = refusals < _REFUSALS or len(others) < len(turns.clouds)
             else:
                 again = error.code() in _AGAIN and not is_too_large(error)
             pause = wait * (0.5 + secrets.randbelow(1000) / 1000)
@@ -240,7 +241,7 @@ async def until_answered(
             if not again or pause > left:
                 raise explained(cloud, error, config.timeout_s) from None
             if cloud.answers and refuses:
-                say(f"{cloud.address} serves another model; trying the others.")
+                say(f"{cloud.address} serves another model; trying again.")
             elif cloud.answers:
                 say(
                     f"No answer from {cloud.address} yet ({error.code().name}: {_details(error)}); "
@@ -335,9 +336,7 @@ def _credentials(connection: Connection) -> grpc.ChannelCredentials:
     for what in ("ca", "certificate", "private_key"):
         path = getattr(connection, what)
         if path is not None:
-            parts[what] = access.read(path, what)
-            if b"-----BEGIN " not in parts[what]:
-                raise UsageError(f"{what} {path} holds no PEM block. Give a PEM file.")
+            parts[what] = access.read_pem(path, what)
     return grpc.ssl_channel_credentials(
         root_certificates=parts.get("ca"),
         private_key=parts.get("private_key"),

@@ -97,7 +97,6 @@ class AsyncEdgeClient:
         self._say = say
         self._max_rows: int | None = None
         self._turns: Turns | None = None
-        self._clouds: list[Cloud] = []
 
     async def __aenter__(self) -> "AsyncEdgeClient":
         """Returns itself."""
@@ -113,10 +112,10 @@ class AsyncEdgeClient:
         await self.close()
 
     async def close(self) -> None:
-        """Closes the connections."""
-        for cloud in self._clouds:
+        """Closes the connections; calls that are under way end, later ones open new connections."""
+        turns, self._turns, self._max_rows = self._turns, None, None
+        for cloud in turns.clouds if turns else ():
             await cloud.close()
-        self._clouds, self._turns, self._max_rows = [], None, None
 
     async def predict(self, images: HostArray) -> HostArray:
         """Logits float32 ``[N, K, classes]`` of uint8 images ``[N, H, W, 3]``; see ``infer``."""
@@ -134,11 +133,13 @@ class AsyncEdgeClient:
             images: uint8 ``[N, H, W, 3]``, ``N >= 1``, of the network's size.
 
         Raises:
-            UsageError: images of another shape or type, or a cloud takes less than a group.
+            UsageError: images of another shape or type, a cloud takes less than a group, or the
+                client was closed meanwhile.
             CloudError: the clouds refuse, or cannot be reached until time is up.
             WireError: an answer is wrong; nothing of it is used.
         """
         images = self._checked(images)
+        turns = self._open()  # once, as what close() has closed stays closed for this call
         unique, place = _unique(images)
         size = self.segments.group_size
         missing = -len(unique) % size
@@ -148,14 +149,14 @@ class AsyncEdgeClient:
             company = np.repeat(unique[:1], missing, axis=0)  # nothing is mixed
         groups = np.concatenate([unique, company]).reshape(-1, size, *images.shape[1:])
         work = Work(Timing())
-        max_rows = await self._most_rows(ask=False)
+        max_rows = await self._most_rows(turns, ask=False)
         try:
-            parts = await self._requests(groups, max_rows, work)
+            parts = await self._requests(turns, groups, max_rows, work)
         except LimitError:  # perhaps of a cloud that has started anew since it was asked
-            fewer = await self._most_rows(ask=True)
+            fewer = await self._most_rows(turns, ask=True)
             if fewer >= max_rows:
                 raise
-            parts = await self._requests(groups, fewer, work)
+            parts = await self._requests(turns, groups, fewer, work)
         return Prediction(
             logits=np.concatenate([group for part in parts for group in part])[place],
             fillers=missing if self.segments.protected else 0,
@@ -168,7 +169,7 @@ class AsyncEdgeClient:
         )
 
     async def _requests(
-        self, groups: HostArray, max_rows: int, work: Work
+        self, turns: Turns, groups: HostArray, max_rows: int, work: Work
     ) -> list[list[HostArray]]:
         """Of every request what ``_request`` returns."""
         at_once = max(1, min(self.config.request_rows, max_rows) // self.segments.group_size)
@@ -177,7 +178,7 @@ class AsyncEdgeClient:
 
         async def one(part: HostArray) -> list[HostArray]:
             async with free:
-                return await self._request(part, work)
+                return await self._request(turns, part, work)
 
         try:
             async with asyncio.TaskGroup() as tasks:
@@ -186,7 +187,7 @@ class AsyncEdgeClient:
             raise errors.exceptions[0] from None
         return [part.result() for part in parts]
 
-    async def _request(self, groups: HostArray, work: Work) -> list[HostArray]:
+    async def _request(self, turns: Turns, groups: HostArray, work: Work) -> list[HostArray]:
         """Logits ``[M, K, classes]`` of each of some groups uint8 ``[g, M, H, W, 3]``."""
         activations = await asyncio.to_thread(self._pre, groups, work.timing)
 
@@ -197,17 +198,17 @@ class AsyncEdgeClient:
             work.called(request, response, time.perf_counter() - start, said)
             return await asyncio.to_thread(self._answer, key, request, response, work.timing)
 
-        return await self._answered(attempt, work)
+        return await self._answered(turns, attempt, work)
 
-    async def _most_rows(self, *, ask: bool) -> int:
+    async def _most_rows(self, turns: Turns, *, ask: bool) -> int:
         """Rows of one request that every cloud takes which can be asked, at least a group."""
         size = self.segments.group_size
 
         async def fewest(cloud: Cloud) -> int:
-            return await fewest_rows(cloud, self._clouds, self.config.timeout_s)
+            return await fewest_rows(cloud, turns.clouds, self.config.timeout_s)
 
         if self._max_rows is None or ask:
-            max_rows = await self._answered(fewest, Work(Timing()))
+            max_rows = await self._answered(turns, fewest, Work(Timing()))
             if max_rows < size:
                 raise UsageError(
                     f"A cloud takes {max_rows} rows in one request, but the training mixed groups "
@@ -217,8 +218,10 @@ class AsyncEdgeClient:
             self._max_rows = max_rows
         return self._max_rows
 
-    async def _answered(self, attempt: Callable[[Cloud], Awaitable[_T]], work: Work) -> _T:
-        return await until_answered(self._open(), attempt, self.config, work, self._say)
+    async def _answered(
+        self, turns: Turns, attempt: Callable[[Cloud], Awaitable[_T]], work: Work
+    ) -> _T:
+        return await until_answered(turns, attempt, self.config, work, self._say)
 
     def _pre(self, groups: HostArray, timing: Timing) -> list[Array]:
         with timing.measure("pre"):
@@ -286,10 +289,9 @@ class AsyncEdgeClient:
         if self._turns is None:
             floats = max(self.config.request_rows, self.segments.group_size)
             largest = 4 * floats * int(np.prod(self.segments.spec.response_shape)) + 2**16
-            self._clouds = [
-                Cloud(address, self._connection, largest) for address in self._connection.clouds
-            ]
-            self._turns = Turns(self._clouds)
+            self._turns = Turns(
+                [Cloud(address, self._connection, largest) for address in self._connection.clouds]
+            )
         return self._turns
 
     def _checked(self, images: HostArray) -> HostArray:

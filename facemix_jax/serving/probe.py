@@ -12,6 +12,9 @@ from pathlib import Path
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from facemix_jax._validate import UsageError
+from facemix_jax.serving import access
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Asks once.
@@ -30,18 +33,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--server-name", help="name in the certificate, if not HOST")
     parser.add_argument("--timeout", type=float, default=3.0, help="seconds")
     given = parser.parse_args(arguments)
-    client = given.private_key, given.certificate
-    if any(client) and None in (given.ca, *client):
+    files = {what: getattr(given, what) for what in ("ca", "private_key", "certificate")}
+    if (given.private_key or given.certificate) and None in files.values():
         parser.error("Mutual TLS takes --ca, --certificate and --private-key. Give all of them.")
+    if given.server_name and given.ca is None:
+        parser.error("--server-name is for TLS, which --ca asks for. Give both, or neither.")
     if given.ca is None:
         channel = grpc.insecure_channel(given.address)
     else:
         name = [("grpc.ssl_target_name_override", given.server_name)] if given.server_name else []
         try:
-            files = [path and path.read_bytes() for path in (given.ca, *client)]
-        except OSError as error:
-            parser.error(f"{error.filename} cannot be read: {error.strerror}. Give a PEM file.")
-        credentials = grpc.ssl_channel_credentials(*files)
+            pem = [path and access.read_pem(path, what) for what, path in files.items()]
+        except UsageError as error:
+            parser.error(str(error))
+        credentials = grpc.ssl_channel_credentials(*pem)
         channel = grpc.secure_channel(given.address, credentials, name)
     try:
         with channel:

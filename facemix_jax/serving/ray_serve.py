@@ -7,8 +7,9 @@ module cannot reach ``mixing``, ``keys`` or ``defenses``.
 
 Other than ``facemix serve``, Ray's proxy listens on all addresses, in plain text, and takes
 messages in whole before anything is checked: put something before it that speaks TLS and limits
-sizes (or lower ``RAY_SERVE_GRPC_MAX_MESSAGE_SIZE``). Bearer tokens are checked in the replicas.
-Health is Ray's own service, and the counters for Prometheus are not exported.
+sizes (or lower ``RAY_SERVE_GRPC_MAX_MESSAGE_SIZE``). Ray also keeps a request's bytes until it is
+answered. Bearer tokens are checked in the replicas. Health is Ray's own service, and the counters
+for Prometheus are not exported.
 """
 
 import asyncio

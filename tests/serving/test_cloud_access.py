@@ -210,10 +210,13 @@ def test_plain_text_is_fine_on_loopback(tmp_path, host):
         (["--ca", "none.pem"], "none.pem cannot be read: No such file"),
         (["--ca", "none.pem", "--certificate", "phone.pem"], "Give all of them"),
         (["--certificate", "phone.pem", "--private-key", "phone.key"], "Give all of them"),
+        (["--ca", "text"], "ca text holds no PEM block"),
+        (["--server-name", "facemix-cloud"], "--server-name is for TLS"),
     ],
 )
-def test_a_probe_without_its_certificates_says_so(tmp_path, monkeypatch, capsys, given, words):
+def test_a_probe_that_is_used_wrongly_says_so(tmp_path, monkeypatch, capsys, given, words):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "text").write_text("no certificate")
     with pytest.raises(SystemExit) as stopped:
         probe.main(["--address", "localhost:1", *given])
     assert stopped.value.code == 2

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from cloud_support import reference, run_config, running, save_checkpoint
 from edge_support import (
+    FAST,
     FakeCloud,
     M,
     client_of,
@@ -26,7 +27,7 @@ from edge_support import (
 
 from facemix_jax import data, defenses, inference, keys, mixing
 from facemix_jax._validate import UsageError
-from facemix_jax.serving import edge
+from facemix_jax.serving import clouds, edge
 from facemix_jax.serving.edge import AsyncEdgeClient, Connection
 from facemix_jax.serving.fillers import fillers
 
@@ -104,13 +105,13 @@ class TestResults:
             assert (found.requests, found.retries) == (1, 0)
 
     def test_groups_are_spread_over_clouds(self, trained, root, fake):
-        clouds = fake(), fake()
+        both = fake(), fake()
         images = pictures(16)
-        with client_of(trained, root, *(c.address for c in clouds)) as client:
+        with client_of(trained, root, *(c.address for c in both)) as client:
             spread = client.infer(images)
         assert spread.requests == 2
-        assert [[r.activations.shape[0] for r in c.requests] for c in clouds] == [[8], [8]]
-        with client_of(trained, root, clouds[0].address, request_rows=4) as client:
+        assert [[r.activations.shape[0] for r in c.requests] for c in both] == [[8], [8]]
+        with client_of(trained, root, both[0].address, request_rows=4) as client:
             assert client.infer(images).requests == 4
 
 
@@ -228,7 +229,6 @@ class TestRetries:
         ("status", "words"),
         [
             (grpc.StatusCode.UNAUTHENTICATED, "token"),
-            (grpc.StatusCode.FAILED_PRECONDITION, r"On purpose\.$"),
             (grpc.StatusCode.INTERNAL, "operator"),
         ],
     )
@@ -242,15 +242,27 @@ class TestRetries:
         assert ".." not in str(caught.value)
         assert len(cloud.requests) == 1
 
-    def test_one_cloud_of_another_model_is_passed_over(self, trained, root, fake):
+    def test_a_model_that_nobody_serves_is_refused_in_the_clouds_words(self, trained, root, fake):
+        cloud = fake(lambda request: grpc.StatusCode.FAILED_PRECONDITION)
+        start = time.monotonic()
+        with (
+            client_of(trained, root, cloud.address) as client,
+            pytest.raises(edge.CloudError, match=r"FAILED_PRECONDITION: On purpose\.$"),
+        ):
+            client.predict(pictures(4))
+        assert 3 <= len(cloud.requests) <= 10  # perhaps of several replicas, which take turns
+        assert time.monotonic() - start < FAST["give_up_s"] / 2
+
+    def test_one_cloud_of_another_model_is_passed_over(self, trained, root, fake, monkeypatch):
         other = fake(lambda request: grpc.StatusCode.FAILED_PRECONDITION)
         right = fake(honest(*trained[1:]))
         for addresses in ((other.address, right.address), (right.address, other.address)):
             said = []
             with client_of(trained, root, *addresses, say=said.append) as client:
                 assert client.infer(pictures(8)).requests == 2
-            assert said == [f"{other.address} serves another model; trying the others."]
+            assert said == [f"{other.address} serves another model; trying again."]
         right.answer = other.answer
+        monkeypatch.setattr(clouds, "_FIRST_WAIT_S", 0.001)
         with (
             client_of(trained, root, other.address, right.address) as client,
             pytest.raises(edge.CloudError, match="FAILED_PRECONDITION"),
@@ -309,6 +321,34 @@ class TestClosing:
                 if end == "close":
                     with pytest.raises(UsageError, match="closed while it waited"):
                         await task
+
+        asyncio.run(go())
+
+    def test_a_call_that_computes_when_the_client_is_closed_sends_nothing(
+        self, trained, root, fake, monkeypatch
+    ):
+        cloud = fake()
+
+        async def go():
+            client = AsyncEdgeClient(trained[0], root, Connection(clouds=(cloud.address,)))
+            computing, closed, pre = threading.Event(), threading.Event(), client._pre
+
+            def slow(*arguments):
+                computing.set()
+                assert closed.wait(10)
+                return pre(*arguments)
+
+            monkeypatch.setattr(client, "_pre", slow)
+            task = asyncio.create_task(client.infer(pictures(4)))
+            await asyncio.to_thread(computing.wait, 10)
+            await client.close()
+            closed.set()
+            with pytest.raises(UsageError, match="was closed"):
+                await task
+            assert client._turns is None  # no channel was opened again
+            assert not cloud.requests
+            assert (await client.infer(pictures(4))).requests == 1  # a later call opens its own
+            await client.close()
 
         asyncio.run(go())
 

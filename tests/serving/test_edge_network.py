@@ -8,6 +8,7 @@ import os
 import threading
 import time
 
+import grpc
 import numpy as np
 import pytest
 from cloud_support import running
@@ -19,7 +20,7 @@ from tiny_source import TinySource
 
 from facemix_jax import costs, costs_paper, keys
 from facemix_jax._validate import UsageError
-from facemix_jax.serving import edge, segments, wire
+from facemix_jax.serving import clouds, edge, segments, wire
 from facemix_jax.serving import wire_pb2 as pb
 from facemix_jax.serving.clouds import Cloud, check_files
 from facemix_jax.serving.edge import Connection, EdgeClient, EdgeConfig
@@ -179,6 +180,32 @@ def test_calls_take_turns_among_the_replicas_of_one_name(loop, fake):
 
     loop.do(ask())
     assert min(replica.described for replica in replicas) >= 10
+
+
+def test_one_replica_of_another_model_behind_a_name_fails_no_request(loop, fake, monkeypatch):
+    monkeypatch.setattr(clouds, "_FIRST_WAIT_S", 0.001)
+    right = fake(lambda request: pb.RunResponse())
+    others = [fake(lambda request: grpc.StatusCode.FAILED_PRECONDITION) for _ in range(2)]
+    name = "ipv4:" + ",".join(replica.address for replica in (*others, right))
+    work = edge.Work(edge.Timing())
+
+    async def ask():
+        cloud = Cloud(name, Connection(clouds=("localhost:1",), insecure=True), 2**20)
+
+        async def attempt(cloud):
+            return await cloud.run(pb.RunRequest(), 10)
+
+        while not min(replica.described for replica in (*others, right)):
+            await cloud.max_rows(10)  # until all are connected
+        for _ in range(20):
+            await clouds.until_answered(
+                clouds.Turns([cloud]), attempt, EdgeConfig(), work, lambda text: None
+            )
+        await cloud.close()
+
+    loop.do(ask())
+    assert len(right.requests) == 20
+    assert work.retries == sum(len(other.requests) for other in others) >= 10
 
 
 def chaos(trained, root, *, seconds, alive_s, clients):
