@@ -102,6 +102,13 @@ class Make:
                     f"private is {self.private}, but {path} is inside of {self.public}, which is "
                     f"published. Keep the hidden truth elsewhere."
                 )
+        for name, folder in (("public", self.public), ("private", self.private.parent)):
+            place = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+            if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+                raise UsageError(
+                    f"{name} is {getattr(self, name)}, but {place} is no folder that can be "
+                    f"written. Choose another {name}."
+                )
         if self.private.exists() or (self.public.exists() and any(self.public.iterdir())):
             raise UsageError(
                 f"{self.private} or {self.public} is there already. A challenge is never written "

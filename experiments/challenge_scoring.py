@@ -157,7 +157,14 @@ def read_public(public: Path) -> tuple[dict[str, Any], HostArray]:
         raise UsageError(
             f"{public} is no challenge: {error}. Name the folder that 'make' wrote."
         ) from error
-    for name, digest in about["files"].items():
+    known = isinstance(about, dict) and about.get("version") == VERSION
+    files = about.get("files") if known else None
+    if not isinstance(files, dict) or not {MIXTURES, NETWORK, KNOWN} <= files.keys():
+        raise UsageError(
+            f"{public} is no challenge: {ABOUT} is none of version {VERSION} that lists its files. "
+            f"Name the folder that 'make' wrote."
+        )
+    for name, digest in files.items():
         if not (public / name).exists() or sha256(public / name) != digest:
             raise DataError(
                 f"{public / name} is missing, or not the file that was published. Copy the "

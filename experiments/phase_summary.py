@@ -47,7 +47,7 @@ def axes_of(cells: Sequence[Mapping[str, Any]]) -> Grid:
 
 
 def summarize(cells: list[dict[str, Any]]) -> report.Summary:
-    """A table and a chart for each way to round."""
+    """A table and a chart for each way to round, of what was measured with it."""
     flat = [{**cell, **cell["attackers"]} for cell in cells]
     grid = axes_of(flat)
     columns = (
@@ -70,7 +70,8 @@ def summarize(cells: list[dict[str, Any]]) -> report.Summary:
                     for name in (*fields, "balanced_accuracy")
                 ]
                 listed = tuple(() if value is None else (value,) for value in values)
-                rows.append(Row(label=f"M = {size}, noise {noise:g}", cells=listed))
+                if any(listed):
+                    rows.append(Row(label=f"M = {size}, noise {noise:g}", cells=listed))
         tables.append(
             ResultTable(
                 title=f"Mixtures sent as {wire}: mean matched |correlation|, and accuracy",
@@ -89,6 +90,8 @@ def summarize(cells: list[dict[str, Any]]) -> report.Summary:
                     for noise in grid.noises
                     if (value := averaged(flat, size, noise, wire, name)) is not None
                 ]
+                if not found:
+                    continue
                 curves.append(
                     Curve(
                         label=f"M = {size}, {label}",

@@ -23,8 +23,9 @@ class Report(Output):
     results: tuple[Path, ...] = ()
     """Results files of experiments; of several, those without tables and charts are left out."""
     workdirs: tuple[Path, ...] = ()
-    """Work directories of training runs, or folders that hold such; runs that differ in their seed
-    only are averaged. Scores against the strongest attack are computed once and kept in each."""
+    """Work directories of training runs, or folders that hold such, of which those without a
+    checkpoint are left out; runs that differ in their seed only are averaged. Scores against the
+    strongest attack are computed once and kept in each."""
     out: Path = Path("report")
     """Folder for index.html; each table as .csv, .md and .tex, each chart as .svg and .png."""
     split: str = "test"
@@ -42,14 +43,15 @@ class Report(Output):
             raise UsageError("There is nothing to report. Give --results, --workdirs or both.")
         one_of(SPLITS, split=self.split)
         read = gathering.read(self.results)
-        workdirs = run_tables.find(self.workdirs)
-        run_tables.check_distinct({workdir: scores.newest_step(workdir) for workdir in workdirs})
+        steps, unfinished = run_tables.find(self.workdirs)
+        run_tables.check_distinct(steps)
         gathering.check_folder(self.out)
-        for reason in read.skipped.values():
+        skipped = {**read.skipped, **unfinished}
+        for reason in skipped.values():
             NOTES.print(f"left out: {reason}", soft_wrap=True)
 
         found = dict(read.found)
-        if workdirs:
+        if steps:
             scored = [
                 run_tables.Scored(
                     workdir,
@@ -60,29 +62,34 @@ class Report(Output):
                         say=lambda text: NOTES.print(text, soft_wrap=True),
                     ),
                 )
-                for workdir in workdirs
+                for workdir in steps
             ]
             tables, charts = run_tables.summarize(scored)
             found[gathering.RUNS] = Results(
                 name="Runs", tables=tuple(tables), charts=tuple(charts), provenance=provenance()
             )
-        names = ", ".join(path.name for path in read.skipped)
         left_out = (
-            f"Left out, as they hold no tables and no charts (benchmarks' never do): {names}."
+            ("they hold no tables and no charts (benchmarks' never do)", read.skipped),
+            ("they have no checkpoint", unfinished),
         )
-        files = gathering.write(self.out, found, remarks=[left_out] if names else [])
+        remarks = [
+            f"Left out, as {why}: {', '.join(path.name for path in paths)}."
+            for why, paths in left_out
+            if paths
+        ]
+        files = gathering.write(self.out, found, remarks=remarks)
         output.emit(
             self.json,
             {
                 "page": str(self.out / gathering.PAGE),
                 "files": files,
-                "left_out": {str(path): reason for path, reason in read.skipped.items()},
+                "left_out": {str(path): reason for path, reason in skipped.items()},
                 "tables": {
                     name: [dataclasses.asdict(table) for table in each.tables]
                     for name, each in found.items()
                 },
             },
-            *([_shown(found[gathering.RUNS].tables[0])] if workdirs else []),
+            *([_shown(found[gathering.RUNS].tables[0])] if steps else []),
         )
         NOTES.print(f"{TRUTH}\nReport: {self.out / gathering.PAGE}")
 

@@ -118,11 +118,7 @@ def reduce(
 
 def with_projection(model: SplitModel, components: int) -> SplitModel:
     """The network of ``reduce``; its ``init`` holds components that are fitted to nothing."""
-    if model.spec.tiles > 1:
-        raise _validate.UsageError(
-            f"The network cuts its maps into {model.spec.tiles} tiles, but components are of whole "
-            f"maps. Build the network without a tile size."
-        )
+    _check_whole(model)
     shape = model.spec.activation_shape
     size = math.prod(shape)
     _validate.in_range(1, size, components=components)
@@ -182,6 +178,14 @@ def with_projection(model: SplitModel, components: int) -> SplitModel:
     return SplitModel(init, pre, main, model.post, spec)
 
 
+def _check_whole(model: SplitModel) -> None:
+    if model.spec.tiles > 1:
+        raise _validate.UsageError(
+            f"The network cuts its maps into {model.spec.tiles} tiles, but components and pairs "
+            f"are of whole maps. Build the network without a tile size."
+        )
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SiameseConfig:
     """How activations at the cut are drawn together.
@@ -211,6 +215,11 @@ class SiameseConfig:
             margin=self.margin,
             steps=self.steps,
             batch_size=self.batch_size,
+            learning_rate=self.learning_rate,
+        )
+        _validate.finite(
+            margin=self.margin,
+            contrastive_weight=self.contrastive_weight,
             learning_rate=self.learning_rate,
         )
         _validate.in_range(0, float("inf"), contrastive_weight=self.contrastive_weight)
@@ -252,9 +261,10 @@ def finetune(
         New variables.
 
     Raises:
-        UsageError: an unknown attribute, or fewer images than a batch.
+        UsageError: an unknown attribute, fewer images than a batch, or a network with tiles.
         DataError: the loss is not finite.
     """
+    _check_whole(model)
     _validate.one_of(source.attribute_names, attribute=config.attribute)
     index = source.attribute_names.index(config.attribute)
     optimizer = optax.adam(

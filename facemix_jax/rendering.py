@@ -5,9 +5,11 @@ without it cannot be made (``results.ResultTable``), and renderers take whole ta
 """
 
 import csv
+import decimal
 import io
 import textwrap
 from collections.abc import Callable, Iterable, Sequence
+from decimal import Decimal
 
 from facemix_jax import report
 from facemix_jax.report import Labelled
@@ -28,14 +30,14 @@ MISSING = "not measured"
 
 _PARTS = {"value": "", "half_width": ", half width", "seeds": ", seeds"}
 
-_NUMBERS: dict[str, Callable[[float], str]] = {
-    "text": lambda x: f"{x:.4g}",
+_NUMBERS: dict[str, Callable[[Decimal], str]] = {
+    "text": lambda x: f"{float(x):.4g}",
     "percent": lambda x: f"{100 * x:.1f}%",
     "fixed3": lambda x: f"{x:.3f}",
     "fixed2": lambda x: f"{x:.2f}",
     "integer": lambda x: f"{x:,.0f}",
-    "millions": lambda x: f"{x / 1e6:.2f}M",
-    "billions": lambda x: f"{x / 1e9:.2f}G",
+    "millions": lambda x: f"{x / 10**6:.2f}M",
+    "billions": lambda x: f"{x / 10**9:.2f}G",
 }
 
 
@@ -52,10 +54,16 @@ def text(value: Value, format: str) -> str:
     """
     if isinstance(value.value, str):
         return value.value
-    shown = _NUMBERS[format](value.value)
+    shown = _number(value.value, format)
     if value.half_width is None:
         return shown
-    return f"{shown} ± {_NUMBERS[format](value.half_width).rstrip('%')}"
+    return f"{shown} ± {_number(value.half_width, format).rstrip('%')}"
+
+
+def _number(x: float, format: str) -> str:
+    """Rounded as people round what is stored: 0.5365 is 0.537, though its binary lies below."""
+    with decimal.localcontext(rounding=decimal.ROUND_HALF_UP):
+        return _NUMBERS[format](Decimal(repr(float(x))))
 
 
 def origin(value: Value) -> str:
@@ -251,9 +259,10 @@ _LATEX = {
     "\u2013": "--",
     "\u2014": "---",
     "\n": " ",
+    "\r": " ",
 }
 
-_MARKDOWN = {**{c: f"\\{c}" for c in "\\|*_`"}, "<": "&lt;", "&": "&amp;", "\n": " "}
+_MARKDOWN = {**{c: f"\\{c}" for c in "\\|*_`"}, "<": "&lt;", "&": "&amp;", "\n": " ", "\r": " "}
 
 
 def _escape_latex(plain: str) -> str:

@@ -7,6 +7,7 @@ seeds and an interval) or ``derived`` (from the architecture). Experiments write
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,9 @@ from facemix_jax._validate import UsageError, one_of
 
 MARKS = ("paper", "measured", "derived")
 FORMATS = ("text", "percent", "fixed3", "fixed2", "integer", "millions", "billions")
+
+_LARGEST = 1e300
+"""Of what a chart shows."""
 
 TRUTH = (
     "Mixing is not a cipher. Blind source separation on image gradients undoes it in about a "
@@ -142,6 +146,13 @@ class Curve:
             raise UsageError(f"curve {self.label!r} has a point without a value. Leave it out.")
         _numbers(x=self.x, y=self.y)
         _half_widths(*self.half_widths)
+        for value in (*self.x, *self.y, *self.half_widths):
+            # Beyond, the length of an axis is no float.
+            if value is not None and _LARGEST < abs(value) < math.inf:
+                raise UsageError(
+                    f"curve {self.label!r} holds {value}, but charts reach to {_LARGEST:g}. Choose "
+                    f"a larger unit."
+                )
         if len(self.x) != len(self.y) or len(self.half_widths) not in (0, len(self.x)):
             raise UsageError(f"curve {self.label!r}: x, y and half_widths differ in length.")
 

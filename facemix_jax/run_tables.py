@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from facemix_jax import results, runs
+from facemix_jax import results, runs, scores
 from facemix_jax._validate import UsageError
 from facemix_jax.records import read_records
 from facemix_jax.results import Chart, Column, Curve, ResultTable, Row, Value
@@ -30,26 +30,52 @@ class Scored(NamedTuple):
     scores: Mapping[str, Any]
 
 
-def find(folders: Sequence[Path]) -> list[Path]:
-    """The work directories: the folders themselves, or all that they hold.
+class Found(NamedTuple):
+    """Work directories.
+
+    Attributes:
+        steps: work directory to the steps done.
+        skipped: one without a checkpoint to the reason why it was left out.
+    """
+
+    steps: dict[Path, int]
+    skipped: dict[Path, str]
+
+
+def find(folders: Sequence[Path]) -> Found:
+    """The folders themselves, or all work directories that they hold and that have a checkpoint.
 
     Raises:
-        UsageError: a folder neither is a work directory nor holds one.
+        UsageError: a folder neither is a work directory nor holds one, or nothing is left.
+        FacemixError: a configuration cannot be read.
     """
-    found: list[Path] = []
+    steps: dict[Path, int] = {}
+    skipped: dict[Path, str] = {}
+    seen: set[Path] = set()
     for folder in folders:
-        if (folder / "config.json").exists():
-            found.append(folder)
-            continue
-        inside = sorted(path.parent for path in folder.glob("*/config.json"))
+        named = (folder / "config.json").exists()
+        inside = [folder] if named else sorted(p.parent for p in folder.glob("*/config.json"))
         if not inside:
             what = "holds no run" if folder.is_dir() else "is not there"
             raise UsageError(
                 f"{folder} {what}: there is no config.json. Give the --workdir of a "
                 f"'facemix train' run, or a folder of such."
             )
-        found += inside
-    return list({path.resolve(): path for path in found}.values())
+        for workdir in inside:
+            try:
+                step = scores.newest_step(workdir)
+            except UsageError as error:
+                if named:
+                    raise
+                skipped[workdir] = str(error)
+                continue
+            if workdir.resolve() not in seen:
+                seen.add(workdir.resolve())
+                steps[workdir] = step
+    if skipped and not steps:
+        first, *more = skipped.values()
+        raise UsageError(first + f" Nor can the {len(more)} other runs be used." * bool(more))
+    return Found(steps, skipped)
 
 
 def check_distinct(steps: Mapping[Path, int]) -> None:
@@ -60,7 +86,8 @@ def check_distinct(steps: Mapping[Path, int]) -> None:
     """
     seen: dict[str, Path] = {}
     for workdir, step in steps.items():
-        what = json.dumps([runs.portable(runs.read_config(workdir)), step], sort_keys=True)
+        values = runs.portable(runs.read_config(workdir))
+        what = json.dumps([values, _images_kept(workdir), step], sort_keys=True)
         if what in seen:
             raise UsageError(
                 f"{seen[what]} and {workdir} hold the same run, which would pass for two seeds. "
@@ -208,13 +235,23 @@ def _groups(scored: Sequence[Scored]) -> list[list[Scored]]:
     for run in scored:
         values = runs.portable(runs.read_config(run.workdir))
         del values["train"]["seed"]
-        kind = json.dumps([values, run.scores["step"], run.scores["split"]], sort_keys=True)
+        scored = run.scores["step"], run.scores["split"]
+        kind = json.dumps([values, _images_kept(run.workdir), *scored], sort_keys=True)
         found.setdefault(kind, []).append(run)
     return list(found.values())
 
 
+def _images_kept(workdir: Path) -> dict[str, Any]:
+    """What tells the images and the initial weights of a run from others, as far as it is kept."""
+    kept = runs.read_images(workdir) or {}
+    return {name: value for name, value in kept.items() if value is not None}
+
+
 def _labels(firsts: Sequence[Scored]) -> list[str]:
-    """Network, defence, what is not the default of them, and in what else the runs differ."""
+    """Network, defence, what is not the default of them, and in what else the runs differ.
+
+    No two are the same.
+    """
     configs = [runs.portable(runs.read_config(run.workdir)) for run in firsts]
     default = runs.portable(runs.RunConfig())
     labels = []
@@ -231,8 +268,23 @@ def _labels(firsts: Sequence[Scored]) -> list[str]:
                 if name not in _NAMED | {"seed"} and (own or varies):
                     parts.append(f"{name.replace('_', ' ')} {_shown(value)}")
         labels.append("; ".join(parts))
+    for say in _OTHERWISE:
+        said: dict[str, set[str]] = {}
+        for label, run in zip(labels, firsts, strict=True):
+            said.setdefault(label, set()).add(say(run))
+        labels = [
+            f"{label}; {say(run)}" if len(said[label]) > 1 else label
+            for label, run in zip(labels, firsts, strict=True)
+        ]
     return labels
 
+
+_OTHERWISE: tuple[Callable[[Scored], str], ...] = (
+    lambda run: f"{run.scores['step']:,} steps",
+    lambda run: f"images and initial weights of {run.workdir.name}",
+    lambda run: f"of {run.workdir}",
+)
+"""What tells runs of one configuration apart; their images differ where their steps do not."""
 
 _DEFENSES = {
     "none": "nothing protected",

@@ -47,15 +47,18 @@ def report(capsys, *arguments):
     return code, captured.out, " ".join(captured.err.split())
 
 
+def changed(path, change):
+    """Changes a file of JSON."""
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
 def with_seed(workdir, to, seed):
     """A copy of a scored run that passes for one of another seed."""
     shutil.copytree(workdir, to)
-    config = json.loads((to / "config.json").read_text())
-    config["train"]["seed"] = seed
-    (to / "config.json").write_text(json.dumps(config))
-    stored = json.loads((to / "scores.json").read_text())
-    stored["config"]["train"]["seed"] = seed
-    (to / "scores.json").write_text(json.dumps(stored))
+    changed(to / "config.json", lambda config: config["train"].update(seed=seed))
+    changed(to / "scores.json", lambda stored: stored["config"]["train"].update(seed=seed))
     return to
 
 
@@ -86,11 +89,10 @@ def test_a_run_is_scored_once_and_averaged_with_its_other_seeds(
     assert stored["strongest"]["value"] >= stored["leakage"][0]["value"]
 
     monkeypatch.setattr(runs, "load", None)  # what is stored is not computed again
+    more = stored["protected"]["accuracy"] + 0.01
     other = with_seed(workdir, tmp_path / "seeds" / "seed-1", seed=1)
     with_seed(workdir, tmp_path / "seeds" / "seed-2", seed=2)
-    stored = json.loads((other / "scores.json").read_text())
-    stored["protected"]["accuracy"] += 0.01
-    (other / "scores.json").write_text(json.dumps(stored))
+    changed(other / "scores.json", lambda of: of["protected"].update(accuracy=more))
     code, printed, _ = report(
         capsys, "--workdirs", workdir, tmp_path / "seeds", "--out", out, "--json", "-"
     )
@@ -293,6 +295,60 @@ def test_runs_that_cannot_be_scored_are_refused(capsys, workdir, tmp_path):
     code, _, notes = report(capsys, "--workdirs", copy, "--out", tmp_path / "out")
     assert code == 2
     assert "without a checkpoint" in notes
+
+
+@pytest.mark.parametrize("name", ["labels", "initial_weights"])
+def test_runs_on_other_images_or_from_other_weights_are_no_seeds(workdir, tmp_path, name):
+    folders = [tmp_path / each for each in ("a", "b")]
+    for seed, folder in enumerate(folders):
+        shutil.copytree(workdir, folder, ignore=shutil.ignore_patterns("scores.json"))
+        changed(folder / "config.json", lambda of, seed=seed: of["train"].update(seed=seed))
+    steps, _ = run_tables.find(folders)
+    scored = [run_tables.Scored(path, {"step": n, "split": "test"}) for path, n in steps.items()]
+    assert len(run_tables._groups(scored)) == 1
+    changed(folders[1] / "images.json", lambda of: of.update({name: "others"}))
+    groups = run_tables._groups(scored)
+    labels = run_tables._labels([first for (first,) in groups])
+    assert [label.rpartition("; ")[2] for label in labels] == [
+        f"images and initial weights of {each}" for each in "ab"
+    ]
+    shutil.copy(folders[0] / "config.json", folders[1] / "config.json")
+    run_tables.check_distinct(steps)  # of one seed, and not the same run
+
+
+def test_rows_of_other_lengths_and_of_folders_of_one_name_are_told_apart(workdir, tmp_path):
+    shutil.copytree(workdir, tmp_path / workdir.name)
+    scored = [
+        run_tables.Scored(folder, {"step": step, "split": "test"})
+        for folder, step in ((workdir, 4), (workdir, 1200), (tmp_path / workdir.name, 4))
+    ]
+    label = run_tables._labels(scored[:1])[0]
+    assert run_tables._labels(scored[:2]) == [f"{label}; 4 steps", f"{label}; 1,200 steps"]
+    assert run_tables._labels(scored)[::2] == [
+        f"{label}; 4 steps; of {run.workdir}" for run in scored[::2]
+    ]
+
+
+def test_runs_without_a_checkpoint_are_left_out_of_a_folder(capsys, workdir, tmp_path, monkeypatch):
+    runs_there, out = tmp_path / "runs", tmp_path / "out"
+    for name in ("done", "begun"):
+        shutil.copytree(workdir, runs_there / name)
+    shutil.rmtree(runs_there / "begun" / "checkpoints")
+    monkeypatch.setattr(scores, "scores", Mock(return_value={}))
+    monkeypatch.setattr(run_tables, "summarize", Mock(return_value=([TABLE], [])))
+    monkeypatch.setattr(run_tables, "IN_SHORT", ())
+    code, printed, notes = report(capsys, "--workdirs", runs_there, "--out", out, "--json", "-")
+    assert code == 0
+    assert "left out: " in notes
+    assert list(json.loads(printed)["left_out"]) == [str(runs_there / "begun")]
+    assert "Left out, as they have no checkpoint: begun." in (out / "index.html").read_text()
+    ((scored,),) = run_tables.summarize.call_args.args
+    assert scored.workdir == runs_there / "done"
+    shutil.rmtree(runs_there / "done" / "checkpoints")
+    for named in ([runs_there], [workdir, runs_there / "begun"]):
+        code, printed, notes = report(capsys, "--workdirs", *named, "--out", out)
+        assert (code, printed) == (2, "")
+        assert "without a checkpoint" in notes
 
 
 @pytest.mark.skipif(browser.PROGRAM is None, reason="no Chromium: set CHROMIUM to its path")

@@ -52,6 +52,8 @@ def test_networks_with_tiles_are_refused(system):
     tiled = resnet18(cut=1, image_size=(40, 36), width=4, num_attributes=3, tile=(5, 5))
     with pytest.raises(UsageError, match="4 tiles"):
         osia.reduce(tiled, variables, source, components=4)
+    with pytest.raises(UsageError, match="4 tiles"):
+        osia.finetune(tiled, variables, source, osia.SiameseConfig(attribute="Bright"))
 
 
 def test_codes_have_unit_variance_and_their_number(system):
@@ -129,6 +131,12 @@ def scatter(model, variables, source):
     answer = source.attributes[rows, 0]
     within = np.mean([z[answer == a].var(0).sum() for a in (0, 1)])
     return within / z.var(0).sum()
+
+
+@pytest.mark.parametrize("name", ["margin", "contrastive_weight", "learning_rate"])
+def test_infinite_options_are_refused(name):
+    with pytest.raises(UsageError, match=f"{name} is inf"):
+        osia.SiameseConfig(attribute="Bright", **{name: float("inf")})
 
 
 @pytest.mark.slow

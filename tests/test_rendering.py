@@ -51,6 +51,8 @@ TABLE = ResultTable(
         ("percent", 0.8734, 0.0041, "87.3% ± 0.4"),
         ("percent", 0.8734, None, "87.3%"),
         ("fixed3", 0.99561, 0.0002, "0.996 ± 0.000"),
+        ("fixed3", 0.5365, 0.0475, "0.537 ± 0.048"),  # in binary a little less than these
+        ("percent", -0.0465, None, "-4.7%"),
         ("fixed2", -2.4, None, "-2.40"),
         ("integer", 8192, None, "8,192"),
         ("millions", 124176, None, "0.12M"),
@@ -109,6 +111,15 @@ def test_no_line_of_latex_begins_with_an_option():
     assert "{[}dB]" in text
     # What ends a line or draws a rule looks for these behind spaces and line breaks.
     assert not re.search(r"(\\\\|rule)\s*[*\[]", body)
+
+
+@pytest.mark.parametrize("render", [rendering.markdown, rendering.latex])
+def test_line_breaks_within_words_are_spaces(render):
+    row = Row(label="a\rb", cells=())
+    text = render(ResultTable(title="c\r\nd", columns=(), rows=(row,)))
+    assert "\r" not in text
+    assert "a b" in text
+    assert "c  d" in text
 
 
 def test_csv_holds_the_numbers_and_reads_back():

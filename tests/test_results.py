@@ -63,6 +63,7 @@ def test_the_interval_is_students():
         (lambda: Value(value=1.0, mark="paper", half_width=-0.1), "half_width is -0.1"),
         (lambda: Value(value=10**400, mark="paper"), "value is larger than any float"),
         (lambda: Curve(label="c", mark="paper", x=(10**400,), y=(1,)), "x is larger"),
+        (lambda: Curve(label="c", mark="paper", x=(1, 2), y=(1e308, -1e308)), "reach to 1e[+]300"),
         (
             lambda: Curve(label="c", mark="paper", x=(1,), y=(1,), half_widths=(-1,)),
             "half_width is -1",

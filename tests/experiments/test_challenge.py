@@ -225,6 +225,29 @@ def test_a_challenge_is_not_written_over_another_or_beside_its_truth(sides, tmp_
             challenge.Make(public=public, private=tmp_path / "a" / "hidden.npz")
 
 
+@pytest.mark.parametrize("content", ["{}", "[]", "1", '{"version": 1}', '{"version": 2}', "x"])
+def test_other_files_of_the_name_are_no_challenge(tmp_path, content):
+    (tmp_path / scoring.ABOUT).write_text(content)
+    with pytest.raises(UsageError, match="is no challenge"):
+        scoring.read_public(tmp_path)
+
+
+def test_places_that_cannot_be_written_are_refused_before_any_work(tmp_path, monkeypatch):
+    file = tmp_path / "file"
+    file.touch()
+    good = {"public": tmp_path / "public", "private": tmp_path / "hidden.npz"}
+    for name, path in (
+        ("public", file),
+        ("public", file / "public"),
+        ("private", file / "hidden.npz"),
+    ):
+        with pytest.raises(UsageError, match=f"{name} is .*file is no folder"):
+            challenge.Make(**{**good, name: path})
+    monkeypatch.setattr(challenge.os, "access", lambda place, mode: False)
+    with pytest.raises(UsageError, match="Choose another public"):
+        challenge.Make(**good)
+
+
 def test_a_stopped_challenge_keeps_its_training_until_all_is_written(tmp_path, monkeypatch):
     config = challenge.Make(
         public=tmp_path / "public", private=tmp_path / "hidden.npz", known_groups=20

@@ -20,6 +20,7 @@ import linearity_aids
 import linearity_summary
 import other_systems
 import pages
+import phase_summary
 import pytest
 import regroup
 import report
@@ -285,6 +286,7 @@ SUMMARIES = {
     "linearity": linearity_summary.summarize,
     "linearity_aids_cpu": linearity_aids.summarize,
     "other_systems_cpu": functools.partial(other_systems.summarize, size=SIZE),
+    "phase_cpu": phase_summary.summarize,
     "regroup": regroup.summarize,
     "separation_real": separation_real.summarize,
     "separation_variants": separation_variants.summarize,
@@ -342,6 +344,15 @@ def test_where_gradient_ica_stands_alone_it_is_called_a_quick_attack(name):
     ]
     assert alone
     assert all(report.QUICK in table.note for table in alone)
+
+
+def test_no_row_and_no_curve_is_empty():
+    for path in (ROOT / "experiments" / "results").glob("*.json"):
+        if '"tables"' not in path.read_text():
+            continue  # a benchmark's plain numbers
+        found = results.load(path)
+        assert all(any(row.cells) for table in found.tables for row in table.rows), path.name
+        assert all(curve.x for chart in found.charts for curve in chart.curves), path.name
 
 
 def test_what_is_no_attacker_is_not_called_a_weak_one():
