@@ -235,8 +235,8 @@ def _groups(scored: Sequence[Scored]) -> list[list[Scored]]:
     for run in scored:
         values = runs.portable(runs.read_config(run.workdir))
         del values["train"]["seed"]
-        scored = run.scores["step"], run.scores["split"]
-        kind = json.dumps([values, _images_kept(run.workdir), *scored], sort_keys=True)
+        what = values, _images_kept(run.workdir), run.scores["step"], run.scores["split"]
+        kind = json.dumps(what, sort_keys=True)
         found.setdefault(kind, []).append(run)
     return list(found.values())
 
