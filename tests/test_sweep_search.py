@@ -119,6 +119,18 @@ def test_a_search_over_sizes_goes_on_when_optuna_compares_them(tmp_path, monkeyp
     assert {trial.setting[name] for trial in trials} == set(of)
 
 
+def test_a_search_over_seeds_has_a_summary(tmp_path, monkeypatch):
+    pytest.importorskip("optuna")
+    monkeypatch.setattr(
+        sweep_runners, "run", lambda groups, **options: write_results(groups, lambda c: 0.5)
+    )
+    command = ["sweep", "--workdir", str(tmp_path), "--trials", "6"]
+    assert cli.main([*command, "--search", "train.seed=0:2", "train.weight_decay=0,0.1"]) == 0
+    rows = json.loads((tmp_path / "summary.json").read_text())["rows"]
+    assert {row["train.weight_decay"] for row in rows} <= {0, 0.1}
+    assert "train.seed" not in rows[0]
+
+
 def test_a_kill_while_a_setting_is_drawn_costs_nothing(tmp_path, monkeypatch):
     optuna = pytest.importorskip("optuna")
     space, drawn = ["train.learning_rate=log:1e-4:1e-1"], sweep_search._suggest
