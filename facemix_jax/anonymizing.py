@@ -260,15 +260,13 @@ def fit(
     source = data.load_source(run.data) if source is None else source
     model = runs.build_model(run, source)
     rows = source.splits["train"]
-    people, classes = np.unique(source.identities[rows], return_inverse=True)
+    people = np.unique(source.identities[rows])
     steps_per_epoch = len(rows) // run.train.batch_size
     if len(people) < 2 or not steps_per_epoch:
         raise _validate.UsageError(
             f"There are {len(rows)} training images of {len(people)} people, but a batch of "
             f"{run.train.batch_size} images and two people are needed. Use more images."
         )
-    class_of = np.full(int(source.identities.max()) + 1, -1, np.int32)
-    class_of[source.identities[rows]] = classes
     num_steps = steps_per_epoch * run.train.num_epochs
     with (
         runs.alone(workdir, run, images=runs.images_of(source, source.image_size)),
@@ -300,9 +298,8 @@ def fit(
         with hosts.StopSignals() as stop, Records(workdir, start) as records:
             for index in range(start + 1, num_steps + 1):
                 batch = next(batches)
-                state, info = step(
-                    state, batch.images, batch.attributes, class_of[batch.identities]
-                )
+                classes = np.searchsorted(people, batch.identities).astype(np.int32)
+                state, info = step(state, batch.images, batch.attributes, classes)
                 asked = stop.asked and index < num_steps
                 save = asked or index == num_steps or index % run.train.checkpoint_every == 0
                 if save or index % run.train.log_every == 0:

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import tyro
 
@@ -16,6 +17,7 @@ from facemix_jax import (
     demo,
     fitting,
     hosts,
+    models,
     output,
     population,
     results,
@@ -115,6 +117,9 @@ class Train(Output):
             digest = sha256(self.initial_weights)[:16]
         hosts.start(self.hosts)
         runs.check_parts(config, config.data.image_size)
+        if initial is not None:  # refused before images are read; the head is no part of it
+            model = models.build(config.model, image_size=config.data.image_size)
+            initial(jax.eval_shape(model.init, jax.random.key(0)))
         source = data.load_source(config.data)
         trials.check_split(config, source, "test")
         meter = Meter()

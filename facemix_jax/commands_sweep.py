@@ -12,7 +12,7 @@ import tyro
 from facemix_jax import output, population, runs, sweep, sweep_runners, sweep_search
 from facemix_jax._files import expanded, write_atomically
 from facemix_jax._validate import FacemixError, UsageError, one_of, positive
-from facemix_jax.commands import Output, absolute, check_defense
+from facemix_jax.commands import Output, absolute, check_defense, check_unused
 from facemix_jax.data.source import SPLITS
 from facemix_jax.output import NOTES
 from facemix_jax.runs import RunConfig
@@ -51,7 +51,7 @@ class Sweep(Output):
     """process (of this machine); slurm, submitit_local or submitit_debug (through submitit); or
     ray."""
     parallel: int = 1
-    """Processes at a time, and settings that a search asks for at a time."""
+    """Processes of this machine at a time, and settings that a search asks for at a time."""
     runner_options: tuple[str, ...] = ()
     """name=value for submitit's executor (timeout_min=600 slurm_partition=gpu) or a Ray task
     (num_gpus=1)."""
@@ -77,6 +77,13 @@ class Sweep(Output):
         _options(self.runner_options)  # refused before any directory is made
         if bool(self.grid) == bool(self.search):
             raise UsageError("A sweep takes either --grid or --search. Give one of them.")
+        if self.runner == "process":
+            check_unused(self, Sweep, "the runner is 'process'", ("runner_options",))
+        if self.grid:
+            check_unused(self, Sweep, "a grid is trained as a whole", ("trials", "metric"))
+            if self.runner != "process":
+                reason = f"the runner {self.runner!r} queues all of a grid at once"
+                check_unused(self, Sweep, reason, ("parallel",))
         if self.runner != "submitit_debug":  # the trials' processes need the accelerator
             jax.config.update("jax_platforms", "cpu")
         base, folder = absolute(self.config), self._folder
@@ -91,7 +98,7 @@ class Sweep(Output):
 
         if self.search:
             space = sweep_search.parse_space(self.search)
-            varied = list(space)
+            varied = [name for name in space if name != "train.seed"]
             if _CHOICES.isdisjoint(space):
                 check_defense(base.defense)
             trials = sweep_search.search(

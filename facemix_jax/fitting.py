@@ -119,8 +119,7 @@ def fit_together(
     runs.check_parts(config, config.data.image_size if source is None else source.image_size)
     source = data.load_source(config.data) if source is None else source
     plan = _plan(config, source)
-    wanted = sharding.make_mesh(config.mesh, num_runs=len(configs))
-    sharding.check_batch(wanted, config.train.batch_size, plan.defense.group_size)
+    _mesh(config.mesh, config, plan, len(configs))  # refused before any directory is made
     initial = None if initial_variables is None else initial_digest or "without a digest"
     images = {**runs.images_of(source, source.image_size), "initial_weights": initial}
     for run_config, workdir in zip(configs, workdirs, strict=True):
@@ -143,7 +142,10 @@ def fit_together(
         saved = [checkpoints.steps() for checkpoints in opened]
         for start, numbers in _cohorts(saved, plan.num_steps, every):
             cohort = [members[number] for number in numbers]
-            mesh = _mesh(config, plan, len(cohort))
+            sizes = config.mesh
+            if sizes.seed_devices and len(cohort) % sizes.seed_devices:  # some runs are done
+                sizes = dataclasses.replace(sizes, seed_devices=0)
+            mesh = _mesh(sizes, config, plan, len(cohort))
             _load(cohort, plan, mesh, start, initial_variables)
             loop.train(
                 cohort, plan, mesh, start, stop, method=method, choice=choice, options=options
@@ -243,10 +245,8 @@ def _load(
         member.state = member.checkpoints.restore(state) if start else state
 
 
-def _mesh(config: RunConfig, plan: Plan, num_runs: int) -> Mesh:
-    wanted = config.mesh
-    if wanted.seed_devices and num_runs % wanted.seed_devices:  # some runs are done already
-        wanted = dataclasses.replace(wanted, seed_devices=0)
-    mesh = sharding.make_mesh(wanted, num_runs=num_runs)
-    sharding.check_batch(mesh, config.train.batch_size, plan.defense.group_size)
+def _mesh(sizes: MeshConfig, config: RunConfig, plan: Plan, num_runs: int) -> Mesh:
+    batch_size, group_size = config.train.batch_size, plan.defense.group_size
+    mesh = sharding.make_mesh(sizes, num_runs=num_runs, num_groups=batch_size // group_size)
+    sharding.check_batch(mesh, batch_size, group_size)
     return mesh

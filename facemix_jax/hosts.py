@@ -7,6 +7,7 @@ process must make the same calls in the same order.
 import contextlib
 import dataclasses
 import os
+import re
 import signal
 from types import FrameType
 from typing import Any
@@ -42,7 +43,9 @@ class HostsConfig:
     def __post_init__(self) -> None:
         """Checks that the parts fit together."""
         addressed = ":" in self.coordinator
-        if not addressed:
+        if addressed:
+            _check_address(coordinator=self.coordinator)
+        else:
             _validate.one_of([*_WAYS, "HOST:PORT"], coordinator=self.coordinator)
         given = self.num_processes is not None, self.process_index is not None
         if (addressed and not all(given)) or (not addressed and any(given)):
@@ -54,6 +57,17 @@ class HostsConfig:
         if self.num_processes is not None and self.process_index is not None:
             _validate.positive(num_processes=self.num_processes)
             _validate.in_range(0, self.num_processes - 1, process_index=self.process_index)
+
+
+def _check_address(**values: str) -> None:
+    """Raises ``UsageError`` for what JAX would crash on, or wait for without an end."""
+    for name, value in values.items():
+        found = re.fullmatch(r"(?:[^\s:/\[\]]+|\[[^\s/\[\]]+\]):([0-9]{1,5})", value)
+        if found is None or not 1 <= int(found[1]) <= 65535:
+            raise UsageError(
+                f"{name} is {value!r}, but must be HOST:PORT with a port from 1 to 65535. Write it "
+                f"as in first-machine:9911 or [::1]:9911."
+            )
 
 
 def start(config: HostsConfig) -> None:
@@ -92,6 +106,7 @@ def _options(config: HostsConfig) -> dict[str, Any] | None:
     if config.coordinator == "none":
         return None
     if "JAX_COORDINATOR_ADDRESS" in environment:
+        _check_address(JAX_COORDINATOR_ADDRESS=environment["JAX_COORDINATOR_ADDRESS"])
         try:
             return {
                 "coordinator_address": environment["JAX_COORDINATOR_ADDRESS"],

@@ -32,7 +32,8 @@ class MeshConfig:
     Attributes:
         seed_devices: sets of devices among which runs trained together are dealt; 0 for as many
             as divide both.
-        data_devices: devices among which a batch is dealt; 0 for all that remain.
+        data_devices: devices among which a batch is dealt; 0 for all that remain, or in one
+            process for the most of them that get whole groups.
         model_devices: devices among which main's output channels are dealt.
     """
 
@@ -48,12 +49,14 @@ class MeshConfig:
         _validate.positive(model_devices=self.model_devices)
 
 
-def make_mesh(config: MeshConfig, *, num_runs: int = 1) -> Mesh:
+def make_mesh(config: MeshConfig, *, num_runs: int = 1, num_groups: int = 0) -> Mesh:
     """The mesh ``[seed, data, model]`` over the devices of all processes.
 
     Args:
         config: its sizes.
         num_runs: trained together.
+        num_groups: of a batch, which limit ``data_devices`` where those are 0; 0 for no limit.
+            Several processes have no limit either: each must have a part in the run.
 
     Raises:
         UsageError: there are too few devices, or the sizes do not fit.
@@ -65,6 +68,8 @@ def make_mesh(config: MeshConfig, *, num_runs: int = 1) -> Mesh:
         num_runs, rest // config.data_devices if config.data_devices else rest
     )
     data = config.data_devices or rest // max(seed, 1)
+    if not config.data_devices and jax.process_count() == 1:
+        data = max((n for n in range(1, data + 1) if num_groups % n == 0), default=0)
     wanted = seed * data * model
     if not 0 < wanted <= len(devices):
         raise UsageError(

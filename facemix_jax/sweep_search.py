@@ -208,6 +208,11 @@ def _check_same(study: Any, folder: Path, what: dict[str, Any]) -> None:
 
 
 def _suggest(trial: Any, name: str, of: Range | list[Any]) -> Any:
+    if isinstance(of, list) and any(isinstance(value, tuple) for value in of):
+        # As text: Optuna compares choices with those it kept, and JSON gives tuples back as lists.
+        # The name is another than the field's, under which older journals hold such lists.
+        texts = {str(value): value for value in of}
+        return texts[trial.suggest_categorical(f"{name} as text", list(texts))]
     if isinstance(of, list):
         return trial.suggest_categorical(name, of)
     if isinstance(of.low, int) and isinstance(of.high, int):

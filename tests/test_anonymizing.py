@@ -1,6 +1,8 @@
 """The face anonymizer: its network, its loss, its work directory."""
 
 import dataclasses
+import tracemalloc
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -181,6 +183,32 @@ def test_images_lie_on_the_device_where_asked(tmp_path, source, monkeypatch):
     config = dataclasses.replace(run_config(), data=data.DataConfig(device_resident=True))
     with pytest.raises(TakenError):
         anonymizing.fit(config, OPTIONS, tmp_path / "run", source=source)
+
+
+def test_large_numbers_of_people_take_no_memory(tmp_path, source, monkeypatch):
+    class TakenError(Exception):
+        pass
+
+    def step(state, images, attributes, classes):
+        seen.append(classes)
+        raise TakenError
+
+    seen = []
+    monkeypatch.setattr(anonymizing, "check", lambda *args: None)
+    monkeypatch.setattr(anonymizing, "init_state", lambda *args, **more: SimpleNamespace(step=0))
+    monkeypatch.setattr(anonymizing, "make_step", lambda *args: step)
+    large = People(source)
+    large.identities = source.identities + np.int32(10**7)
+    tracemalloc.start()
+    try:
+        for name, each in (("small", source), ("large", large)):
+            with pytest.raises(TakenError):
+                anonymizing.fit(run_config(), OPTIONS, tmp_path / name, source=each)
+        assert tracemalloc.get_traced_memory()[1] < 2e7, "four bytes for each number are 4e7"
+    finally:
+        tracemalloc.stop()
+    np.testing.assert_array_equal(*seen)
+    assert set(seen[0]) == {0, 1, 2, 3}
 
 
 @pytest.mark.slow

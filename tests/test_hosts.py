@@ -87,6 +87,30 @@ def test_half_an_address_is_refused(options, words):
         HostsConfig(**options)
 
 
+@pytest.mark.parametrize(
+    "address",
+    ["first:abc", "first:", ":1234", "first:0", "first:70000", "first:1_0", "http://first:1234"],
+)
+def test_what_is_no_address_is_refused(environment, address):
+    """JAX crashes on some, and waits for others without an end."""
+    words = "must be HOST:PORT with a port from 1 to 65535"
+    with pytest.raises(UsageError, match=words):
+        HostsConfig(coordinator=address, num_processes=2, process_index=0)
+    environment({**ADDRESS, "JAX_COORDINATOR_ADDRESS": address})
+    with pytest.raises(UsageError, match=f"JAX_COORDINATOR_ADDRESS is .*{words}"):
+        hosts._options(HostsConfig())
+
+
+@pytest.mark.parametrize(
+    "address", ["first.example:1", "127.0.0.1:65535", "[::1]:1234", "[fe80::1%eth0]:1"]
+)
+def test_names_and_numbers_are_addresses(environment, address):
+    environment({**ADDRESS, "JAX_COORDINATOR_ADDRESS": address})
+    config = HostsConfig(coordinator=address, num_processes=4, process_index=2)
+    wanted = {**FOUR, "coordinator_address": address}
+    assert hosts._options(config) == hosts._options(HostsConfig()) == wanted
+
+
 def test_what_goes_wrong_says_what_to_do(environment, monkeypatch):
     def fail(**options):
         raise RuntimeError("deadline exceeded")

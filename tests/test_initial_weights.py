@@ -56,6 +56,7 @@ def test_training_is_told_which_weights_it_starts_from(tmp_path, tiny_source, mo
     seen = []
     monkeypatch.setattr(data, "load_source", lambda config: tiny_source)
     monkeypatch.setattr(fitting, "fit_together", told)
+    monkeypatch.setattr(commands, "from_torch", lambda weights, variables, **options: variables)
     for value in (1, 2, 1):
         np.savez(tmp_path / "w.npz", weight=np.full(3, value))
         weights = ["--initial-weights", str(tmp_path / "w.npz")]
@@ -70,9 +71,13 @@ def test_weights_that_are_no_real_numbers_are_refused(tmp_path, value):
         commands.read_weights(tmp_path / "w.npz")
 
 
-def test_weights_of_another_network_are_wrong_usage(capsys, tmp_path):
+def test_weights_of_another_network_are_refused_before_images_are_read(
+    capsys, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(data, "load_source", lambda config: pytest.fail("it reads images"))
     np.savez(tmp_path / "w.npz", **{"conv1.weight": np.zeros((64, 3, 7, 7))})
     command = ("train", "--workdir", tmp_path / "run", *TRAIN)
     code, _, err = run(capsys, *command, "--initial-weights", tmp_path / "w.npz")
     assert code == 2
     assert "layer1.0" in err
+    assert not (tmp_path / "run").exists()

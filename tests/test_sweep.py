@@ -76,6 +76,25 @@ def test_a_combination_that_does_not_fit_stops_before_anything_starts(capsys, tm
 
 
 @pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--runner-options", "timeout_min=60"], "the runner is 'process'"),
+        (["--trials", "5"], "a grid is trained as a whole"),
+        (["--metric", "balanced_accuracy"], "a grid is trained as a whole"),
+        (["--runner", "slurm", "--parallel", "2"], "'slurm' queues all of a grid at once"),
+    ],
+)
+def test_options_without_effect_are_refused(monkeypatch, capsys, tmp_path, options, words):
+    monkeypatch.setattr(sweep_runners, "run", lambda groups, **options: None)
+    command = ["sweep", "--workdir", str(tmp_path / "s"), "--grid", "model.cut=1"]
+    assert cli.main([*command, *options]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert words in said
+    assert f"so that it has no effect. Leave {options[-2]} out" in said
+    assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.parametrize(
     "grid",
     [
         {"defense.defense": ["facemix", "blur"], "defense.blur_size": [8, 16]},
@@ -244,7 +263,8 @@ def test_results_on_other_images_are_refused_and_changed_in_nothing(
     monkeypatch.setattr(sweep_runners, "run", stand_in)
     here, moved = (labelled_images(tmp_path / name, 0) for name in ("here", "moved"))
     others, folder = labelled_images(tmp_path / "others", 1), tmp_path / "sweep"
-    command = ["sweep", "--workdir", str(folder), "--trials", "2", "--dataset", "folder"]
+    command = ["sweep", "--workdir", str(folder), "--dataset", "folder"]
+    command += ["--trials", "2"] if way == "--search" else []
     command += [way, "model.width=4,8", "--data-dir"]
     assert cli.main([*command, here]) == 0
     assert cli.main([*command, moved]) == 0, "the control"
@@ -279,7 +299,8 @@ def test_a_sweep_goes_on_past_programs_that_die(tmp_path, monkeypatch, capsys, w
             raise sweep_runners.DiedError("1 of the sweep's programs died: exit code -9.")
 
     monkeypatch.setattr(sweep_runners, "run", stand_in)
-    command = ["sweep", "--workdir", str(tmp_path), "--trials", "8", way, "model.width=8,64"]
+    command = ["sweep", "--workdir", str(tmp_path), way, "model.width=8,64"]
+    command += ["--trials", "8"] if way == "--search" else []
     assert cli.main(command) == 1
     assert "exit code -9" in capsys.readouterr().err
     rows = json.loads((tmp_path / "summary.json").read_text())["rows"]

@@ -90,7 +90,6 @@ def test_a_search_leaves_out_cuts_that_do_not_exist(tmp_path, monkeypatch, capsy
     assert "left out: cut is 12" in " ".join(captured.err.split())
 
 
-@pytest.mark.filterwarnings("ignore:Choices for a categorical.*:UserWarning")
 def test_a_search_over_sizes_goes_on_after_a_kill(tmp_path):
     """JSON has no tuples."""
     pytest.importorskip("optuna")
@@ -103,6 +102,33 @@ def test_a_search_over_sizes_goes_on_after_a_kill(tmp_path):
     assert trial.setting["data.image_size"] == trial.config.data.image_size == (109, 89)
     (row,) = sweep.summarize(trials, "test")
     assert row["seeds"] == 1
+
+
+@pytest.mark.filterwarnings("ignore:Choices for a categorical.*:UserWarning")
+@pytest.mark.parametrize("sizes", ["data.image_size=48x40,64x48", "model.tile=none,7x6"])
+def test_a_search_over_sizes_goes_on_when_optuna_compares_them(tmp_path, monkeypatch, sizes):
+    """It does from the eleventh setting on; a journal from before holds sizes as lists."""
+    pytest.importorskip("optuna")
+    options = {"space": [sizes], "parallel": 1}
+    with monkeypatch.context() as before:
+        before.setattr(sweep_search, "_suggest", lambda t, *args: t.suggest_categorical(*args))
+        searched(tmp_path, lambda c: 0.5, trials=2, **options)
+    trials, done = searched(tmp_path, lambda c: 0.5, trials=16, **options)
+    assert len(done) == 14
+    ((name, of),) = sweep_search.parse_space([sizes]).items()
+    assert {trial.setting[name] for trial in trials} == set(of)
+
+
+def test_a_search_over_seeds_has_a_summary(tmp_path, monkeypatch):
+    pytest.importorskip("optuna")
+    monkeypatch.setattr(
+        sweep_runners, "run", lambda groups, **options: write_results(groups, lambda c: 0.5)
+    )
+    command = ["sweep", "--workdir", str(tmp_path), "--trials", "6"]
+    assert cli.main([*command, "--search", "train.seed=0:2", "train.weight_decay=0,0.1"]) == 0
+    rows = json.loads((tmp_path / "summary.json").read_text())["rows"]
+    assert {row["train.weight_decay"] for row in rows} <= {0, 0.1}
+    assert "train.seed" not in rows[0]
 
 
 def test_a_kill_while_a_setting_is_drawn_costs_nothing(tmp_path, monkeypatch):

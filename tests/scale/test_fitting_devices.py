@@ -58,6 +58,27 @@ def test_a_checkpoint_of_eight_devices_goes_on_with_two_and_with_one(tmp_path):
     assert all("'model'" in spec for spec in found["where"])
 
 
+_FEWER = """
+use_tiny_model()
+config = tiny_config(batch_size=8)
+sizes = []
+fitting.loop.train = lambda members, plan, mesh, *rest, **more: sizes.append(mesh.devices.shape)
+for count in (4, 3, 1):
+    trains = [dataclasses.replace(config.train, seed=seed) for seed in range(count)]
+    fitting.fit_together(
+        [dataclasses.replace(config, train=train) for train in trains],
+        [Path(sys.argv[2]) / str(seed) for seed in range(count)], source=TinySource(),
+    )
+print(json.dumps(sizes))
+"""
+
+
+def test_runs_that_are_left_take_as_many_devices_as_their_batch_has_groups(tmp_path):
+    """Two groups in a batch: of eight devices four runs take all, and three or one take two."""
+    found = support.result(support.start(_FEWER, tmp_path))
+    assert found == [[4, 2, 1], [1, 2, 1], [1, 2, 1]]
+
+
 _HOSTS = """
 use_tiny_model()
 address, count, index, folder, epochs = sys.argv[2], *map(int, sys.argv[3:5]), *sys.argv[5:7]

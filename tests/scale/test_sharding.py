@@ -165,9 +165,10 @@ for options, batch, group, runs_ in (
     except UsageError as error:
         found.append(str(error))
 sizes = [
-    dict(sharding.make_mesh(MeshConfig(**options), num_runs=runs_).shape)
-    for options, runs_ in (
-        ({}, 1), ({}, 4), ({}, 3), ({"model_devices": 2}, 8), ({"data_devices": 4}, 2)
+    dict(sharding.make_mesh(MeshConfig(**options), num_runs=runs_, num_groups=groups).shape)
+    for options, runs_, groups in (
+        ({}, 1, 0), ({}, 4, 0), ({}, 3, 0), ({"model_devices": 2}, 8, 0),
+        ({"data_devices": 4}, 2, 0), ({}, 1, 6), ({}, 4, 1), ({"data_devices": 4}, 2, 6),
     )
 ]
 print(json.dumps([found, sizes]))
@@ -194,6 +195,9 @@ def test_sizes_that_do_not_fit_are_explained_and_left_out_ones_are_found():
         (4, 2, 1),
         (1, 8, 1),
         (4, 1, 2),
+        (2, 4, 1),
+        (1, 6, 1),
+        (4, 1, 1),
         (2, 4, 1),
     ]
 
