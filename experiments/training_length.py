@@ -36,7 +36,8 @@ class Config:
         data_dir: folder with the official CelebA files; none for ``smoke``.
         cache_dir: folder for decoded images; None for the data sets' default.
         workdirs: folder for the runs; finished ones are not trained again.
-        rows: which; None for all, or for all but the anonymizer at ``smoke``.
+        rows: which, beside plain training; None for all, or for all but the anonymizer at
+            ``smoke``.
         epochs: lengths; None for the scale's.
         seeds: None for as many as the scale has.
         output: JSON file; None for ``results/training_length_SCALE.json``.

@@ -107,6 +107,7 @@ class Train(Output):
         one_of(population.METHODS, seeds_method=self.seeds_method)
         check_defense(self.config.defense)
         config = absolute(self.config)
+        output.check_outside({"--json": self.json}, config.data.data_dir)
         configs, workdirs = self._members(config)
         for each, workdir in zip(configs, workdirs, strict=True):
             runs.check_claim(workdir, each)
@@ -191,6 +192,8 @@ class Evaluate(Output):
     def run(self) -> None:
         """Runs the command."""
         one_of(SPLITS, split=self.split)
+        data_dir = self.data_dir or runs.read_config(self.workdir).data.data_dir
+        output.check_outside({"--json": self.json}, data_dir)
         result = trials.utilities(runs.load(self.workdir, data_dir=self.data_dir), self.split)
         output.emit(self.json, result, output.utility_table(result))
 

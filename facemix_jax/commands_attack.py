@@ -61,7 +61,9 @@ class Attack:
         for name in self.attack:
             one_of(suite.ATTACKS, attack=name)
         output.check_file(self.pictures, "--pictures")
-        output.check_apart({"--pictures": self.pictures, "--json": self.json}, [])
+        results = {"--pictures": self.pictures, "--json": self.json}
+        output.check_apart(results, [])
+        output.check_outside(results, self.data_dir or runs.read_config(self.workdir).data.data_dir)
         names = self.attack or tuple(suite.ATTACKS)
         trained = runs.load(self.workdir, data_dir=self.data_dir)
         target = Target(

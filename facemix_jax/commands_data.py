@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -40,20 +39,6 @@ class _Files:
             columns=self.columns,
             **values,
         )
-
-    def _check_results(self, **results: str | Path | None) -> None:
-        """Raises ``UsageError`` where one would replace another one or a file of the data set."""
-        written = {f"--{name}": path for name, path in results.items()}
-        inside = Path(os.path.realpath(expanded(self.data_dir or os.devnull)))
-        lost = [
-            path
-            for path in written.values()
-            if path is not None
-            and os.path.exists(path)
-            and Path(path).suffix != ".json"  # results of an earlier call, not labels or pictures
-            and Path(os.path.realpath(path)).is_relative_to(inside)
-        ]
-        output.check_apart(written, lost)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -108,7 +93,9 @@ class Show(_Files):
         positive(rows=self.rows, per_row=self.per_row)
         one_of(SPLITS, split=self.split)
         output.check_file(self.out, "--out")
-        self._check_results(out=self.out, json=self.json)
+        results = {"--out": self.out, "--json": self.json}
+        output.check_apart(results, [])
+        output.check_outside(results, self.data_dir)
         config = self._config(image_size=self.image_size)
         if self.out is None:
             sheet_only = ("people", "split", "rows", "per_row", "image_size")
@@ -174,7 +161,7 @@ class Check(_Files):
         # Imported here: only this command needs it.
         from facemix_jax.data.check import check
 
-        self._check_results(json=self.json)
+        output.check_outside({"--json": self.json}, self.data_dir)
         report = check(self._config(image_size=self.image_size, cache_dir=self.cache_dir))
         problems = [problem._asdict() for problem in report.problems]
         result = {"whole": not problems, **dataclasses.asdict(report), "problems": problems}

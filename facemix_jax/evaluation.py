@@ -8,11 +8,11 @@ import numpy as np
 
 from facemix_jax import inference
 from facemix_jax._types import Array, HostArray, RngKey, Variables
-from facemix_jax.attacks import AttackConfig, Figure, Target, blind, record, recorded_rows
+from facemix_jax.attacks import AttackConfig, Figure, Target, record, recorded_rows
 from facemix_jax.attacks.base import by_group, own_split, truth_by_group
 from facemix_jax.attacks.restoration import RESTORATION
 from facemix_jax.attacks.separation import GRADIENT_ICA
-from facemix_jax.attacks.tiles import whole
+from facemix_jax.attacks.tiles import spread, whole
 from facemix_jax.data import Source, eval_batches, normalize
 from facemix_jax.defenses import Defense
 from facemix_jax.metrics import accuracy, attribute_counts, balanced_accuracy
@@ -123,8 +123,8 @@ def evaluate_leakage(
     """Attacks the activations of the first groups of a split: by gradient ICA where they are mixed.
 
     The attacker is granted which mixtures belong together. Noise and blurring are undone by ridge
-    regression, of whole maps. Maps of a single position, which nothing separates, are scored as
-    they were sent. Without a defence there is nothing to attack: floor, attacker and owner all have
+    regression, of whole maps. Where a map has a single position, channels stand in the place of
+    positions. Without a defence there is nothing to attack: floor, attacker and owner all have
     the activations themselves.
 
     Args:
@@ -149,7 +149,7 @@ def evaluate_leakage(
     )
     record_key, attack_key = jax.random.split(rng_key)
     attack, label = (GRADIENT_ICA, "gradient ICA") if defense.keyed else (RESTORATION, "ridge")
-    target = target if attack.by_tile else whole(target)
+    target = spread(target) if attack.by_tile else whole(target)
     recording = record(target, recorded_rows(target, num_groups), rng_key=record_key)
     mixtures = recording.view.mixtures
     if defense.name == "none":
@@ -158,12 +158,7 @@ def evaluate_leakage(
             "mean matched |correlation|", 1.0, 1.0, 1.0, "the cloud sees the activations"
         )
         return Leakage((figure,), seen, seen, seen, "none needed")
-    reason = attack.unsuitable(target)
-    if reason is None:
-        result = attack.run(target, recording, attack_key, AttackConfig())
-    else:  # nothing separates maps of a single position: what is sent is what there is
-        label = "mixtures as sent"
-        result = blind.score(recording, by_group(mixtures, recording), reason)
+    result = attack.run(target, recording, attack_key, AttackConfig())
     assert result.recovered is not None  # it recovers activations
     truth, recovered = (
         np.asarray(truth_by_group(rows, recording))

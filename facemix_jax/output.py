@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from facemix_jax._files import behind_links, is_special, write_atomically
+from facemix_jax._files import behind_links, expanded, is_special, write_atomically
 from facemix_jax._validate import FacemixError, UsageError
 from facemix_jax.attacks import Figure
 from facemix_jax.provenance import provenance
@@ -129,6 +129,30 @@ def check_apart(
                 f"{other} and {option} name the same file. Give each a path of its own."
             )
         options[place] = option
+
+
+def check_outside(written: Mapping[str, str | Path | None], data_dir: str | None) -> None:
+    """Makes sure, before any work, that no result replaces a file in a data set's folder.
+
+    Args:
+        written: paths of results by their options; None or ``-`` for none.
+        data_dir: the folder; None for none.
+
+    Raises:
+        UsageError: a path leads to a file there.
+    """
+    if data_dir is None:
+        return
+    ways = os.path.abspath, os.path.realpath  # links lead into the folder, or out of it
+    folders = [way(expanded(data_dir)) for way in ways]
+    for option, path in written.items():
+        if path is None or path == "-" or not os.path.isfile(path):
+            continue
+        if any(Path(way(path)).is_relative_to(folder) for way in ways for folder in folders):
+            raise UsageError(
+                f"{option} {path} is there already, in the data set's folder, where no result "
+                f"replaces a file. Choose another {option} path."
+            )
 
 
 def emit(path: str | None, result: dict[str, Any], *tables: Table) -> None:

@@ -7,6 +7,7 @@ without it cannot be made (``results.ResultTable``), and renderers take whole ta
 import csv
 import decimal
 import io
+import math
 import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from decimal import Decimal
@@ -31,7 +32,7 @@ MISSING = "not measured"
 _PARTS = {"value": "", "half_width": ", half width", "seeds": ", seeds"}
 
 _NUMBERS: dict[str, Callable[[Decimal], str]] = {
-    "text": lambda x: f"{float(x):.4g}",
+    "text": lambda x: f"{float(decimal.Context(4, decimal.ROUND_HALF_UP).plus(x)):.4g}",
     "percent": lambda x: f"{100 * x:.1f}%",
     "fixed3": lambda x: f"{x:.3f}",
     "fixed2": lambda x: f"{x:.2f}",
@@ -62,6 +63,8 @@ def text(value: Value, format: str) -> str:
 
 def _number(x: float, format: str) -> str:
     """Rounded as people round what is stored: 0.5365 is 0.537, though its binary lies below."""
+    if not math.isfinite(x):
+        return str(float(x))
     with decimal.localcontext(rounding=decimal.ROUND_HALF_UP):
         return _NUMBERS[format](Decimal(repr(float(x))))
 

@@ -11,6 +11,7 @@ from facemix_jax import results, runs, scores
 from facemix_jax._validate import UsageError
 from facemix_jax.records import read_records
 from facemix_jax.results import Chart, Column, Curve, ResultTable, Row, Value
+from facemix_jax.run_images import differences
 
 _POINTS = 60
 """Of a training curve; longer ones are averaged piece by piece."""
@@ -84,16 +85,16 @@ def check_distinct(steps: Mapping[Path, int]) -> None:
     Args:
         steps: work directory to the steps done.
     """
-    seen: dict[str, Path] = {}
+    seen: dict[str, list[Path]] = {}
     for workdir, step in steps.items():
-        values = runs.portable(runs.read_config(workdir))
-        what = json.dumps([values, _images_kept(workdir), step], sort_keys=True)
-        if what in seen:
-            raise UsageError(
-                f"{seen[what]} and {workdir} hold the same run, which would pass for two seeds. "
-                f"Leave one out."
-            )
-        seen[what] = workdir
+        what = json.dumps([runs.portable(runs.read_config(workdir)), step], sort_keys=True)
+        for other in seen.setdefault(what, []):
+            if _same_images(workdir, other):
+                raise UsageError(
+                    f"{other} and {workdir} hold the same run, which would pass for two seeds. "
+                    f"Leave one out."
+                )
+        seen[what].append(workdir)
 
 
 def summarize(scored: Sequence[Scored]) -> tuple[list[ResultTable], list[Chart]]:
@@ -231,20 +232,29 @@ def _note(scored: Sequence[Scored]) -> str:
 
 
 def _groups(scored: Sequence[Scored]) -> list[list[Scored]]:
-    found: dict[str, list[Scored]] = {}
+    found: dict[str, list[list[Scored]]] = {}
     for run in scored:
         values = runs.portable(runs.read_config(run.workdir))
         del values["train"]["seed"]
-        what = values, _images_kept(run.workdir), run.scores["step"], run.scores["split"]
-        kind = json.dumps(what, sort_keys=True)
-        found.setdefault(kind, []).append(run)
-    return list(found.values())
+        kind = json.dumps([values, run.scores["step"], run.scores["split"]], sort_keys=True)
+        groups = found.setdefault(kind, [])
+        for group in groups:
+            if all(_same_images(run.workdir, other.workdir) for other in group):
+                group.append(run)
+                break
+        else:
+            groups.append([run])
+    return [group for groups in found.values() for group in groups]
 
 
-def _images_kept(workdir: Path) -> dict[str, Any]:
-    """What tells the images and the initial weights of a run from others, as far as it is kept."""
-    kept = runs.read_images(workdir) or {}
-    return {name: value for name, value in kept.items() if value is not None}
+def _same_images(one: Path, other: Path) -> bool:
+    """Whether images and initial weights of two runs are the same, as far as both kept them."""
+    first, second = runs.read_images(one), runs.read_images(other)
+    if first is None or second is None:
+        return True
+    weights = "initial_weights"
+    shared = {name: value for name, value in first.items() if name in second and name != weights}
+    return first.get(weights) == second.get(weights) and not differences(shared, second)
 
 
 def _labels(firsts: Sequence[Scored]) -> list[str]:
@@ -256,10 +266,11 @@ def _labels(firsts: Sequence[Scored]) -> list[str]:
     default = runs.portable(runs.RunConfig())
     labels = []
     for config in configs:
+        defense = config["defense"]["defense"]  # registered ones go by their names
         parts = [
             f"{config['model']['network']}, width {config['model']['width']}, "
             f"cut {config['model']['cut']}",
-            _DEFENSES[config["defense"]["defense"]].format(**config["defense"]),
+            _DEFENSES.get(defense, defense).format(**config["defense"]),
         ]
         for part, values in config.items():
             for name, value in values.items():

@@ -60,6 +60,18 @@ def test_attack_writes_its_figures_to_a_file(capsys, workdir, tmp_path):
     assert pictures.read_bytes().startswith(b"\x89PNG")
 
 
+def test_results_replace_no_file_of_the_data_set(capsys, workdir, tmp_path):
+    labels = tmp_path / "labels.csv"
+    labels.write_text("file,Smiling\n")
+    given = ("--workdir", workdir, "--data-dir", tmp_path, "--json", labels)
+    of_a_folder = ("train", "--dataset", "folder", *given)
+    for command in (("attack", *given), ("evaluate", *given), of_a_folder):
+        code, out, err = run(capsys, *command)
+        assert (code, out) == (2, "")
+        assert "labels.csv is there already, in the data set's folder" in " ".join(err.split())
+    assert labels.read_text() == "file,Smiling\n"
+
+
 def test_train_goes_on_and_refuses_another_configuration(capsys, workdir):
     assert run(capsys, "train", "--workdir", workdir, *TRAIN)[0] == 0
     code, _, err = run(capsys, "train", "--workdir", workdir, *TRAIN, "--cut", 2)

@@ -109,11 +109,16 @@ def test_what_is_shown_replaces_no_file_of_the_data_set(capsys, table, tmp_path,
     (tmp_path / "link").symlink_to(table / lost)
     code, out, err = run(capsys, "show", *of(table, "folder"), option, tmp_path / "link")
     assert (code, out) == (2, "")
-    assert "link is a file that this command reads" in " ".join(err.split())
+    assert "link is there already, in the data set's folder" in " ".join(err.split())
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "other").symlink_to(tmp_path / "elsewhere")
+    for name in ("images", "labels.csv"):  # a folder of links
+        (tmp_path / "elsewhere" / name).symlink_to(table / name)
+    given = of(tmp_path / "other", "folder")
+    assert run(capsys, "show", *given, option, tmp_path / "elsewhere" / lost)[0] == 2
     assert (table / lost).read_bytes() == before
-    again = table / "numbers.json"
-    for _ in range(2):  # what an earlier call wrote is replaced
-        assert run(capsys, "show", *of(table, "folder"), "--json", again)[0] == 0
+    for _ in range(2):  # elsewhere, a second call replaces the result of the first
+        assert run(capsys, "show", *given, "--json", tmp_path / "numbers.json")[0] == 0
     same = ("--out", tmp_path / "same", "--json", tmp_path / "same")
     assert run(capsys, "show", *of(table, "folder"), *same)[0] == 2
 

@@ -24,6 +24,7 @@ from facemix_jax import (
     runs,
     scores,
 )
+from facemix_jax._validate import UsageError
 from facemix_jax.data import DataConfig, normalize
 from facemix_jax.defenses import DefenseConfig
 from facemix_jax.models import ModelConfig, resnet18
@@ -314,6 +315,23 @@ def test_runs_on_other_images_or_from_other_weights_are_no_seeds(workdir, tmp_pa
     ]
     shutil.copy(folders[0] / "config.json", folders[1] / "config.json")
     run_tables.check_distinct(steps)  # of one seed, and not the same run
+    (folders[1] / "images.json").unlink()  # of before it was kept
+    with pytest.raises(UsageError, match="same run"):
+        run_tables.check_distinct(steps)
+    changed(folders[1] / "config.json", lambda of: of["train"].update(seed=1))
+    assert len(run_tables._groups(scored)) == 1
+    shutil.copy(folders[0] / "images.json", folders[1] / "images.json")
+    changed(folders[1] / "images.json", lambda of: of.pop("attribute_names"))
+    assert len(run_tables._groups(scored)) == 1
+
+
+def test_registered_defences_go_by_their_names(workdir, tmp_path, monkeypatch):
+    monkeypatch.setitem(defenses.DEFENSES, "scaled", defenses.DEFENSES["none"])
+    copy = tmp_path / "own"
+    shutil.copytree(workdir, copy)
+    changed(copy / "config.json", lambda of: of["defense"].update(defense="scaled"))
+    (label,) = run_tables._labels([run_tables.Scored(copy, {"step": 4, "split": "test"})])
+    assert "scaled" in label
 
 
 def test_rows_of_other_lengths_and_of_folders_of_one_name_are_told_apart(workdir, tmp_path):

@@ -87,13 +87,13 @@ def test_without_a_defence_the_cloud_has_everything(model, tiny_source):
         ((5, 3), DefenseConfig(defense="noise", image_noise_variance=1.0), "ridge"),
         ((5, 3), DefenseConfig(defense="none", noise=0.5), "ridge"),
         ((5, 1), DefenseConfig(group_size=4), "gradient ICA"),
-        ((1, 1), DefenseConfig(group_size=4), "mixtures as sent"),
+        ((1, 1), DefenseConfig(group_size=2), "gradient ICA"),
     ],
 )
 def test_leakage_of_tiles_has_an_attack_for_every_defence_and_shape(
     tile, defense, attack, tiny_source
 ):
-    model = build(ModelConfig(width=4, tile=tile), image_size=(40, 36), num_attributes=3)
+    model = build(ModelConfig(width=16, tile=tile), image_size=(40, 36), num_attributes=3)
     leakage = evaluation.evaluate_leakage(
         model,
         defenses.build(defense, tiles=model.spec.tiles),
@@ -105,7 +105,7 @@ def test_leakage_of_tiles_has_an_attack_for_every_defence_and_shape(
     figure = leakage.figures[0]
     assert leakage.attack == attack
     assert leakage.recovered.shape == leakage.truth.shape
-    assert (figure.value == figure.floor) == (attack == "mixtures as sent")
+    assert figure.value > figure.floor
 
 
 def test_networks_that_differ_in_weights_alone_are_compiled_once(tiny_source):

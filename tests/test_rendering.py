@@ -58,6 +58,8 @@ TABLE = ResultTable(
         ("millions", 124176, None, "0.12M"),
         ("billions", 275011008, None, "0.28G"),
         ("text", 0.123456, None, "0.1235"),
+        ("text", 1.0005, None, "1.001"),
+        ("fixed3", float("inf"), None, "inf"),
         ("percent", "90.7%", None, "90.7%"),
     ],
 )

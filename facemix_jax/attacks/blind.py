@@ -177,7 +177,9 @@ def attack(
             return f"The defence {target.defense.name!r} mixes nothing that could be separated."
         height, width = target.model.spec.activation_shape[:2]
         if height * width < 2 and target.defense.group_size > 1:
-            return "The activations are 1 x 1 maps, which have no differences: try an earlier cut."
+            return (
+                "The activations are 1 x 1 maps, without samples. Attack what tiles.spread gives."
+            )
         return unsuitable(target)
 
     return Attack(name, threat_model, run, reason, by_tile=True, any_rows=any_rows)

@@ -37,7 +37,7 @@ from facemix_jax.attacks.base import (
     record,
     recorded_rows,
 )
-from facemix_jax.attacks.tiles import whole
+from facemix_jax.attacks.tiles import spread, whole
 
 
 def _one_row_each(attack: Attack) -> Attack:
@@ -128,7 +128,8 @@ def run_suite(
     """Attacks one recorded request, and the system behind it, in every way that is asked for.
 
     An attack's figures do not depend on which others run. Where maps are cut into tiles, blind
-    separation gets every tile for itself and the other attacks get whole maps.
+    separation gets every tile for itself and the other attacks get whole maps. Where a map has a
+    single position, separation gets its channels in the place of positions.
 
     Args:
         target: the system.
@@ -158,8 +159,9 @@ def run_suite(
     record_key = jax.random.fold_in(rng_key, 0)
     recording = record(target, rows, rng_key=record_key)
     views = {True: (target, recording), False: (target, recording)}
-    if target.model.spec.tiles > 1:
-        views[False] = whole(target), record(whole(target), rows, rng_key=record_key)
+    for by_tile, seen in ((True, spread(target)), (False, whole(target))):
+        if seen is not target:
+            views[by_tile] = seen, record(seen, rows, rng_key=record_key)
     results: dict[str, Result] = {}
     skipped: dict[str, str] = {}
     for index, (name, attack) in enumerate(ATTACKS.items(), 1):

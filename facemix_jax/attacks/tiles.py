@@ -1,7 +1,8 @@
-"""Networks whose maps are cut into tiles, seen as if they were not.
+"""Networks seen with maps of another shape.
 
 Attacks that know nothing of tiles get whole maps, every tile back in its place. As each (group,
-tile) has a matrix of its own, row ``k`` of a group is another mixture in every tile.
+tile) has a matrix of its own, row ``k`` of a group is another mixture in every tile. Separations
+get maps of several positions in the place of a single one.
 """
 
 import dataclasses
@@ -31,6 +32,27 @@ def whole(target: Target) -> Target:
         return target
     model, defense = _whole(target.model, target.defense)
     return dataclasses.replace(target, model=model, defense=defense)
+
+
+def spread(target: Target) -> Target:
+    """The same system with channels in the place of positions where maps have a single one.
+
+    Separation takes positions for samples of one mixture, as mixing does the same to all of them:
+    and so it does to all channels.
+    """
+    if math.prod(target.model.spec.activation_shape[:2]) > 1:
+        return target
+    return dataclasses.replace(target, model=_spread(target.model))
+
+
+@functools.cache
+def _spread(model: SplitModel) -> SplitModel:
+    channels = model.spec.activation_shape[2]
+    return model._replace(
+        pre=_between(lambda images: images, model.pre, lambda z: z.reshape(-1, channels, 1, 1)),
+        main=_between(lambda z: z.reshape(-1, 1, 1, channels), model.main, lambda y: y),
+        spec=dataclasses.replace(model.spec, activation_shape=(channels, 1, 1)),
+    )
 
 
 @functools.cache  # the parts are static arguments of jitted functions

@@ -206,7 +206,7 @@ async def until_answered(
 
     A cloud that serves another model may be one of several that is older or newer, and one name may
     lead to several, whose refusals look alike: the call is wrong only after ``_REFUSALS``, at least
-    one from every cloud. With the pauses between them that takes about 1.5 s, and the attempts.
+    one from every cloud. Six with the pauses between them take about 1.5 s, and the attempts.
 
     Args:
         turns: the clouds.

@@ -52,11 +52,11 @@ def make_target(group_size=4, cut=1):
 
 
 @functools.cache
-def make_tiled_target(**options):
+def make_tiled_target(tile=(8, 7), **options):
     """An untrained network of width 8 whose maps are cut into tiles."""
     source = PatchworkSource()
     model = models.build(
-        ModelConfig(width=8, tile=(8, 7)), image_size=source.image_size, num_attributes=3
+        ModelConfig(width=8, tile=tile), image_size=source.image_size, num_attributes=3
     )
     defense = defenses.build(DefenseConfig(**{"group_size": 4, **options}), tiles=model.spec.tiles)
     variables = model.init(jax.random.key(0))

@@ -10,7 +10,7 @@ from attack_support import PatchworkSource, make_target, make_tiled_target
 
 from facemix_jax import attacks, defenses, models
 from facemix_jax.attacks import alignment, contrast, groups, recognition, separation, suite
-from facemix_jax.attacks.tiles import whole
+from facemix_jax.attacks.tiles import spread, whole
 from facemix_jax.models import ModelConfig
 from facemix_jax.models.split import cut_tiles, put_tiles_back, side_by_side
 
@@ -85,6 +85,18 @@ def test_whole_maps_are_of_rows_that_are_sent_or_of_rows_run_ahead_and_of_no_mix
         np.testing.assert_array_equal(found, put_tiles_back(part, (2, 2)))
     recovered = put_tiles_back(tiled.defense.recover(secret.inner, rows), (2, 2))
     np.testing.assert_array_equal(defense.recover(secret, seen), recovered)
+
+
+def test_a_spread_system_is_the_same_with_channels_in_the_place_of_positions():
+    own = make_tiled_target(tile=(1, 1), noise=0.3)
+    first, second = recording_of(own), recording_of(spread(own))
+    assert second.activations.shape == (len(first.activations), 8, 1, 1)
+    for name in ("activations", "owner_activations"):
+        flat = np.asarray(getattr(first, name)).reshape(-1, 8, 1, 1)
+        np.testing.assert_allclose(getattr(second, name), flat, atol=1e-5)
+    np.testing.assert_allclose(second.owner_logits, first.owner_logits, atol=1e-4)
+    larger = make_tiled_target()
+    assert spread(larger) is larger
 
 
 def test_a_network_without_tiles_is_whole_already():
