@@ -261,7 +261,8 @@ def learned(cells: Cells, variants: Sequence[str]) -> ResultTable:
         ),
         rows=tuple(rows),
         note="Attackers that separate first stand in the tables before. 'Strongest' is the "
-        "largest of all attacks on the variant that were asked the same.",
+        "largest of all attacks on the variant that were asked the same. Single rows tell less "
+        "than the whole group does, whose rows stand here, too.",
     )
 
 
