@@ -24,7 +24,6 @@ from facemix_jax import (
     runs,
     scores,
 )
-from facemix_jax._validate import UsageError
 from facemix_jax.data import DataConfig, normalize
 from facemix_jax.defenses import DefenseConfig
 from facemix_jax.models import ModelConfig, resnet18
@@ -296,55 +295,6 @@ def test_runs_that_cannot_be_scored_are_refused(capsys, workdir, tmp_path):
     code, _, notes = report(capsys, "--workdirs", copy, "--out", tmp_path / "out")
     assert code == 2
     assert "without a checkpoint" in notes
-
-
-@pytest.mark.parametrize("name", ["labels", "initial_weights"])
-def test_runs_on_other_images_or_from_other_weights_are_no_seeds(workdir, tmp_path, name):
-    folders = [tmp_path / each for each in ("a", "b")]
-    for seed, folder in enumerate(folders):
-        shutil.copytree(workdir, folder, ignore=shutil.ignore_patterns("scores.json"))
-        changed(folder / "config.json", lambda of, seed=seed: of["train"].update(seed=seed))
-    steps, _ = run_tables.find(folders)
-    scored = [run_tables.Scored(path, {"step": n, "split": "test"}) for path, n in steps.items()]
-    assert len(run_tables._groups(scored)) == 1
-    changed(folders[1] / "images.json", lambda of: of.update({name: "others"}))
-    groups = run_tables._groups(scored)
-    labels = run_tables._labels([first for (first,) in groups])
-    assert [label.rpartition("; ")[2] for label in labels] == [
-        f"images and initial weights of {each}" for each in "ab"
-    ]
-    shutil.copy(folders[0] / "config.json", folders[1] / "config.json")
-    run_tables.check_distinct(steps)  # of one seed, and not the same run
-    (folders[1] / "images.json").unlink()  # of before it was kept
-    with pytest.raises(UsageError, match="same run"):
-        run_tables.check_distinct(steps)
-    changed(folders[1] / "config.json", lambda of: of["train"].update(seed=1))
-    assert len(run_tables._groups(scored)) == 1
-    shutil.copy(folders[0] / "images.json", folders[1] / "images.json")
-    changed(folders[1] / "images.json", lambda of: of.pop("attribute_names"))
-    assert len(run_tables._groups(scored)) == 1
-
-
-def test_registered_defences_go_by_their_names(workdir, tmp_path, monkeypatch):
-    monkeypatch.setitem(defenses.DEFENSES, "scaled", defenses.DEFENSES["none"])
-    copy = tmp_path / "own"
-    shutil.copytree(workdir, copy)
-    changed(copy / "config.json", lambda of: of["defense"].update(defense="scaled"))
-    (label,) = run_tables._labels([run_tables.Scored(copy, {"step": 4, "split": "test"})])
-    assert "scaled" in label
-
-
-def test_rows_of_other_lengths_and_of_folders_of_one_name_are_told_apart(workdir, tmp_path):
-    shutil.copytree(workdir, tmp_path / workdir.name)
-    scored = [
-        run_tables.Scored(folder, {"step": step, "split": "test"})
-        for folder, step in ((workdir, 4), (workdir, 1200), (tmp_path / workdir.name, 4))
-    ]
-    label = run_tables._labels(scored[:1])[0]
-    assert run_tables._labels(scored[:2]) == [f"{label}; 4 steps", f"{label}; 1,200 steps"]
-    assert run_tables._labels(scored)[::2] == [
-        f"{label}; 4 steps; of {run.workdir}" for run in scored[::2]
-    ]
 
 
 def test_runs_without_a_checkpoint_are_left_out_of_a_folder(capsys, workdir, tmp_path, monkeypatch):
