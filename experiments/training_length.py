@@ -3,47 +3,60 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import measuring
 import report
 import scale as scales
 import summaries
+import table3
 import tyro
 from systems import ANONYMIZER, CLOUD, SYSTEMS
 
 from facemix_jax import _runtime, _validate, results
 from facemix_jax.results import Chart, Curve
 
-ROWS = (CLOUD, "FaceMix, M = 8, N_pre = 1", "FaceMix, M = 8, N_pre = 3", ANONYMIZER)
+ROWS = (
+    CLOUD,
+    "noise N(0, 4)",
+    "blurring 8x8",
+    "FaceMix, M = 8, N_pre = 1",
+    "FaceMix, M = 8, N_pre = 3",
+    ANONYMIZER,
+)
+LENGTHS = {"celeba": (2, 6, 18), "lfwa": (8, 30)}
+"""Epochs. Table 3's scales ``cpu`` and ``gpu`` train for 8 and 30."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-    """Plain, encryption-aware and adversarial training of several lengths, all else equal.
+    """The tables' trainings at several lengths, all else equal.
 
     Command: ``python experiments/training_length.py --data-dir CELEBA``, or ``--scale smoke``,
     which needs no files. Finished cells are not run again.
 
-    Run time: two minutes for ``smoke``; for each seed of ``cpu`` on two CPU cores about 12 minutes,
-    and an hour for the anonymizer.
+    Run time: two minutes for ``smoke``; for each seed of ``cpu`` on two CPU cores about half an
+    hour on either data set, and 40 minutes for the anonymizer.
 
     Expected: FaceMix's gap closes with training: plain training is done after a few epochs, and
     encryption-aware training, which sees a new mixture every time, goes on gaining.
 
     Attributes:
         scale: smoke, cpu, gpu or paper; see ``scale.py``.
-        data_dir: folder with the official CelebA files; none for ``smoke``.
+        dataset: celeba or lfwa.
+        data_dir: folder with its files, as in ``table2.py`` and ``table3.py``; none for ``smoke``.
         cache_dir: folder for decoded images; None for the data sets' default.
         workdirs: folder for the runs; finished ones are not trained again.
         rows: which, beside plain training; None for all, or for all but the anonymizer at
-            ``smoke``.
-        epochs: lengths; None for the scale's.
+            ``smoke`` and on LFWA.
+        epochs: lengths; None for 2, 6 and 18, 8 and 30 on LFWA, 1 and 2 at ``smoke``.
         seeds: None for as many as the scale has.
-        output: JSON file; None for ``results/training_length_SCALE.json``.
+        output: JSON file; None for ``results/training_length_SCALE.json``, on LFWA
+            ``training_length_lfwa_SCALE.json``.
     """
 
     scale: scales.Name = "cpu"
+    dataset: Literal["celeba", "lfwa"] = "celeba"
     data_dir: str | None = None
     cache_dir: str | None = None
     workdirs: Path = Path("runs")
@@ -55,28 +68,30 @@ class Config:
 
 def main(config: Config) -> None:
     """Runs the cells that the JSON file lacks, and writes each into it."""
-    scale = scales.SCALES[config.scale]
-    rows = config.rows or (ROWS[:-1] if scale.drawn else ROWS)
+    on_lfwa = config.dataset == "lfwa"
+    scale = table3.longer(config.scale) if on_lfwa else scales.SCALES[config.scale]
+    rows = config.rows or (ROWS[:-1] if scale.drawn or on_lfwa else ROWS)
     for row in rows:
-        _validate.one_of(ROWS, row=row)
+        _validate.one_of(ROWS[:-1] if on_lfwa else ROWS, row=row)
     rows = (CLOUD, *(row for row in rows if row != CLOUD))  # what the others are held against
+    script = "training_length" + "_lfwa" * on_lfwa
     cells = report.Cells(
-        config.output or scales.output("training_length", config.scale),
+        config.output or scales.output(script, config.scale),
         config,
         name=f"training length, scale {config.scale}",
         chooses=("rows", "epochs", "seeds"),
-        summarize=lambda cells: ((), (chart(cells, scale),)),
+        summarize=lambda cells: ((), (chart(cells, scale, "LFWA" if on_lfwa else "CelebA"),)),
     )
-    lengths = config.epochs or ((1, 2) if scale.drawn else (2, 6, 18))
+    lengths = config.epochs or ((1, 2) if scale.drawn else LENGTHS[config.dataset])
     for seed in config.seeds or range(scale.seeds):
         for epochs in lengths:
             train = dataclasses.replace(scale.train, num_epochs=epochs)
             place = measuring.Place(
-                dataset="celeba",
+                **(table3.layout(config.data_dir) if on_lfwa else {"dataset": "celeba"}),
                 data_dir=config.data_dir,
                 cache_dir=config.cache_dir,
                 identity_dir=None,
-                workdirs=config.workdirs / f"training_length_{config.scale}" / f"{epochs}",
+                workdirs=config.workdirs / f"{script}_{config.scale}" / f"{epochs}",
             )
             longer = dataclasses.replace(scale, train=train)
             for row in rows:
@@ -89,7 +104,7 @@ def main(config: Config) -> None:
     cells.save()
 
 
-def chart(cells: Sequence[Mapping[str, Any]], scale: scales.Scale) -> Chart:
+def chart(cells: Sequence[Mapping[str, Any]], scale: scales.Scale, dataset: str) -> Chart:
     """Gap to plain, in points, over epochs."""
     lengths = sorted({int(cell["part"].split()[0]) for cell in cells})
     curves = []
@@ -116,13 +131,14 @@ def chart(cells: Sequence[Mapping[str, Any]], scale: scales.Scale) -> Chart:
     height, width = scale.image_size
     return Chart(
         title="Accuracy minus that of plain training, over its length "
-        f"({summaries.images(scale, 'CelebA')}, {height}x{width})",
+        f"({summaries.images(scale, dataset)}, {height}x{width})",
         x_label="epochs",
         y_label="test accuracy, points",
         curves=tuple(curves),
         log2_x=True,
         note="Less accuracy lost hides nothing more: separation returns the activations of "
-        "FaceMix's networks, and the anonymizer sends what it sends without a key.",
+        "FaceMix's networks; noise, blurring and the anonymizer have no key, and whoever sees what "
+        "is sent has as much as its owner.",
     )
 
 

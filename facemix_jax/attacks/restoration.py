@@ -6,12 +6,14 @@ closed form that takes seconds. Pix2Pix takes minutes; it does better against no
 training not against blurring (``docs/defenses.md``).
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from facemix_jax._types import HostArray, RngKey
+from facemix_jax import mixing
+from facemix_jax._types import Array, HostArray, RngKey
 from facemix_jax.attacks import blind, learning
 from facemix_jax.attacks.base import (
     Attack,
@@ -35,23 +37,31 @@ _RIDGES = np.geomspace(1e-4, 10, 11)
 
 
 class Ridge(NamedTuple):
-    """A regression in its dual form.
+    """A regression in its dual form, by the eigenvectors of the examples' products.
 
     Attributes:
         inputs: float32 ``[n, P]``, centred.
         input_mean: float32 ``[P]``.
-        weights: float32 ``[n, Q]``.
+        directions: float32 ``[n, n]``, the eigenvectors, each over its eigenvalue and the ridge.
+        outputs: float32 ``[n, Q]``, centred, along the eigenvectors.
         output_mean: float32 ``[Q]``.
     """
 
-    inputs: HostArray
+    inputs: Array
     input_mean: HostArray
-    weights: HostArray
+    directions: HostArray
+    outputs: Array
     output_mean: HostArray
 
     def __call__(self, x: HostArray) -> HostArray:
         """``[B, P]`` to ``[B, Q]``."""
-        return (x - self.input_mean) @ self.inputs.T @ self.weights + self.output_mean
+        along = _product(_product(x - self.input_mean, self.inputs.T), self.directions)
+        return np.asarray(_product(along, self.outputs)) + self.output_mean
+
+
+def _product(left: Any, right: Any) -> Array:
+    """On the accelerator where there is one, and on all cores otherwise."""
+    return jnp.matmul(left, right, precision=mixing.PRECISION)
 
 
 def fit_ridge(inputs: HostArray, outputs: HostArray) -> Ridge:
@@ -62,20 +72,22 @@ def fit_ridge(inputs: HostArray, outputs: HostArray) -> Ridge:
     chooses = np.arange(len(inputs)) % _HELD_OUT == 1
     x, y = inputs[~chooses], outputs[~chooses]
     input_mean, output_mean = x.mean(0), y.mean(0)
-    x, y = x - input_mean, y - output_mean
-    values, vectors = np.linalg.eigh((x @ x.T).astype(np.float64))
+    x, y = jnp.asarray(x - input_mean), jnp.asarray(y - output_mean)
+    values, vectors = np.linalg.eigh(np.asarray(_product(x, x.T), np.float64))
     scale = max(float(values.mean()), 1e-12)
-    rotated = vectors.T @ y
-    held = (inputs[chooses] - input_mean) @ x.T @ vectors
+    rotated = _product(vectors.T.astype(np.float32), y)
+    held = np.asarray(_product(inputs[chooses] - input_mean, x.T)) @ vectors
     wanted = outputs[chooses] - output_mean
 
-    def error(ridge: float) -> float:
-        made = held @ (rotated / (np.maximum(values, 0) + ridge * scale)[:, None])
-        return float(np.square(made - wanted).sum())
+    def divisors(ridge: float) -> HostArray:
+        return np.maximum(values, 0) + ridge * scale
 
-    best = min(_RIDGES, key=error)
-    weights = vectors @ (rotated / (np.maximum(values, 0) + best * scale)[:, None])
-    return Ridge(x, input_mean, weights.astype(np.float32), output_mean)
+    def error(ridge: float) -> float:
+        made = _product((held / divisors(ridge)).astype(np.float32), rotated)
+        return float(np.square(np.asarray(made) - wanted).sum())
+
+    directions = (vectors / divisors(min(_RIDGES, key=error))).astype(np.float32)
+    return Ridge(x, input_mean, directions, rotated, output_mean)
 
 
 def restore(target: Target, sent: HostArray, *, rng_key: RngKey) -> HostArray:

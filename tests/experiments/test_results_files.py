@@ -26,6 +26,7 @@ import synthetic_faces
 import table3
 import training_length
 import variants_summary
+from scale import SCALES
 from test_tables import ROW, SCALE, cell
 
 from facemix_jax import results
@@ -53,12 +54,14 @@ SUMMARIES = {
     "separation_real": separation_real.summarize,
     "separation_variants": separation_variants.summarize,
     "synthetic_faces": synthetic_faces.summarize,
-    "training_length_cpu": lambda cells: ((), (training_length.chart(cells, SCALE),)),
+    "training_length_cpu": lambda cells: ((), (training_length.chart(cells, SCALE, "CelebA"),)),
     "variants_cpu": lambda cells: (variants_summary.tables(cells, SIZE), ()),
 }
 PAPERS = {
     "table2_cpu": lambda cells: summaries.table2(cells, SCALE),
+    "table2_gpu": lambda cells: summaries.table2(cells, SCALES["gpu"]),
     "table3_cpu": lambda cells: summaries.table3(cells, table3.longer("cpu")),
+    "table3_gpu": lambda cells: summaries.table3(cells, table3.longer("gpu")),
     "figure4_cpu": lambda cells: summaries.figure4(cells, SCALE),
 }
 """They show the paper's figures before there are cells."""
