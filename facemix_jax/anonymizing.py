@@ -186,7 +186,13 @@ def make_step(
             flip_key = jax.random.fold_in(state.rng_key, state.step)
             mirrored = jax.random.bernoulli(flip_key, shape=(x.shape[0], 1, 1, 1))
             x = jnp.where(mirrored, x[:, :, ::-1], x)
-        changed = jax.lax.stop_gradient(model.pre(state.variables["pre"], x))
+
+        def generate(params: Any) -> tuple[Array, Any]:
+            return model.pre.train({**state.variables["pre"], "params": params}, x)
+
+        params = _params(state.variables)
+        # The generator's layers take most of a step: computed once, for both sides.
+        changed, generator_gradient, pre = jax.vjp(generate, params["pre"], has_aux=True)
 
         def identifier_loss(params: Any) -> tuple[Array, Any]:
             logits, statistics = identify(
@@ -194,14 +200,15 @@ def make_step(
             )
             return 2 * _cross_entropy(logits, jnp.tile(people, 2)), statistics
 
-        params = state.identifier["params"]
-        gradient, statistics = jax.grad(identifier_loss, has_aux=True)(params)
-        updates, for_identifier = optimizer.update(gradient, state.opt_state["identifier"], params)
-        identifier = {"params": optax.apply_updates(params, updates), "batch_stats": statistics}
+        weights = state.identifier["params"]
+        gradient, statistics = jax.grad(identifier_loss, has_aux=True)(weights)
+        updates, for_identifier = optimizer.update(gradient, state.opt_state["identifier"], weights)
+        identifier = {"params": optax.apply_updates(weights, updates), "batch_stats": statistics}
 
-        def network_loss(params: Any) -> tuple[Array, tuple[AnonymizerInfo, dict[str, Any]]]:
+        def network_loss(
+            params: Any, changed: Array
+        ) -> tuple[Array, tuple[AnonymizerInfo, dict[str, Any]]]:
             variables = _with_params(state.variables, params)
-            changed, pre = model.pre.train(variables["pre"], x)
             features, main = model.main.train(variables["main"], changed)
             logits = model.post(variables["post"], features)
             attribute_loss = training.cross_entropy(logits, attributes)
@@ -218,8 +225,10 @@ def make_step(
             loss = loss - config.adversary_weight * _cross_entropy(named, people)
             return loss, (info, {**variables, "pre": pre, "main": main})
 
-        params = _params(state.variables)
-        gradient, (info, variables) = jax.grad(network_loss, has_aux=True)(params)
+        (gradient, of_changed), (info, variables) = jax.grad(
+            network_loss, argnums=(0, 1), has_aux=True
+        )(params, changed)
+        gradient["pre"] = generator_gradient(of_changed)[0]
         updates, for_network = optimizer.update(gradient, state.opt_state["network"], params)
         variables = _with_params(variables, optax.apply_updates(params, updates))
         opt_state = {"identifier": for_identifier, "network": for_network}

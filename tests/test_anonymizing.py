@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from facemix_jax import (
@@ -19,6 +20,7 @@ from facemix_jax import (
     defenses,
     inference,
     runs,
+    training,
 )
 from facemix_jax._validate import UsageError
 from facemix_jax.anonymizing import AnonymizerConfig
@@ -152,6 +154,51 @@ def test_a_step_changes_both_sides(source):
         assert all(jax.tree.leaves(moved))
     assert all(np.isfinite(float(getattr(info, f.name))) for f in dataclasses.fields(info))
     assert 0 < float(info.distance) < 2
+
+
+def test_the_generator_learns_from_all_losses(source):
+    """A step computes it once; here the losses are written down as the module has them."""
+    model = anonymizer(image_size=(40, 36), width=2, num_attributes=3, num_blocks=1)
+    train = TrainConfig(batch_size=16, warmup_fraction=0.0, flip=False)
+    before = anonymizing.init_state(model, OPTIONS, train, 4, num_people=4)
+    variables, opt_state = jax.tree.map(np.array, (before.variables, before.opt_state["network"]))
+    statistics = jax.tree.map(np.array, before.identifier["batch_stats"])
+    rows = np.arange(16)
+    people, attributes = source.identities[rows] % 4, source.attributes[rows]
+    step = anonymizing.make_step(model, OPTIONS, train, 4)
+    after, _ = step(before, source.images(rows), attributes, people)
+    x = data.normalize(source.images(rows))
+    encoder = anonymizing.identifier_model(model, OPTIONS).main
+    identifier = after.identifier["params"]
+
+    def loss(generator, adversary):
+        changed = model.pre({"params": generator}, x)
+        features, _ = model.main.train(variables["main"], changed)
+        found = training.cross_entropy(model.post(variables["post"], features), attributes)
+        both = {"params": identifier["encoder"], "batch_stats": statistics}
+        features, _ = encoder.train(both, jnp.concatenate([x, changed]))
+        margin = {"margin": OPTIONS.margin, "scale": OPTIONS.scale}
+        named = angular_logits(features, identifier["people"], None, **margin)[16:]
+        missed = optax.softmax_cross_entropy_with_integer_labels(named, people).mean()
+        distance = jnp.abs(to_unit(changed) - to_unit(x)).mean()
+        return found + OPTIONS.closeness_weight * distance - adversary * missed
+
+    gradient = jax.jit(jax.grad(loss))
+    params = {name: part["params"] for name, part in variables.items()}
+    rate = float(training.learning_rate(train, 4)(0))
+
+    def agreement(adversary):
+        """Share of kernels' entries; Adam's first step is the rate times the gradient's sign."""
+        zeros = jax.tree.map(np.zeros_like, params)
+        gradients = {**zeros, "pre": gradient(params["pre"], adversary)}
+        updates, _ = anonymizing._optimizer(train, 4).update(gradients, opt_state, params)
+        moved = jax.tree.map(lambda new, old: new - old, after.variables["pre"], variables["pre"])
+        pairs = zip(jax.tree.leaves(moved), jax.tree.leaves(updates["pre"]), strict=True)
+        # Biases before a norm have no gradient but rounding.
+        return np.mean([np.mean(np.abs(a - b) < 0.05 * rate) for a, b in pairs if a.ndim == 4])
+
+    assert agreement(OPTIONS.adversary_weight) > 0.97
+    assert agreement(0.0) < 0.93  # the control: the identifier has its say
 
 
 @pytest.mark.slow

@@ -24,10 +24,12 @@ class Anonymizer(nn.Module):
     Attributes:
         features: channels of the generator's first convolution.
         num_blocks: residual blocks.
+        dtype: of its convolutions.
     """
 
     features: int
     num_blocks: int
+    dtype: jnp.dtype
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
@@ -35,7 +37,9 @@ class Anonymizer(nn.Module):
         height, width = x.shape[1:3]
         padding = ((0, 0), (0, -height % _STEP), (0, -width % _STEP), (0, 0))
         padded = jnp.pad(to_unit(x), padding, mode="edge")
-        generator = ResNetGenerator(self.features, self.num_blocks, name="resnet9")
+        generator = ResNetGenerator(
+            self.features, self.num_blocks, dtype=self.dtype, name="resnet9"
+        )
         return from_unit(generator(padded)[:, :height, :width]).astype(x.dtype)
 
 
@@ -109,7 +113,7 @@ def anonymizer(
         tile: size of the tiles that what is sent is cut into (``split.cut_tiles``), or None.
         stem: of the ResNet-18, ``pool`` or ``signed``.
         activation: of the ResNet-18, one of ``operations.ACTIVATIONS``.
-        dtype: of the ResNet-18's computation.
+        dtype: of the convolutions.
         num_blocks: residual blocks of the generator.
 
     Raises:
@@ -118,7 +122,7 @@ def anonymizer(
     _validate.positive(num_blocks=num_blocks)
     return split(
         [
-            ("generator", functools.partial(Anonymizer, width, num_blocks)),
+            ("generator", functools.partial(Anonymizer, width, num_blocks, dtype)),
             *resnet.units(width, norm, dtype, stem=stem, activation=activation),
         ],
         functools.partial(Head, num_attributes, num_classes),

@@ -28,31 +28,49 @@ class Generator(NamedTuple):
     apply: Callable[[Variables, Array], Array]
 
 
+def _wide(x: Array) -> jnp.dtype:
+    return x.dtype if x.dtype == jnp.float64 else jnp.dtype(jnp.float32)
+
+
 def instance_norm(x: Array, epsilon: float = 1e-5) -> Array:
-    """Centres and scales each channel of each example, ``[B, H, W, C]``; nothing is learnt."""
-    mean = jnp.mean(x, axis=(1, 2), keepdims=True)
-    variance = jnp.mean(jnp.square(x - mean), axis=(1, 2), keepdims=True)
-    return (x - mean) * jax.lax.rsqrt(variance + epsilon)
+    """Centres and scales each channel of each example, ``[B, H, W, C]``; nothing is learnt.
+
+    It computes in float32 at least and returns the dtype of ``x``.
+    """
+    wide = x.astype(_wide(x))
+    mean = jnp.mean(wide, axis=(1, 2), keepdims=True)
+    variance = jnp.mean(jnp.square(wide - mean), axis=(1, 2), keepdims=True)
+    return ((wide - mean) * jax.lax.rsqrt(variance + epsilon)).astype(x.dtype)
 
 
 def _reflect_pad(x: Array, size: int) -> Array:
     return jnp.pad(x, ((0, 0), (size, size), (size, size), (0, 0)), mode="reflect")
 
 
-def _conv(features: int, size: int, name: str, stride: int = 1, padding: int = 0) -> nn.Conv:
+def _conv(
+    features: int, size: int, dtype: jnp.dtype, name: str, stride: int = 1, padding: int = 0
+) -> nn.Conv:
     return nn.Conv(
-        features, (size, size), stride, padding=padding, kernel_init=_KERNEL_INIT, name=name
+        features,
+        (size, size),
+        stride,
+        padding=padding,
+        dtype=dtype,
+        kernel_init=_KERNEL_INIT,
+        name=name,
     )
 
 
 class _ResidualBlock(nn.Module):
     """Two reflect-padded 3x3 convolutions with instance norm, added to the input."""
 
+    dtype: jnp.dtype
+
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        y = _conv(x.shape[-1], 3, "conv1")(_reflect_pad(x, 1))
+        y = _conv(x.shape[-1], 3, self.dtype, "conv1")(_reflect_pad(x, 1))
         y = nn.relu(instance_norm(y))
-        y = _conv(x.shape[-1], 3, "conv2")(_reflect_pad(y, 1))
+        y = _conv(x.shape[-1], 3, self.dtype, "conv2")(_reflect_pad(y, 1))
         return x + instance_norm(y)
 
 
@@ -67,33 +85,37 @@ class ResNetGenerator(nn.Module):
         features: channels of the first convolution (``ngf``).
         num_blocks: residual blocks.
         channels: of the images.
+        dtype: of the convolutions; parameters, norms and what comes out are float32.
     """
 
     features: int = 64
     num_blocks: int = 9
     channels: int = 3
+    dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """``[B, H, W, channels]`` to the same shape; H and W divisible by 4, at least 8."""
-        y = _conv(self.features, 7, "conv_in")(_reflect_pad(x, 3))
+        y = _conv(self.features, 7, self.dtype, "conv_in")(_reflect_pad(x, 3))
         y = nn.relu(instance_norm(y))
         for i in (1, 2):
-            y = _conv(self.features * 2**i, 3, f"down{i}", stride=2, padding=1)(y)
+            y = _conv(self.features * 2**i, 3, self.dtype, f"down{i}", stride=2, padding=1)(y)
             y = nn.relu(instance_norm(y))
         for i in range(self.num_blocks):
-            y = _ResidualBlock(name=f"block{i}")(y)
+            y = _ResidualBlock(self.dtype, name=f"block{i}")(y)
         for i in (1, 2):
             y = nn.ConvTranspose(
                 self.features * 2 ** (2 - i),
                 (3, 3),
                 (2, 2),
                 padding=UP_PADDING,
+                dtype=self.dtype,
                 kernel_init=_KERNEL_INIT,
                 name=f"up{i}",
             )(y)
             y = nn.relu(instance_norm(y))
-        return jnp.tanh(_conv(self.channels, 7, "conv_out")(_reflect_pad(y, 3)))
+        y = _conv(self.channels, 7, self.dtype, "conv_out")(_reflect_pad(y, 3))
+        return jnp.tanh(y.astype(_wide(y)))
 
 
 def resnet9_generator(*, features: int = 64, num_blocks: int = 9) -> Generator:

@@ -35,6 +35,26 @@ def test_images_keep_their_shape_and_stay_in_range():
     assert float(jnp.std(output)) > 1e-3
 
 
+def test_bfloat16_is_the_convolutions_alone():
+    _, variables = _small()
+    images = jax.random.uniform(jax.random.key(1), (2, 16, 12, 3), minval=-1.0, maxval=1.0)
+    small = {"features": 4, "num_blocks": 1}
+    wide, narrow = (
+        generators.ResNetGenerator(**small, dtype=dtype) for dtype in (jnp.float32, jnp.bfloat16)
+    )
+    made = jax.eval_shape(narrow.init, jax.random.key(0), images)
+    assert {leaf.dtype for leaf in jax.tree.leaves(made)} == {jnp.dtype(jnp.float32)}
+    expected, rounded = (np.asarray(network.apply(variables, images)) for network in (wide, narrow))
+    assert rounded.dtype == np.float32
+    error = np.abs(rounded - expected).max()
+    # More than a float32 sum in another order, and no more than a few roundings to eight bits.
+    assert 1e-4 < error < 0.05
+    x = (100 + jax.random.normal(jax.random.key(2), (1, 64, 64, 2))).astype(jnp.bfloat16)
+    normed = generators.instance_norm(x)
+    assert normed.dtype == jnp.bfloat16
+    np.testing.assert_allclose(np.asarray(normed, np.float32).std((1, 2)), 1, atol=0.01)
+
+
 def test_examples_do_not_touch_each_other():
     apply, variables = _small()
     images = jax.random.normal(jax.random.key(1), (2, 16, 12, 3))
