@@ -24,12 +24,13 @@ class Config:
     ``--scale smoke``, which needs no files. Finished cells are not run again.
 
     Run time: two minutes for ``smoke``; ``cpu`` (80x68, width 8) 4 hours for all four seeds on two
-    CPU cores, of which the anonymizer takes 14 to 44 minutes a seed; ``gpu`` was begun once,
-    ``paper`` never.
+    CPU cores, of which the anonymizer takes 14 to 44 minutes a seed; of ``gpu`` 126 of 176 cells
+    eight minutes on an H200 (``--jobs 11``, which Table 3 shared for three of them); ``paper`` was
+    never begun.
 
-    Expected at ``cpu``: see ``results/table2_cpu.json``. Noise and blurring strong enough to hide
-    as much from the paper's attackers as FaceMix cost far more accuracy than FaceMix; separation
-    returns what FaceMix hides.
+    Expected: see ``results/table2_gpu.json`` and ``table2_cpu.json``. Noise and blurring strong
+    enough to hide as much from the paper's attackers as FaceMix cost far more accuracy than it;
+    separation returns what FaceMix hides.
 
     Attributes:
         scale: smoke, cpu, gpu or paper; see ``scale.py``.

@@ -26,10 +26,11 @@ class Config:
     no files. Finished cells are not run again.
 
     Run time: a minute and a half for ``smoke``; ``cpu`` (80x68, width 8) one to 24 minutes a row
-    and seed on two CPU cores; ``gpu`` was begun once, ``paper`` never.
+    and seed on two CPU cores; ``gpu`` nine minutes on an H200 (``--jobs 8``); ``paper`` was never
+    begun.
 
-    Expected at ``cpu``: see ``results/table3_cpu.json``. Pix2Pix draws little more than the mean
-    face from FaceMix's images, gradient ICA returns the images themselves.
+    Expected: see ``results/table3_gpu.json`` and ``table3_cpu.json``. Pix2Pix draws little more
+    than the mean face from FaceMix's images, gradient ICA returns the images themselves.
 
     Attributes:
         scale: smoke, cpu, gpu or paper; see ``scale.py``.
