@@ -55,6 +55,10 @@ SUMMARIES = {
     "separation_variants": separation_variants.summarize,
     "synthetic_faces": synthetic_faces.summarize,
     "training_length_cpu": lambda cells: ((), (training_length.chart(cells, SCALE, "CelebA"),)),
+    "training_length_lfwa_cpu": lambda cells: (
+        (),
+        (training_length.chart(cells, SCALE, "LFWA"),),
+    ),
     "variants_cpu": lambda cells: (variants_summary.tables(cells, SIZE), ()),
 }
 PAPERS = {
