@@ -1,11 +1,13 @@
 """A challenge: protected activations of hidden faces, a scorer, our own attack as a baseline."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import os
 import secrets
 import shutil
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from challenge_scoring import (
     KNOWN,
     MIXTURES,
     NETWORK,
+    PUBLIC,
     RULES,
     SUBMITTED,
     VERSION,
@@ -35,12 +38,14 @@ from scale import SCALES, Name
 from facemix_jax import (
     _runtime,
     attacks,
+    cli,
     data,
     defenses,
     fitting,
     keys,
     mixing,
     models,
+    output,
     runs,
 )
 from facemix_jax._files import write_atomically
@@ -171,6 +176,9 @@ def publish(config: Make, run: runs.Run) -> None:
     Args:
         config: of the challenge.
         run: whose network is published; its test images are those of the known groups.
+
+    Raises:
+        OSError: a file cannot be written; none of either side is left.
     """
     count = config.groups * config.group_size
     drawn = draw_secrets(config, run.model.spec.tiles)
@@ -201,12 +209,18 @@ def publish(config: Make, run: runs.Run) -> None:
         "files": {name: hashlib.sha256(content).hexdigest() for name, content in parts.items()},
     }
     _write_private(config.private, hidden)
-    config.public.mkdir(parents=True, exist_ok=True)
-    for name, content in parts.items():
-        write_atomically(config.public / name, content)
-    write_atomically(config.public / RULES, rules(about))
-    # Last: a folder without it is no challenge.
-    write_atomically(config.public / ABOUT, json.dumps(about, indent=1) + "\n")
+    try:
+        config.public.mkdir(parents=True, exist_ok=True)
+        for name, content in parts.items():
+            write_atomically(config.public / name, content)
+        write_atomically(config.public / RULES, rules(about))
+        # Last: a folder without it is no challenge.
+        write_atomically(config.public / ABOUT, json.dumps(about, indent=1) + "\n")
+    except BaseException:  # so that the same command can be given again
+        for path in (config.private, *(config.public / name for name in PUBLIC)):
+            with contextlib.suppress(OSError):
+                path.unlink()
+        raise
     print(f"publish {config.public}; keep {config.private}")
 
 
@@ -265,7 +279,15 @@ def known_groups(run: runs.Run, rows: HostArray) -> dict[str, HostArray]:
 
 
 def baseline(config: Baseline) -> None:
-    """Solves the challenge from its folder alone."""
+    """Solves the challenge from its folder alone.
+
+    Raises:
+        UsageError: the folder is no challenge, or the submission would replace a file of it.
+        DataError: a file of it was changed.
+    """
+    output.check_apart(
+        {"--submission": config.submission}, (config.public / name for name in PUBLIC)
+    )
     about, sent = read_public(config.public)
     target = public_target(config.public, about)
     group_key, choose_key, separate_key = jax.random.split(jax.random.key(config.seed), 3)
@@ -311,10 +333,15 @@ def flat(variables: Mapping[str, Any]) -> dict[str, Any]:
 
 def _write_private(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with open(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        path.unlink()
+        raise
 
 
 def rules(about: Mapping[str, Any]) -> str:
@@ -367,4 +394,4 @@ def main(config: Make | Score | Baseline) -> None:
 
 if __name__ == "__main__":
     _runtime.configure()
-    main(tyro.cli(Make | Score | Baseline))
+    sys.exit(cli.guarded(lambda: main(tyro.cli(Make | Score | Baseline))))

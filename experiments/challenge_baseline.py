@@ -1,6 +1,7 @@
 """The challenge made, attacked by our own baseline and scored: what plain FaceMix withstands."""
 
 import dataclasses
+import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -13,7 +14,7 @@ import tyro
 from challenge_scoring import Score, score
 from scale import output
 
-from facemix_jax import _runtime
+from facemix_jax import _runtime, cli
 from facemix_jax.results import Column, ResultTable
 
 NOISES = (0.0, 1.0)
@@ -104,4 +105,4 @@ def summarize(cells: Sequence[Mapping[str, Any]]) -> report.Summary:
 
 if __name__ == "__main__":
     _runtime.configure()
-    main(tyro.cli(Config))
+    sys.exit(cli.guarded(lambda: main(tyro.cli(Config))))

@@ -16,6 +16,7 @@ from facemix_jax import metrics, mixing
 from facemix_jax._files import sha256
 from facemix_jax._types import HostArray
 from facemix_jax._validate import DataError, UsageError
+from facemix_jax.output import check_apart
 
 VERSION = 1
 ABOUT, MIXTURES, NETWORK, KNOWN, RULES = (
@@ -25,6 +26,8 @@ ABOUT, MIXTURES, NETWORK, KNOWN, RULES = (
     "known.npz",
     "README.md",
 )
+PUBLIC = (ABOUT, MIXTURES, NETWORK, KNOWN, RULES)
+"""All files of the public folder."""
 SUBMITTED = "recovered"
 LARGEST = 1e100
 """Of what may be submitted, so that squares stay finite."""
@@ -92,7 +95,20 @@ class Scores(NamedTuple):
 
 
 def score(config: Score) -> dict[str, Any]:
-    """Scores of the submission, beside chance, no attack and the owner; prints and writes them."""
+    """Scores of the submission, beside chance, no attack and the owner; prints and writes them.
+
+    Args:
+        config: whose ``output`` is none of the files that are read.
+
+    Returns:
+        What is printed, ready for JSON.
+
+    Raises:
+        UsageError: a path is wrong, or the submission is none.
+        DataError: a public file was changed.
+    """
+    public = (config.public / name for name in PUBLIC)
+    check_apart({"--output": config.output}, (config.private, config.submission, *public))
     about, sent = read_public(config.public)
     hidden = read_private(config.private, about)
     truth = hidden["truth"]

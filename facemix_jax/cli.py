@@ -11,7 +11,7 @@ import io
 import logging
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 import tyro
@@ -82,10 +82,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if arguments == ["--version"]:
         print("facemix", facemix_jax.__version__)
         return 0
-    try:
+
+    def run() -> None:
         command = _parse(arguments)
         output.check_file(getattr(getattr(command, "command", command), "json", None), "--json")
         command.run()
+
+    return guarded(run)
+
+
+def guarded(work: Callable[[], None]) -> int:
+    """Runs a program and says on standard error what goes wrong, in one paragraph.
+
+    Args:
+        work: the program, parsing included.
+
+    Returns:
+        The exit code.
+    """
+    try:
+        work()
     except UsageError as error:
         _complain(error)
         return 2

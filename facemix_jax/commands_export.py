@@ -42,6 +42,8 @@ class Export:
                 f"install 'facemix-jax[export]'"
             ) from None
 
+        written = {f"{name} of --out": self.out / name for name in export.FILES}
+        output.check_apart({**written, "--json": self.json}, [])
         manifest = export.write(self.workdir, self.out, self.format)
         rows = [
             (name, f"{facts['bytes']:,}", facts["sha256"][:16])

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from facemix_jax import (
+    checkpoint,
     costs,
     data,
     defenses,
@@ -62,7 +63,9 @@ class Result(NamedTuple):
         leakage_activations: attack on the trained network's activations (cut 1).
         unmix_error: relative error of the logits, of both networks.
         attack_seconds: of the attack on the activations, compilation included.
-        seconds: of everything.
+        seconds: of everything in this call.
+        reused: networks that an earlier call has trained or begun to train; ``seconds`` leaves
+            its part out.
     """
 
     utility: dict[str, Utility]
@@ -71,6 +74,7 @@ class Result(NamedTuple):
     unmix_error: dict[str, float]
     attack_seconds: float
     seconds: float
+    reused: tuple[str, ...]
 
 
 def run(out: Path, *, say: Callable[[str], None]) -> Result:
@@ -88,6 +92,7 @@ def run(out: Path, *, say: Callable[[str], None]) -> Result:
     say("drawing faces")
     source = data.load_source(_DATA)
     trained: dict[str, Run] = {}
+    reused = tuple(name for name in CONFIGS if checkpoint.newest(out / name / "checkpoints"))
     for name, config in CONFIGS.items():
         say(f"training {name}")
         state = fitting.fit(config, out / name, source=source)
@@ -124,6 +129,7 @@ def run(out: Path, *, say: Callable[[str], None]) -> Result:
         unmix_error={name: _unmix_error(part) for name, part in trained.items()},
         attack_seconds=attack_seconds,
         seconds=time.perf_counter() - started,
+        reused=reused,
     )
     say("writing the report")
     write_atomically(out / "report.html", render(result, source))
@@ -184,6 +190,7 @@ def render(result: Result, source: Source) -> str:
         num_attributes=len(source.attribute_names),
     )
     cost_rows = costs.format_cost(cost)
+    earlier = f" (but for an earlier call's training: {', '.join(result.reused)})"
     first = slice(0, GROUP_SIZE)
     images = result.leakage_images
     activations = result.leakage_activations
@@ -258,7 +265,8 @@ def render(result: Result, source: Source) -> str:
         f"Measured on drawn faces ({_DATA.train_examples} for training, {_DATA.test_examples} test "
         f"images of other people, {source.image_size[0]}x{source.image_size[1]}), ResNet-18 of "
         f"width {config.model.width}, {config.train.num_epochs} epochs, seed {config.train.seed}, "
-        f"{jax.devices()[0].device_kind}, jax {jax.__version__}, {result.seconds:.0f} s.",
+        f"{jax.devices()[0].device_kind}, jax {jax.__version__}, {result.seconds:.0f} s"
+        f"{earlier if result.reused else ''}.",
     )
 
 
@@ -278,4 +286,5 @@ def summary(result: Result) -> dict[str, Any]:
         },
         "unmix_error": result.unmix_error,
         "seconds": result.seconds,
+        "reused_trainings": list(result.reused),
     }

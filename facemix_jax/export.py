@@ -44,6 +44,13 @@ VERSION = 1
 _PRODUCER = "facemix-jax"
 _PROTO = "wire.proto"
 _GROUPS = "G"
+_WRITERS = ("stablehlo", "onnx")
+FILES = (
+    MANIFEST,
+    _PROTO,
+    *(f"{name}.{form}" for name in ("protect", "finish") for form in _WRITERS),
+)
+"""All that ``write`` may write or remove in its folder."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -160,11 +167,11 @@ def write(workdir: Path, out: Path, form: str = "both") -> dict[str, Any]:
     files = {f"{f.name}.{name}": writers[name](f) for name in chosen for f in both}
     files[_PROTO] = resources.files("facemix_jax.serving").joinpath(_PROTO).read_bytes()
     manifest = _manifest(segments, both, files)
-    known = [f"{f.name}.{name}" for name in writers for f in both]
     try:
         out.mkdir(parents=True, exist_ok=True)
-        for stale in (MANIFEST, *(name for name in known if name not in files)):
-            (out / stale).unlink(missing_ok=True)
+        for stale in FILES:  # the manifest first
+            if stale not in files:
+                (out / stale).unlink(missing_ok=True)
         for name, content in files.items():
             write_atomically(out / name, content)
         write_atomically(out / MANIFEST, json.dumps(manifest, indent=2) + "\n")

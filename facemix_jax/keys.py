@@ -110,11 +110,16 @@ class KeyFile(NamedTuple):
 def default_path() -> Path:
     """``facemix/key`` in ``$XDG_CONFIG_HOME``, or in ``~/.config``.
 
+    A relative ``$XDG_CONFIG_HOME`` counts as none, as its specification says: the secret would
+    depend on the current folder.
+
     Raises:
         UsageError: the user has no home folder, as in some containers.
     """
     try:
-        folder = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
+        folder = Path(os.environ.get("XDG_CONFIG_HOME", ""))
+        if not folder.is_absolute():
+            folder = Path.home() / ".config"
     except RuntimeError:
         raise _validate.UsageError(
             f"User {os.getuid()} has no home folder where the root secret could be. Give its file "

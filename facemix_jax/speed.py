@@ -12,9 +12,6 @@ import jax.numpy as jnp
 from facemix_jax import costs
 from facemix_jax.models import SplitModel
 
-FORWARDS_IN_A_STEP = 3
-"""Multiply-accumulates of a step over those of a forward pass: the backward pass takes two."""
-
 
 class Meter:
     """Adds up where the time of a training goes; compiling and saving are left out.
@@ -52,16 +49,18 @@ class Meter:
     def summary(self, model: SplitModel, compute_dtype: str) -> dict[str, Any]:
         """Images/s, seconds of a step, share of waiting, and model FLOPs utilisation.
 
-        The last is the network's own work (twice its multiply-accumulates, three times forward)
-        over what as many large matrix products of this dtype reach on these devices.
+        The last is the network's own work (twice its multiply-accumulates, in the passes of
+        ``costs.passes``) over what as many large matrix products of this dtype reach on these
+        devices.
 
         Returns:
             Ready for JSON; empty where no step was counted.
         """
         if not self.steps:
             return {}
-        forward = 2 * costs.model_cost(model, group_size=1).macs
-        achieved = FORWARDS_IN_A_STEP * forward * self.images / self.seconds
+        cost = costs.model_cost(model, group_size=1)
+        step = sum(2 * layer.macs * passes for layer, passes in costs.passes(cost))
+        achieved = step * self.images / self.seconds
         ceiling = matmul_rate(compute_dtype) * self.devices
         return {
             "steps": self.steps,

@@ -329,14 +329,18 @@ def test_demo_writes_one_report_and_a_second_run_is_short(capsys, tmp_path, monk
     }
     monkeypatch.setattr(demo, "CONFIGS", configs)
     monkeypatch.setattr(demo, "_DATA", data)
-    for _ in range(2):
+    for reused in ([], ["plain", "facemix"]):
         code, out, err = run(capsys, "demo", "--out", tmp_path / "d", "--json", "-")
         assert code == 0
         assert "not a cipher" in err
         result = json.loads(out)
         assert len(result["utility"]) == 4
         assert set(result["leakage"]) == {"cut 0", "cut 1"}
-    page = (tmp_path / "d" / "report.html").read_text()
+        assert result["reused_trainings"] == reused
+        page = (tmp_path / "d" / "report.html").read_text()
+        assert ("earlier call's training: plain, facemix" in page.replace("&#x27;", "'")) == bool(
+            reused
+        )
     assert page.count("<img") == 2
     for word in ("not a cipher", "no attack", output.QUICK, "key advantage", "balanced"):
         assert word in page

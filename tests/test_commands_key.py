@@ -207,6 +207,9 @@ def test_the_default_place_is_the_users_configuration(monkeypatch, tmp_path):
     monkeypatch.delenv("XDG_CONFIG_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert keys.default_path() == tmp_path / ".config" / "facemix" / "key"
+    for none in ("", ".", "config"):
+        monkeypatch.setenv("XDG_CONFIG_HOME", none)
+        assert keys.default_path() == tmp_path / ".config" / "facemix" / "key"
 
 
 def test_a_user_without_a_home_folder_is_told_where_to_keep_the_secret(run, monkeypatch):

@@ -68,8 +68,9 @@ def test_waiting_and_utilisation_are_shares(monkeypatch):
     from facemix_jax.models import resnet18
 
     model = resnet18(image_size=(40, 36), width=4, num_attributes=3)
-    forward = 2 * costs.model_cost(model, group_size=1).macs
-    monkeypatch.setattr(speed, "matmul_rate", lambda dtype: 3 * forward * 100.0)
+    cost = costs.model_cost(model, group_size=1)
+    step = 2 * (3 * cost.macs - cost.pre.layers[0].macs)
+    monkeypatch.setattr(speed, "matmul_rate", lambda dtype: step * 100.0)
     meter = speed.Meter()
     assert meter.summary(model, "float32") == {}
     assert "too few" in speed.line({})

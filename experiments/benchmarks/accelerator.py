@@ -39,8 +39,9 @@ MEASUREMENTS: dict[str, tuple[int, list[str]]] = {
 """Scripts beside this one: seconds that they may take, and their options with ``--small``."""
 
 UNREHEARSED = ("training_speed",)
-"""Compared with PyTorch: XLA chooses its kernels while nothing else runs. Those of the others it
-chooses in the rehearsal, where one may seem slower than it is."""
+"""Compared with PyTorch: while XLA chooses its kernels nothing runs but PyTorch's own compilation
+and first step. Those of the others it chooses in the rehearsal, where one may seem slower than it
+is."""
 REHEARSAL_SECONDS = 180
 
 

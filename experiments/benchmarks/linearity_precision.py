@@ -79,6 +79,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=16)
     parser.add_argument("--json", type=pathlib.Path, default=RESULT)
     options = parser.parse_args()
+    options.json.parent.mkdir(parents=True, exist_ok=True)
     _runtime.configure()
     record = {"what": __doc__.splitlines()[0], **provenance(), **table(options.width)}
     for name in ("mixing", "linear_twin", "network", "order_of_summation"):

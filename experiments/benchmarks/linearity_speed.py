@@ -35,6 +35,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", type=pathlib.Path, default=RESULT)
     options = parser.parse_args()
+    options.json.parent.mkdir(parents=True, exist_ok=True)
     _runtime.configure()
     model = models.resnet18(image_size=(109, 89), width=16)
     variables = model.init(jax.random.key(0))["main"]

@@ -79,6 +79,7 @@ def timed(run: Callable[[], Any]) -> tuple[float, Any]:
 
 def main(options: argparse.Namespace) -> None:
     """Both in turns, then the others; writes JSON."""
+    options.json.parent.mkdir(parents=True, exist_ok=True)
     name, mixtures = mixtures_of(options)
     samples = [
         np.concatenate([np.diff(g, axis=a).reshape(len(g), -1) for a in (1, 2)], 1).T.astype(float)

@@ -6,11 +6,11 @@ the stem, (3) the same network in PyTorch, channels last, autocast, ``torch.comp
 PyTorch is importable. They take turns; each ratio is the median of the ratios within a round.
 
 Beside them stands a floor: for every linear layer the longer of its operations at the measured
-rate of large matrix products and its bytes at the measured bandwidth, in the three passes of a
-step (forward, towards the input, towards the weights), and the optimiser's bytes. Normalisation
-and ReLU count as part of the convolutions beside them, as if all were fused. What they take where
-they are not, as with cuDNN's convolutions, stands beside it. On a GPU the account lists the step's
-longest kernels.
+rate of large matrix products and its bytes at the measured bandwidth, in the passes of a step
+(forward, towards the weights, towards the input unless that is the images), and the optimiser's
+bytes. Normalisation and ReLU count as part of the convolutions beside them, as if all were fused.
+What they take where they are not, as with cuDNN's convolutions, stands beside it. On a GPU the
+account lists the step's longest kernels.
 
     python experiments/benchmarks/training_speed.py
 """
@@ -33,7 +33,6 @@ from facemix_jax._files import write_atomically
 from facemix_jax.provenance import provenance
 
 RESULT = pathlib.Path(__file__).parent.parent / "results" / "training_speed.json"
-PASSES = 3
 NORM_PASSES = 8
 """Of BatchNorm and ReLU over a convolution's output where nothing is fused with the convolution:
 forward, read for the statistics, read, and written; backward, it and its gradient read for the
@@ -70,15 +69,16 @@ def floor(options: argparse.Namespace) -> dict[str, float]:
     rate = speed.matmul_rate(options.dtype)
     bytes_per_second = bandwidth(2**26 if jax.default_backend() == "cpu" else 2**30)
     item = jnp.dtype(options.dtype).itemsize
+    flops = 0
     products = moves = both = 0.0
-    for part in (cost.pre, cost.main, cost.post):
-        for layer in part.layers:
-            work = 2 * layer.macs * options.batch_size / rate
-            size = (layer.input_size + layer.output_size) * options.batch_size + layer.weights
-            traffic = size * item / bytes_per_second
-            products += PASSES * work
-            moves += PASSES * traffic
-            both += PASSES * max(work, traffic)
+    for layer, passes in costs.passes(cost):
+        work = 2 * layer.macs * options.batch_size / rate
+        size = (layer.input_size + layer.output_size) * options.batch_size + layer.weights
+        traffic = size * item / bytes_per_second
+        flops += passes * 2 * layer.macs * options.batch_size
+        products += passes * work
+        moves += passes * traffic
+        both += passes * max(work, traffic)
     # AdamW reads parameter, gradient and two moments, and writes all but the gradient.
     optimizer = 7 * 4 * cost.parameters_with_norm / bytes_per_second
     normalised = sum(layer.output_size for layer in cost.main.layers if layer.kind == "conv")
@@ -91,7 +91,7 @@ def floor(options: argparse.Namespace) -> dict[str, float]:
         "floor_s": both + optimizer,
         # Without the stem's, which pools first.
         "main_norm_s": NORM_PASSES * normalised * options.batch_size * item / bytes_per_second,
-        "model_flops": PASSES * 2 * cost.macs * options.batch_size,
+        "model_flops": flops,
     }
 
 

@@ -1,9 +1,13 @@
 """The challenge: its scorer, what is public of it and what is hidden, and its baseline."""
 
 import dataclasses
+import errno
 import json
 import struct
+import subprocess
+import sys
 import zipfile
+from pathlib import Path
 
 import challenge
 import challenge_scoring as scoring
@@ -12,6 +16,7 @@ import numpy as np
 import pytest
 
 from facemix_jax import data, defenses, fitting, models, runs
+from facemix_jax._files import write_atomically
 from facemix_jax._validate import DataError, UsageError
 
 SHAPE = (8, 5, 4, 2)
@@ -271,6 +276,86 @@ def test_a_stopped_challenge_keeps_its_training_until_all_is_written(tmp_path, m
     images = 20 * config.group_size
     assert seen == [(images, []), (images, ["checkpoint"])]
     assert not list(tmp_path.iterdir()), "nothing is left of it, and it was never in public"
+
+
+def test_a_challenge_that_cannot_be_written_is_made_by_a_second_call(
+    tmp_path, tiny_source, monkeypatch
+):
+    def full(path, content):
+        if path.name == scoring.ABOUT:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write_atomically(path, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(challenge, "write_atomically", full)
+        with pytest.raises(OSError, match="No space"):
+            published(tmp_path, tiny_source)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+    scoring.read_public(published(tmp_path, tiny_source).public)
+
+
+def test_of_a_private_file_that_cannot_be_written_nothing_is_left(tmp_path, monkeypatch):
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    path = tmp_path / "hidden.npz"
+    with monkeypatch.context() as patch:
+        patch.setattr(challenge.os, "fsync", full)
+        with pytest.raises(OSError, match="No space"):
+            challenge._write_private(path, b"mine")
+    assert not path.exists()
+    challenge._write_private(path, b"mine")
+    with pytest.raises(FileExistsError):
+        challenge._write_private(path, b"another")
+    assert path.read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize("name", ["private", "submission", *scoring.PUBLIC])
+def test_scores_replace_nothing_that_is_read(sides, tmp_path, name):
+    mine = submitted(tmp_path / "mine.npz", recovered=normal(0))
+    files = {"private": sides.private, "submission": mine}
+    output = files.get(name, sides.public / name)
+    before = output.read_bytes()
+    with pytest.raises(UsageError, match=r"--output .* would replace"):
+        scoring.score(
+            scoring.Score(
+                public=sides.public, private=sides.private, submission=mine, output=output
+            )
+        )
+    assert output.read_bytes() == before
+
+
+def test_public_files_are_all_named(sides):
+    assert {path.name for path in sides.public.iterdir()} == set(scoring.PUBLIC)
+
+
+def test_the_baseline_replaces_no_public_file(sides, monkeypatch):
+    monkeypatch.setattr(challenge, "read_public", None)  # refused before any work
+    for name in scoring.PUBLIC:
+        with pytest.raises(UsageError, match=r"--submission .* would replace"):
+            challenge.baseline(
+                challenge.Baseline(public=sides.public, submission=sides.public / name)
+            )
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("challenge.py make --public a --private b --group-size 1", "group_size"),
+        ("challenge.py score --public a --private b --submission c", "a is no challenge"),
+        ("challenge_baseline.py --scale smoke --output begun.json", "begun with scale cpu"),
+    ],
+)
+def test_mistakes_end_in_one_paragraph_and_exit_code_2(tmp_path, command, words):
+    (tmp_path / "begun.json").write_text('{"config": {"scale": "cpu"}}')
+    script, *options = command.split()
+    path = Path(challenge.__file__).with_name(script)
+    ended = subprocess.run(
+        [sys.executable, path, *options], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert ended.returncode == 2, ended.stderr
+    assert ended.stderr.startswith("facemix: ")
+    assert words in ended.stderr
 
 
 def test_an_encrypted_submission_is_refused(sides, tmp_path):

@@ -68,6 +68,20 @@ def test_wrong_usage_exits_2_and_writes_nothing(
     assert (tmp_path / "file").read_text() == "mine"
 
 
+def test_the_manifest_replaces_no_exported_file(capsys, workdir, tmp_path):
+    phone = tmp_path / "phone"
+    assert run(capsys, "--workdir", workdir, "--out", phone)[0] == 0
+    before = {path.name: path.read_bytes() for path in phone.iterdir()}
+    assert before.keys() == set(export.FILES)
+    for name in export.FILES:
+        code, out, err = run(
+            capsys, "--workdir", workdir, "--out", phone, "--format", "onnx", "--json", phone / name
+        )
+        assert (code, out) == (2, "")
+        assert f"{name} of --out and --json name the same file" in " ".join(err.split())
+    assert {path.name: path.read_bytes() for path in phone.iterdir()} == before
+
+
 @pytest.mark.parametrize("package", ["onnx", "flatbuffers"])
 def test_a_missing_package_is_named(capsys, workdir, tmp_path, monkeypatch, package):
     installed = export._installed
