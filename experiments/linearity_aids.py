@@ -54,6 +54,9 @@ AIDS: dict[str, Aid] = {
 """``no constants`` is the norm ``scale``. Centring is known from ``linearity.py``."""
 
 GROUP_SIZE = 8
+LARGER = (NONE, "PReLU", "shifted ReLU")
+REPEATED = ((NONE, "PReLU", "shifted ReLU"), ("shifted ReLU",))
+"""Aids trained with every seed, with groups of 8 and with larger ones."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -75,9 +78,11 @@ class Config:
         cache_dir: folder for decoded images; None for the data sets' default.
         workdirs: folder for the runs; finished ones are not trained again.
         aids: trained with groups of 8; None for all, of which ``smoke`` has two.
-        larger: aids also trained with the larger group size.
+        larger: aids also trained with the larger group size; None for no aid, PReLU and shifted
+            ReLU, at ``smoke`` for none.
         larger_group_size: that size.
-        seeds: of the network without aid at groups of 8; all others have the first alone.
+        seeds: of no aid, PReLU and shifted ReLU, with larger groups of shifted ReLU; all others
+            have the first alone, as all of ``smoke`` have.
         num_images: test images mixed in the error studies.
         num_keys: keys of each error.
         output: JSON file; None for ``results/linearity_aids_SCALE.json``.
@@ -96,13 +101,33 @@ class Config:
     output: Path | None = None
 
 
-def main(config: Config) -> None:
-    """Runs the cells that the JSON file lacks, and writes each into it."""
+def wanted(config: Config) -> list[tuple[str, int, int]]:
+    """Aid, group size and seed of every cell that is asked for.
+
+    Raises:
+        UsageError: there is no such aid.
+    """
     smoke = config.scale == "smoke"
     aids = config.aids or ((NONE, "no constants, PReLU") if smoke else tuple(AIDS))
-    larger = config.larger or (() if smoke else (NONE,))
+    larger = config.larger or (() if smoke else LARGER)
     for name in (*aids, *larger):
         one_of(AIDS, aid=name)
+    sizes = (GROUP_SIZE, config.larger_group_size)
+    chosen = tuple(zip(sizes, (aids, larger), REPEATED, strict=True))
+    first, *others = config.seeds[:1] if smoke else config.seeds
+    cells = [(name, size, first) for size, names, _ in chosen for name in names]
+    return cells + [
+        (name, size, seed)
+        for seed in others
+        for size, names, repeated in chosen
+        for name in names
+        if name in repeated
+    ]
+
+
+def main(config: Config) -> None:
+    """Runs the cells that the JSON file lacks, and writes each into it."""
+    asked = wanted(config)
     cells = report.Cells(
         config.output or scales.output("linearity_aids", config.scale),
         config,
@@ -110,11 +135,7 @@ def main(config: Config) -> None:
         chooses=("aids", "larger", "larger_group_size", "seeds"),
         summarize=summarize,
     )
-    first, *others = config.seeds[:1] if smoke else config.seeds
-    wanted = [(name, GROUP_SIZE, first) for name in aids]
-    wanted += [(name, config.larger_group_size, first) for name in larger]
-    wanted += [(NONE, GROUP_SIZE, seed) for seed in others]
-    for name, group_size, seed in wanted:
+    for name, group_size, seed in asked:
         what = {"row": name, "group_size": group_size, "seed": seed, "scale": config.scale}
         if not cells.has(**what):
             cells.add({**what, **measure(config, name, group_size, seed)})

@@ -50,7 +50,8 @@ class Linearity(Output):
     num_images: int = 64
     """Test images, rounded down to whole groups."""
     out: Path | None = None
-    """Folder for tables (CSV) and figures (PNG); also measures error against M and dtype."""
+    """Folder for tables (CSV) and figures (PNG); also measures error against M and dtype, with the
+    same family and as many keys."""
     data_dir: str | None = None
     """Where the images are now; by default where they were in training."""
     seed: int = 0
@@ -128,6 +129,8 @@ class Linearity(Output):
                 activations,
                 rng_key=rng_key,
                 group_sizes=_sweep_sizes(num_images, group_size),
+                num_keys=self.num_keys,
+                family=family,
             )
             write_files(self.out, result)
         output.emit(self.json, result, *_tables(result))

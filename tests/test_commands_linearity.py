@@ -136,6 +136,31 @@ def test_the_sweep_holds_the_chosen_group_size():
     assert commands_linearity._sweep_sizes(64, 8) == [2, 4, 8, 16, 32, 64]
 
 
+def test_the_sweep_takes_the_family_and_the_number_of_keys(capsys, monkeypatch, workdir, tmp_path):
+    """Only the sweep's float32: all else is measured, and compiled, in other tests."""
+    monkeypatch.setattr(commands_linearity.study, "examine", lambda *_, **__: {})
+    monkeypatch.setattr(commands_linearity.study, "SWEEP_DTYPES", ("float32",))
+    monkeypatch.setattr(commands_linearity, "write_files", lambda *_: None)
+    monkeypatch.setattr(commands_linearity, "_tables", lambda *_: [])
+    found = []
+    for family, num_keys in (("haar", 2), ("gaussian", 1)):
+        code, out, _ = run(
+            capsys,
+            *("--workdir", workdir, "--num-images", 4, "--group-size", 4, "--json", "-"),
+            *("--family", family, "--num-keys", num_keys, "--out", tmp_path),
+        )
+        assert code == 0
+        rows = json.loads(out)["sweep"]
+        assert [row["group_size"] for row in rows] == [2, 4] * 2
+        assert all((row["standard_deviation"] is None) == (num_keys == 1) for row in rows)
+        found.append(rows)
+    for orthogonal, other in zip(*found, strict=True):
+        assert orthogonal["mean"] != other["mean"]
+        if other["main"] == "linear twin":  # whose bound knows the matrices' condition
+            assert other["mean"] < other["bound"]
+            assert other["bound"] > 1.1 * orthogonal["bound"]
+
+
 def rows_of(path):
     with path.open() as file:
         return list(csv.DictReader(file))

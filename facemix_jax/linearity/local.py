@@ -11,11 +11,13 @@ from facemix_jax.linearity.end_to_end import at_least_float32
 
 
 def additivity_error(main: Callable[[Array], Array], x: Array) -> Array:
-    """``||f(a + b) - f(a) - f(b)|| / ||f(a) + f(b)||`` for pairs of examples.
+    """``||f(a + b) - f(a) - f(b)|| / ||f(a) + f(b)||`` for pairs of rows.
 
     Args:
         main: any function of a batch that treats its rows alike.
-        x: ``[B, ...]``, ``B`` even: the first half are the ``a``, the second the ``b``.
+        x: ``[B, ...]``, ``B`` even: the first half are the ``a``, the second the ``b``. Where
+            maps are cut into tiles, the caller sees to it that each meets the same tile of another
+            example.
 
     Returns:
         float ``[B / 2]``; 0 where main is additive.

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from facemix_jax import mixing
 from facemix_jax._types import Array, RngKey
-from facemix_jax.linearity.end_to_end import at_least_float32, finite, measure
+from facemix_jax.linearity.end_to_end import UnmixError, at_least_float32, finite, measure
 from facemix_jax.linearity.theory import rounding_bound
 
 PRECISIONS = ("default", "high", "highest")
@@ -113,6 +113,7 @@ def main_errors(
     dtypes: Sequence[str] = DTYPES,
     precisions: Sequence[str] = ("highest",),
     num_keys: int = 4,
+    family: mixing.Family = mixing.haar,
 ) -> list[dict[str, Any]]:
     """The unmix error of one main in several dtypes, and the bound on rounding.
 
@@ -120,16 +121,18 @@ def main_errors(
         build: makes main for a dtype; called within a 64-bit context for float64.
         x: float32 ``[B, ...]``.
         rng_key: draws the keys; consumed.
-        group_sizes: ``M``, each dividing ``B``.
+        group_sizes: ``M``, each dividing ``B`` and one that the family has matrices for.
         fan_ins: of a linear main, for ``theory.rounding_bound``; None leaves the bound out.
         dtypes: of the computation.
         precisions: for ``jax.default_matmul_precision``.
         num_keys: averaged.
+        family: of matrices.
 
     Returns:
         Rows ``{"group_size", "dtype", "precision", "mean", "standard_deviation", "bound"}``;
-        ``mean`` is None where the device cannot do it, with the reason in ``"unavailable"``, and
-        where results leave the dtype's range; ``standard_deviation`` for one key, too.
+        ``mean`` is None where the device cannot do it, with the reason in ``"unavailable"`` and no
+        bound, and where results leave the dtype's range; ``standard_deviation`` for one key, too.
+        The bound takes the condition of the matrices that were drawn.
     """
     rows: list[dict[str, Any]] = []
     for dtype in dtypes:
@@ -139,30 +142,43 @@ def main_errors(
                 try:
                     main = build(jnp.dtype(dtype))
                     errors = [
-                        measure(main, values, rng_key=rng_key, group_size=m, num_keys=num_keys)
+                        measure(
+                            main,
+                            values,
+                            rng_key=rng_key,
+                            group_size=m,
+                            num_keys=num_keys,
+                            family=family,
+                        )
                         for m in group_sizes
                     ]
                     found: list[dict[str, Any]] = [
                         {
                             "mean": finite(e.mean),
                             "standard_deviation": finite(e.standard_deviation),
+                            **_bound(dtype, m, fan_ins, e),
                         }
-                        for e in errors
+                        for m, e in zip(group_sizes, errors, strict=True)
                     ]
                 except _REFUSALS as error:
                     found = [{"mean": None, "unavailable": _first_line(error)} for _ in group_sizes]
             for group_size, measured in zip(group_sizes, found, strict=True):
-                row: dict[str, Any] = {
-                    "group_size": group_size,
-                    "dtype": dtype,
-                    "precision": precision,
-                }
-                if fan_ins is not None:
-                    row["bound"] = rounding_bound(
-                        jnp.dtype(dtype), group_size=group_size, fan_ins=fan_ins
-                    )
+                row = {"group_size": group_size, "dtype": dtype, "precision": precision}
                 rows.append(row | measured)
     return rows
+
+
+def _bound(
+    dtype: str, group_size: int, fan_ins: Sequence[int] | None, error: UnmixError
+) -> dict[str, float]:
+    """Of the root mean square over the keys that were drawn, which is no less than their mean."""
+    if fan_ins is None:
+        return {}
+    condition = float(jnp.sqrt(jnp.mean(jnp.square(error.condition))))
+    bound = rounding_bound(
+        jnp.dtype(dtype), group_size=group_size, fan_ins=fan_ins, condition=condition
+    )
+    return {"bound": bound}
 
 
 def order_errors(x: Array, *, rng_key: RngKey, group_sizes: Sequence[int]) -> list[dict[str, Any]]:

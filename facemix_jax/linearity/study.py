@@ -44,10 +44,10 @@ def examine(
 
     Returns:
         ``{"relative_unmix_error", "nonnegative_floor", "layers", "causes", "local"}``. Means and
-        standard deviations are over keys, in ``"local"`` over examples, of which those are left
-        out (and counted in ``"left_out"``) whose result is zero or not finite. What no number
-        says is None, as the deviation of a single value. The floor is None where it does not
-        apply: where main does not end with a ReLU, averages aside.
+        standard deviations are over keys, in ``"local"`` over rows (examples, or their tiles), of
+        which those are left out (and counted in ``"left_out"``) whose result is zero or not
+        finite. What no number says is None, as the deviation of a single value. The floor is None
+        where it does not apply: where main does not end with a ReLU, averages aside.
 
     Raises:
         UsageError: a size is out of range, or the group size does not divide the batch.
@@ -89,7 +89,7 @@ def examine(
             "rounding": _mean_and_deviation(causes.rounding),
         },
         "local": {
-            "additivity": _over_examples(local.additivity_error(main, _even(x))),
+            "additivity": _over_examples(local.additivity_error(main, _pairs(x, model.spec.tiles))),
             "homogeneity": {
                 str(scale): _over_examples(local.homogeneity_error(main, x, scale))
                 for scale in (0.5, 2.0, -1.0)
@@ -110,6 +110,7 @@ def sweep(
     rng_key: RngKey,
     group_sizes: Sequence[int],
     num_keys: int = 4,
+    family: mixing.Family = mixing.haar,
 ) -> list[dict[str, Any]]:
     """The error against ``M`` and dtype, of the network and of its linear twin, with the bound.
 
@@ -118,8 +119,9 @@ def sweep(
         variables: ``variables["main"]``.
         x: activations at the cut, ``[B, ...]``.
         rng_key: draws the keys; consumed.
-        group_sizes: ``M``, each dividing ``B``.
+        group_sizes: ``M``, each dividing ``B`` and one that the family has matrices for.
         num_keys: averaged.
+        family: of matrices.
 
     Returns:
         Rows of ``precision.main_errors`` with ``"main"``: ``network`` or ``linear twin``; only
@@ -143,13 +145,21 @@ def sweep(
             fan_ins=theory.fan_ins(variables) if linear else None,
             dtypes=SWEEP_DTYPES,
             num_keys=num_keys,
+            family=family,
         ):
             rows.append({"main": "linear twin" if linear else "network", **row})
     return rows
 
 
-def _even(x: Array) -> Array:
-    return x[: len(x) - len(x) % 2] if len(x) > 1 else jnp.concatenate([x, x])
+def _pairs(x: Array, tiles: int) -> Array:
+    """Rows in the order of ``local.additivity_error``: each tile with that of another example.
+
+    An example without another is left out, the only one paired with itself.
+    """
+    by_tile = x.reshape(tiles, -1, *x.shape[1:])  # row t * B + b is tile t of example b
+    half = by_tile.shape[1] // 2
+    first, second = (by_tile[:, :half], by_tile[:, half : 2 * half]) if half else (by_tile, by_tile)
+    return jnp.concatenate([first, second]).reshape(-1, *x.shape[1:])
 
 
 def _end_to_end(error: UnmixError) -> dict[str, Any]:

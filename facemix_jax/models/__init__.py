@@ -39,6 +39,10 @@ MODELS: dict[str, Callable[..., SplitModel]] = {
     "anonymizer": anonymizer,
 }
 
+_LARGEST_WIDTH = 1024
+"""Weights are drawn in blocks whose number grows with the square of the width: far beyond this even
+reckoning what a network costs, which draws none, would not end."""
+
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
@@ -51,7 +55,7 @@ class ModelConfig:
         cut: units that run on the edge before mixing. ResNet-18: 0 the image itself, 1 the stem
             (the paper's N_pre = 1), 2 to 9 basic blocks. VGG-16: 1 conv1_1, 3 pool1, up to 18.
             The anonymizer: 1, the generator.
-        width: channels of the first stage; 64 is the standard network.
+        width: channels of the first stage, 1024 at most; 64 is the standard network.
         norm: ``batch``, or for ResNet-18 ``unshifted`` (BatchNorm without learnt shifts),
             ``scale`` (``resnet.ScaleNorm``: no constants at all) or ``none``.
         centre: subtract running means before mixing and after main, which makes unmixing exact
@@ -84,7 +88,7 @@ class ModelConfig:
         _validate.one_of(STEMS, stem=self.stem)
         _validate.one_of(ACTIVATIONS, activation=self.activation)
         _validate.one_of(_DTYPES, compute_dtype=self.compute_dtype)
-        _validate.positive(width=self.width)
+        _validate.in_range(1, _LARGEST_WIDTH, width=self.width)
         if self.tile is not None:
             _validate.pair(tile=self.tile)
             height, width = self.tile

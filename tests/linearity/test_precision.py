@@ -86,7 +86,35 @@ def test_rows_are_measured_with_the_keys_that_were_given():
         group_sizes=(4,),
         dtypes=("float32",),
         num_keys=3,
+        family=mixing.gaussian,
     )
-    error = linearity.measure(jnp.tanh, X, rng_key=jax.random.key(1), group_size=4, num_keys=3)
+    error = linearity.measure(
+        jnp.tanh,
+        X,
+        rng_key=jax.random.key(1),
+        group_size=4,
+        num_keys=3,
+        family=mixing.gaussian,
+    )
     assert rows[0]["mean"] == pytest.approx(error.mean)
     assert "bound" not in rows[0]
+
+
+def test_the_bound_takes_the_condition_of_the_matrices():
+    def build(dtype):
+        return lambda x: x * jnp.asarray(1.1, dtype)
+
+    bounds = []
+    for family in (mixing.haar, precision.conditioned(1000.0)):
+        (row,) = precision.main_errors(
+            build,
+            X,
+            rng_key=jax.random.key(1),
+            group_sizes=(8,),
+            fan_ins=(1,),
+            dtypes=("bfloat16",),
+            family=family,
+        )
+        assert row["bound"] / 10 < row["mean"] < row["bound"]
+        bounds.append(row["bound"])
+    assert bounds[1] > 30 * bounds[0]

@@ -101,6 +101,7 @@ def test_without_batchnorm_there_are_no_statistics():
         (lambda: vgg16(cut=19), ("19", "18", "pool5")),
         (lambda: ModelConfig(network="resnet"), ("resnet", "resnet18", "Did you mean")),
         (lambda: ModelConfig(width=0), ("width", "0")),
+        (lambda: ModelConfig(width=10**11), ("width is 100000000000", "1 and 1024", "Choose")),
         (lambda: ModelConfig(compute_dtype="fp8"), ("fp8", "bfloat16")),
         (lambda: models.build(ModelConfig(), image_size=(20, 64)), ("20x64", "33")),
         (lambda: models.build(ModelConfig(), image_size=48), ("48", "height, width", "Give both")),
