@@ -35,8 +35,9 @@ class Config:
     Command: ``python experiments/training_length.py --data-dir CELEBA``, or ``--scale smoke``,
     which needs no files. Finished cells are not run again.
 
-    Run time: two minutes for ``smoke``; for each seed of ``cpu`` on two CPU cores about half an
-    hour on either data set, and 40 minutes for the anonymizer.
+    Run time: two minutes for ``smoke``; for each seed of ``cpu`` on two CPU cores about 12 minutes
+    for FaceMix on CelebA and an hour for the anonymizer; noise, blurring and LFWA were timed beside
+    other work only, where the last took an hour for four rows.
 
     Expected: FaceMix's gap closes with training: plain training is done after a few epochs, and
     encryption-aware training, which sees a new mixture every time, goes on gaining.

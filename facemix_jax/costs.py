@@ -306,16 +306,6 @@ def model_cost(model: SplitModel, *, group_size: int) -> ModelCost:
     )
 
 
-def passes(cost: ModelCost) -> Iterator[tuple[LinearLayer, int]]:
-    """The network's linear layers, each with its passes in a step of training.
-
-    Forward, towards the weights, and towards the input: of the first layer that is the images,
-    whose gradient no step computes.
-    """
-    layers = (*cost.pre.layers, *cost.main.layers, *cost.post.layers)
-    yield from ((layer, 3 if index else 2) for index, layer in enumerate(layers))
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Link:
     """A network between edge and cloud; the paper's 4G LTE by default.

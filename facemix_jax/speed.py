@@ -13,6 +13,21 @@ from facemix_jax import costs
 from facemix_jax.models import SplitModel
 
 
+def passes(cost: costs.ModelCost) -> list[tuple[costs.LinearLayer, int]]:
+    """The network's linear layers, each with its passes in a step of training.
+
+    Forward, towards the weights, and towards the input: of the first layer that is the images,
+    whose gradient no step computes.
+    """
+    layers = (*cost.pre.layers, *cost.main.layers, *cost.post.layers)
+    return [(layer, 3 if index else 2) for index, layer in enumerate(layers)]
+
+
+def step_flops(cost: costs.ModelCost) -> int:
+    """Operations of a step for each image: twice the multiply-accumulates of all passes."""
+    return sum(2 * layer.macs * times for layer, times in passes(cost))
+
+
 class Meter:
     """Adds up where the time of a training goes; compiling and saving are left out.
 
@@ -49,17 +64,15 @@ class Meter:
     def summary(self, model: SplitModel, compute_dtype: str) -> dict[str, Any]:
         """Images/s, seconds of a step, share of waiting, and model FLOPs utilisation.
 
-        The last is the network's own work (twice its multiply-accumulates, in the passes of
-        ``costs.passes``) over what as many large matrix products of this dtype reach on these
-        devices.
+        The last is the network's own work (``step_flops``) over what as many large matrix products
+        of this dtype reach on these devices.
 
         Returns:
             Ready for JSON; empty where no step was counted.
         """
         if not self.steps:
             return {}
-        cost = costs.model_cost(model, group_size=1)
-        step = sum(2 * layer.macs * passes for layer, passes in costs.passes(cost))
+        step = step_flops(costs.model_cost(model, group_size=1))
         achieved = step * self.images / self.seconds
         ceiling = matmul_rate(compute_dtype) * self.devices
         return {

@@ -69,13 +69,11 @@ def floor(options: argparse.Namespace) -> dict[str, float]:
     rate = speed.matmul_rate(options.dtype)
     bytes_per_second = bandwidth(2**26 if jax.default_backend() == "cpu" else 2**30)
     item = jnp.dtype(options.dtype).itemsize
-    flops = 0
     products = moves = both = 0.0
-    for layer, passes in costs.passes(cost):
+    for layer, passes in speed.passes(cost):
         work = 2 * layer.macs * options.batch_size / rate
         size = (layer.input_size + layer.output_size) * options.batch_size + layer.weights
         traffic = size * item / bytes_per_second
-        flops += passes * 2 * layer.macs * options.batch_size
         products += passes * work
         moves += passes * traffic
         both += passes * max(work, traffic)
@@ -91,7 +89,7 @@ def floor(options: argparse.Namespace) -> dict[str, float]:
         "floor_s": both + optimizer,
         # Without the stem's, which pools first.
         "main_norm_s": NORM_PASSES * normalised * options.batch_size * item / bytes_per_second,
-        "model_flops": flops,
+        "model_flops": speed.step_flops(cost) * options.batch_size,
     }
 
 

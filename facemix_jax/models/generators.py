@@ -9,7 +9,7 @@ from flax import linen as nn
 
 from facemix_jax._types import Array, RngKey, Variables
 from facemix_jax.models.initialization import normal
-from facemix_jax.models.pure import evaluate
+from facemix_jax.models.pure import evaluate, wide_dtype
 
 _KERNEL_INIT = normal(0.02)
 UP_PADDING = ((1, 2), (1, 2))
@@ -28,16 +28,12 @@ class Generator(NamedTuple):
     apply: Callable[[Variables, Array], Array]
 
 
-def _wide(x: Array) -> jnp.dtype:
-    return x.dtype if x.dtype == jnp.float64 else jnp.dtype(jnp.float32)
-
-
 def instance_norm(x: Array, epsilon: float = 1e-5) -> Array:
     """Centres and scales each channel of each example, ``[B, H, W, C]``; nothing is learnt.
 
     It computes in float32 at least and returns the dtype of ``x``.
     """
-    wide = x.astype(_wide(x))
+    wide = x.astype(wide_dtype(x))
     mean = jnp.mean(wide, axis=(1, 2), keepdims=True)
     variance = jnp.mean(jnp.square(wide - mean), axis=(1, 2), keepdims=True)
     return ((wide - mean) * jax.lax.rsqrt(variance + epsilon)).astype(x.dtype)
@@ -115,7 +111,7 @@ class ResNetGenerator(nn.Module):
             )(y)
             y = nn.relu(instance_norm(y))
         y = _conv(self.channels, 7, self.dtype, "conv_out")(_reflect_pad(y, 3))
-        return jnp.tanh(y.astype(_wide(y)))
+        return jnp.tanh(y.astype(wide_dtype(y)))
 
 
 def resnet9_generator(*, features: int = 64, num_blocks: int = 9) -> Generator:

@@ -11,6 +11,7 @@ from facemix_jax import _validate
 from facemix_jax._types import Array, ImageSize
 from facemix_jax.models.initialization import scaled_normal
 from facemix_jax.models.operations import ACTIVATIONS, MaxPool
+from facemix_jax.models.pure import wide_dtype
 from facemix_jax.models.split import Head, SplitModel, Unit, split
 from facemix_jax.models.stem import stem_convolution
 
@@ -45,8 +46,8 @@ class ScaleNorm(nn.Module):
         scale = self.param("scale", nn.initializers.ones, channels, jnp.float32)
         mean_square = running.value
         if train:
-            wide = x.dtype if x.dtype == jnp.float64 else jnp.float32
-            mean_square = jnp.mean(jnp.square(x.astype(wide)), axis=tuple(range(x.ndim - 1)))
+            wide = x.astype(wide_dtype(x))
+            mean_square = jnp.mean(jnp.square(wide), axis=tuple(range(x.ndim - 1)))
             if not self.is_initializing():
                 running.value = 0.9 * running.value + 0.1 * mean_square
         factor = scale * jax.lax.rsqrt(mean_square + _EPSILON)
