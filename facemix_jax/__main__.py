@@ -17,6 +17,8 @@ def main() -> None:
     if catch:  # imports of extensions make other errors of a KeyboardInterrupt
         signal.signal(signal.SIGINT, _leave)
     _runtime.configure()
+    # gRPC's core writes lines of its own about each failed handshake; read when it is imported.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     if os.environ.get("NO_COLOR") or not sys.stderr.isatty():
         # The parser asks neither NO_COLOR nor where its errors go.
         os.environ.setdefault("PYTHON_TYRO_ANSI_CODES", "False")

@@ -3,6 +3,7 @@
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from facemix_jax import _validate, mixing
 from facemix_jax._types import Array, HostArray, RngKey, Variables
@@ -43,7 +44,7 @@ def trace(
         images: float32 ``[B, H, W, 3]``, normalised.
 
     Raises:
-        UsageError: images of another size, or the group size does not divide ``B``.
+        UsageError: images of another size or type, or the group size does not divide ``B``.
     """
     check_images(model, images)
     activations = model.pre(variables["pre"], images)
@@ -82,11 +83,16 @@ def main_variables(variables: Variables, defense: Defense) -> Variables:
 
 
 def check_images(model: SplitModel, images: HostArray | Array | jax.ShapeDtypeStruct) -> None:
-    """Raises ``UsageError`` unless the images have the size that the model was built for."""
+    """Raises ``UsageError`` unless images are floats of the size that the model was built for."""
     expected = (*model.spec.image_size, 3)
     if images.ndim != 4 or images.shape[1:] != expected:
         raise _validate.UsageError(
             f"images have shape {images.shape}, but this {model.spec.name} reads "
             f"[B, {', '.join(map(str, expected))}] (height, width, RGB). Resize the images, or "
             f"build the model for their size."
+        )
+    if not jnp.issubdtype(images.dtype, jnp.floating):
+        raise _validate.UsageError(
+            f"images are {images.dtype}, but the network reads normalised floats. Call "
+            f"facemix_jax.data.normalize(images) first."
         )

@@ -101,6 +101,14 @@ def test_wrong_image_size_is_named(part):
         )
 
 
+def test_images_that_are_not_normalised_are_named(part):
+    model, variables = part
+    images = np.zeros((2, 40, 36, 3), np.uint8)
+    for call in (inference.infer, inference.trace):
+        with pytest.raises(UsageError, match=r"images are uint8.*data\.normalize"):
+            call(model, defenses.none(), variables, jax.random.key(0), images)
+
+
 @pytest.mark.parametrize("size", [0, 1])
 def test_group_of_one_hides_nothing_and_is_refused(size):
     with pytest.raises(UsageError, match="at least 2"):

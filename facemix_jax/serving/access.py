@@ -6,6 +6,7 @@ import hashlib
 import hmac
 import ipaddress
 import re
+import ssl
 import stat
 from collections import Counter
 from pathlib import Path
@@ -61,18 +62,55 @@ def read_pem(path: Path, what: str) -> bytes:
     return content
 
 
+def check_pair(**paths: Path) -> None:
+    """Whether a certificate and a key are one another's and can be used.
+
+    Args:
+        **paths: two PEM files, by what they are called in messages: the certificate, then the key.
+
+    Raises:
+        UsageError: they are not.
+    """
+    (certificate, chain), (key, secret) = paths.items()
+    try:  # an empty password: an encrypted key is none that gRPC can use
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_cert_chain(chain, secret, password="")
+    except ssl.SSLError as error:
+        raise UsageError(
+            f"{certificate} {chain} and {key} {secret} cannot be used together: "
+            f"{error.reason or error}. Give a certificate and its own key, which is not encrypted."
+        ) from None
+
+
+def check_authority(path: Path, what: str) -> None:
+    """Whether a PEM file holds certificates that can vouch for others.
+
+    Raises:
+        UsageError: it does not.
+    """
+    try:
+        ssl.create_default_context(cafile=path)
+    except ssl.SSLError as error:
+        raise UsageError(
+            f"{what} {path} holds no certificate that can be used: {error.reason or error}. Give "
+            f"the PEM file of an authority."
+        ) from None
+
+
 def server_credentials(
     certificate: Path, key: Path, client_ca: Path | None
 ) -> grpc.ServerCredentials:
     """TLS, or mutual TLS where ``client_ca`` is given.
 
     Raises:
-        UsageError: a file cannot be read or holds no PEM.
+        UsageError: a file cannot be read or holds no certificate, or the key is another's.
     """
     parts = {}
     for what, path in (("tls_cert", certificate), ("tls_key", key), ("client_ca", client_ca)):
         if path is not None:
             parts[what] = read_pem(path, what)
+    check_pair(tls_cert=certificate, tls_key=key)
+    if client_ca is not None:
+        check_authority(client_ca, "client_ca")
     return grpc.ssl_server_credentials(
         [(parts["tls_key"], parts["tls_cert"])],
         root_certificates=parts.get("client_ca"),
@@ -110,7 +148,7 @@ class Tokens:
         ]
         if not self._tokens:
             raise DataError(f"{path} holds no token, so that nobody could call. Add a line.")
-        plain = any(words and not words[1].startswith(_HASH) for words in stripped)
+        plain = any(words and not _is_hash(words[1]) for words in stripped)
         if plain and path.stat().st_mode & stat.S_IROTH:
             raise DataError(
                 f"{path} holds tokens in plain text and everyone may read it. Write their SHA-256 "
@@ -145,14 +183,19 @@ class Tokens:
         return found.name
 
 
+def _is_hash(secret: str) -> bool:
+    """Whether a word of a file is a token's hash; in capitals, too, lest it become a token."""
+    return secret.lower().startswith(_HASH)
+
+
 def _token(words: list[str], where: str) -> _Token:
     if not 2 <= len(words) <= 3:
         raise DataError(f"{where} has {len(words)} words. Write: NAME SECRET [EXPIRES].")
     name, secret = words[:2]
     try:
         digest = (
-            bytes.fromhex(secret.removeprefix(_HASH))
-            if secret.startswith(_HASH)
+            bytes.fromhex(secret[len(_HASH) :])
+            if _is_hash(secret)
             else hashlib.sha256(secret.encode()).digest()
         )
     except ValueError:

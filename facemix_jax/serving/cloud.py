@@ -16,6 +16,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -82,7 +83,9 @@ class Cloud:
             if config.tls_cert is not None and config.tls_key is not None
             else None
         )
+        self._tokens_seen = _seen(config.tokens)  # before they are read, lest a change be missed
         self._tokens = None if config.tokens is None else access.Tokens(config.tokens)
+        self._refused: int | None = None
         self._served = loading.load(config.workdir, model_devices=config.model_devices)
         group = self._served.group_size
         self._client_rows = config.client_rows or max(config.queue_rows // 2, config.max_rows)
@@ -191,21 +194,21 @@ class Cloud:
             thread.join()
 
     async def reload(self, *, force: bool = False) -> bool:
-        """Takes over a newer checkpoint, if there is one; requests in hand keep theirs.
+        """Takes over tokens that changed and a newer checkpoint; requests in hand keep theirs.
 
         Args:
-            force: read the newest checkpoint and the tokens again whether or not they are new.
+            force: read both again whether or not they are new, and a checkpoint that was refused.
 
         Returns:
-            Whether another model is served now. What cannot be used is logged and left alone;
-            nothing is raised, so that whoever calls this in turns goes on.
+            Whether another model is served now. What cannot be used is logged and left alone, so
+            that the tokens known so far stay; nothing is raised, so that whoever calls this in
+            turns goes on.
         """
+        self._reload_tokens(force)
         old = self.service.served
         try:
-            if force and self.config.tokens is not None:
-                self.service.tokens = access.Tokens(self.config.tokens)
             step = checkpoint.newest(self.config.workdir / "checkpoints")
-            if step is None or (step == old.step and not force):
+            if step is None or (step in (old.step, self._refused) and not force):
                 return False
             new = await asyncio.to_thread(
                 loading.load,
@@ -214,20 +217,38 @@ class Cloud:
                 model_devices=self.config.model_devices,
             )
             if new.apply is not old.apply or new.group_size != old.group_size:
-                raise FacemixError(
+                raise loading.UnusableError(
                     f"The checkpoint {step} in {self.config.workdir} is of another network than "
                     f"the one served. Start another cloud for it."
                 )
-        except Exception as error:  # whatever it is, later looks and revoked tokens must not end
-            expected = isinstance(error, FacemixError | OSError)
-            self.metrics.reload("failed")
-            log("reload failed", level=logging.ERROR, trace=not expected, reason=str(error))
+        except Exception as error:  # whatever it is, later looks must not end
+            if isinstance(error, loading.UnusableError):  # and it will not become usable
+                self._refused = step
+            self._reload_failed(error)
             return False
         self.service.served = new
         self.metrics.reload("done")
         self.metrics.model(new.step)
         log("reloaded", model=new.model_id, step=new.step)
         return new.model_id != old.model_id
+
+    def _reload_tokens(self, force: bool) -> None:
+        path = self.config.tokens
+        seen = _seen(path)
+        if path is None or (seen == self._tokens_seen and not force):
+            return
+        self._tokens_seen = seen  # a wrong file is told of once
+        try:
+            self.service.tokens = access.Tokens(path)
+        except Exception as error:  # never without tokens, which would let everyone in
+            self._reload_failed(error)
+        else:
+            log("tokens read")
+
+    def _reload_failed(self, error: Exception) -> None:
+        expected = isinstance(error, FacemixError | OSError)
+        self.metrics.reload("failed")
+        log("reload failed", level=logging.ERROR, trace=not expected, reason=str(error))
 
 
 async def serve(config: CloudConfig) -> None:
@@ -301,6 +322,15 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
+def _seen(path: Path | None) -> tuple[int, ...] | None:
+    """What changes with a file; None where there is none."""
+    try:
+        found = path.stat() if path is not None else None
+    except OSError:
+        return None
+    return found and (found.st_mtime_ns, found.st_size, found.st_ino)
+
+
 def _row_bytes(served: Served) -> int:
     """The most that a row takes in a message, with the scales of int8."""
     shape = served.spec.activation_shape
@@ -315,9 +345,10 @@ def _options(served: Served, max_rows: int) -> list[tuple[str, Any]]:
         ("grpc.so_reuseport", 0),  # a port in use is an error
         # Peers that have gone, never finish a handshake, or sit there.
         ("grpc.keepalive_time_ms", 30_000),
-        ("grpc.keepalive_timeout_ms", 10_000),
+        ("grpc.http2.ping_timeout_ms", 10_000),
         ("grpc.keepalive_permit_without_calls", 1),
-        ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+        # Less than the 10 s of the edge, so that pings a little early are not held against it.
+        ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
         ("grpc.server_handshake_timeout_ms", 10_000),
         ("grpc.max_connection_idle_ms", 300_000),
         # Clients reconnect now and then, so that new replicas get their part.

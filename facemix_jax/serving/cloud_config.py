@@ -34,7 +34,7 @@ class CloudConfig:
     """Allow plain text on an address that is not loopback."""
     tokens: Path | None = None
     """File of bearer tokens, a line each: NAME, sha256:HEX or the token, optionally its expiry;
-    a word that starts with # starts a comment."""
+    a word that starts with # starts a comment. It is read again within seconds of a change."""
     max_rows: int = 64
     """The most rows of one request and of one batch."""
     queue_rows: int = 512

@@ -3,7 +3,6 @@
 import asyncio
 import dataclasses
 import secrets
-import ssl
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
@@ -30,6 +29,12 @@ _PAUSE_S = 2.0
 """For which a cloud that failed is passed over, as long as another one has not failed."""
 _REFUSALS = 6
 """Of one request, after which the call is wrong, not a replica of another model behind a name."""
+_REFUSED_S = 8.0
+"""For which it is tried at least: a cloud looks for a newer checkpoint every 5 s and loads it."""
+_KEEPALIVE_MS, _PING_TIMEOUT_MS = 10_000, 5_000
+"""Of a call without a sign of life, until the cloud is asked for one, and what that may take."""
+_UNTRUSTED = ("CERTIFICATE_VERIFY_FAILED", "Hostname Verification")
+"""In what gRPC says of a certificate that does not prove whose cloud it is."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -113,6 +118,9 @@ class Cloud:
             # What connecting itself may take, TLS included; one that is refused ends at once.
             ("grpc.min_reconnect_backoff_ms", 5_000),
             ("grpc.max_reconnect_backoff_ms", 2_000),
+            # A connection whose path has died is closed, so that the next attempt makes another.
+            ("grpc.keepalive_time_ms", _KEEPALIVE_MS),
+            ("grpc.http2.ping_timeout_ms", _PING_TIMEOUT_MS),
             # Calls take turns among all replicas that a name leads to.
             ("grpc.lb_policy_name", "round_robin"),
             # Clouds behind one address are told apart; several channels are not shared.
@@ -204,9 +212,10 @@ async def until_answered(
 ) -> _T:
     """What an attempt returns that some cloud answers before time is up.
 
-    A cloud that serves another model may be one of several that is older or newer, and one name may
-    lead to several, whose refusals look alike: the call is wrong only after ``_REFUSALS``, at least
-    one from every cloud. Six with the pauses between them take about 1.5 s, and the attempts.
+    A cloud that serves another model may be one of several that is older or newer, or not have seen
+    the newest checkpoint yet, and one name may lead to several, whose refusals look alike: the call
+    is wrong only after ``_REFUSALS`` and ``_REFUSED_S``, at least one from every cloud. Where no
+    cloud's certificate can be trusted, it ends at once.
 
     Args:
         turns: the clouds.
@@ -221,9 +230,10 @@ async def until_answered(
         UsageError: the clouds are closed, or were meanwhile.
         WireError: from the attempt.
     """
-    give_up = time.monotonic() + config.give_up_s
+    start = time.monotonic()
+    give_up = start + config.give_up_s
     wait = _FIRST_WAIT_S
-    others, refusals = set(), 0
+    others, untrusted, refusals = set(), set(), 0
     while True:
         cloud = turns.take()
         try:
@@ -233,7 +243,14 @@ async def until_answered(
             if refuses:
                 others.add(cloud)
                 refusals += 1
-                again = refusals < _REFUSALS or len(others) < len(turns.clouds)
+                again = (
+                    refusals < _REFUSALS
+                    or len(others) < len(turns.clouds)
+                    or time.monotonic() - start < _REFUSED_S
+                )
+            elif _is_untrusted(error):
+                untrusted.add(cloud)
+                again = len(untrusted) < len(turns.clouds)
             else:
                 again = error.code() in _AGAIN and not is_too_large(error)
             pause = wait * (0.5 + secrets.randbelow(1000) / 1000)
@@ -269,22 +286,15 @@ def check_files(connection: Connection) -> None:
     """Reads what the connection names, so that a wrong path is an error before any work.
 
     Raises:
-        UsageError: a file cannot be read, holds no PEM, or no token, or the key is not that of the
-            certificate.
+        UsageError: a file cannot be read, holds no certificate or no token, or the key is not that
+            of the certificate.
     """
     _token(connection)
     _credentials(connection)
-    if connection.certificate is not None:
-        try:  # an empty password: an encrypted key is none that gRPC can use
-            ssl.create_default_context().load_cert_chain(
-                connection.certificate, connection.private_key, password=""
-            )
-        except ssl.SSLError as error:
-            raise UsageError(
-                f"certificate {connection.certificate} and private_key {connection.private_key} "
-                f"cannot be used together: {error.reason}. Give a certificate and its own key, "
-                f"which is not encrypted."
-            ) from None
+    if connection.ca is not None:
+        access.check_authority(connection.ca, "ca")
+    if connection.certificate is not None and connection.private_key is not None:
+        access.check_pair(certificate=connection.certificate, private_key=connection.private_key)
 
 
 async def fewest_rows(first: Cloud, clouds: Sequence[Cloud], timeout: float) -> int:
@@ -307,6 +317,12 @@ def is_too_large(error: grpc.aio.AioRpcError) -> bool:
     return "larger than max" in (error.details() or "")
 
 
+def _is_untrusted(error: grpc.aio.AioRpcError) -> bool:
+    return error.code() is grpc.StatusCode.UNAVAILABLE and any(
+        words in (error.details() or "") for words in _UNTRUSTED
+    )
+
+
 def explained(cloud: Cloud, error: grpc.aio.AioRpcError, timeout: float) -> CloudError:
     """A failed call as an error that says what to do; ``timeout`` in seconds was its own."""
     remedies = {
@@ -316,12 +332,19 @@ def explained(cloud: Cloud, error: grpc.aio.AioRpcError, timeout: float) -> Clou
         grpc.StatusCode.DEADLINE_EXCEEDED: f"An attempt may take {timeout:g} s: allow "
         "more, or send bfloat16 or int8.",
         grpc.StatusCode.UNAUTHENTICATED: "Give the file of a valid token.",
-        grpc.StatusCode.FAILED_PRECONDITION: "",  # the cloud's own words say what to do
+        # The cloud's own words say what to do with its work directory.
+        grpc.StatusCode.FAILED_PRECONDITION: "Or make the client anew: its work directory may have "
+        "a newer checkpoint than the one it has read.",
         grpc.StatusCode.INVALID_ARGUMENT: "Compare the releases and the limits of both sides.",
     }
     remedy = remedies.get(error.code(), "Ask the cloud's operator.")
     if is_too_large(error):
         remedy = "Send fewer rows (request_rows), or start facemix serve with a larger --max-rows."
+    if _is_untrusted(error):
+        remedy = (
+            "Its certificate does not prove that it is this cloud: give the authority that signed "
+            "it (--ca), and an address that it names. Nothing was sent."
+        )
     limit = is_too_large(error) or error.code() is grpc.StatusCode.INVALID_ARGUMENT
     words = f"The cloud {cloud.address} answers {error.code().name}: {_details(error)}. {remedy}"
     return (LimitError if limit else CloudError)(words.rstrip())

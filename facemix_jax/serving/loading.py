@@ -49,6 +49,10 @@ class Served:
     group_size: int
 
 
+class UnusableError(FacemixError):
+    """A checkpoint that was read and cannot be served."""
+
+
 class Found(NamedTuple):
     """A checkpoint of a work directory and the network that it holds.
 
@@ -123,7 +127,8 @@ def load(workdir: Path, step: int | None = None, *, model_devices: int = 1) -> S
 
     Raises:
         UsageError: nothing usable is there.
-        FacemixError: the files cannot be read, or main returns NaN for zeros.
+        UnusableError: main returns NaN or infinities for zeros.
+        FacemixError: the files cannot be read.
     """
     group_size, protected = _read_config(workdir)
     directory, step, model, like = find(workdir, step)
@@ -143,7 +148,7 @@ def load(workdir: Path, step: int | None = None, *, model_devices: int = 1) -> S
         variables["batch_stats"] = clean
     zeros = np.zeros((group_size, *model.spec.activation_shape), np.float32)
     if not np.isfinite(np.asarray(apply(variables, zeros))).all():
-        raise FacemixError(
+        raise UnusableError(
             f"Main of checkpoint {step} in {directory} returns NaN or infinities. Train again with "
             f"a lower --learning-rate."
         )

@@ -106,7 +106,7 @@ def quantize(
 
     Raises:
         UsageError: a number is out of range, a layer is of a kind that is not outsourced, the
-            network has tiles, or the images have another size.
+            network has tiles, or the images have another size or type.
         DataError: weights, images or activations are NaN or infinite.
     """
     check_prime(prime)
@@ -172,7 +172,7 @@ def _fixed_point(kernel: HostArray, weight_max: int, limit: int) -> tuple[HostAr
 
 
 def check_images(model: SplitModel, images: HostArray | Array) -> None:
-    """Raises an error unless there are images, of the network's size and finite."""
+    """Raises an error unless there are images, floats of the network's size and finite."""
     inference.check_images(model, images)
     if not len(images):
         raise _validate.UsageError(

@@ -18,6 +18,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import numpy as np
 
 from facemix_jax import _validate
@@ -166,7 +167,7 @@ def infer(
     Raises:
         TamperedError: an answer of the cloud is wrong; nothing that came after it was used.
         UsageError: the blinding was used before or is for another number of images, or these have
-            another size.
+            another size or type.
         DataError: images or activations are NaN or infinite.
     """
     check_images(network.model, images)
@@ -190,10 +191,13 @@ def infer(
         message = sent.astype(_ELEMENT)
         answer = cloud(index, message)
         traffic.up_bytes += message.nbytes
-        traffic.down_bytes += answer.nbytes
         traffic.rounds += 1
         unblinding = blinding.unblinding[index]
-        well_formed = answer.shape == unblinding.shape and answer.dtype == _ELEMENT
+        well_formed = (
+            isinstance(answer, np.ndarray | jax.Array)
+            and answer.shape == unblinding.shape
+            and answer.dtype == _ELEMENT
+        )
         if not (
             well_formed
             and (answer < prime).all()
@@ -203,6 +207,7 @@ def infer(
                 f"The cloud's answer for layer {index} of {len(network.layers)} is not the layer's "
                 f"result. Its weights may differ from the edge's, or it cheats: do not use it."
             )
+        traffic.down_bytes += answer.nbytes
         result = (answer.astype(np.int64) - unblinding) % prime
         return network.decode(index, np.where(result > prime // 2, result - prime, result))
 

@@ -119,6 +119,7 @@ class Proxy:
         self.up, self.down = bytearray(), bytearray()
         self._loop = loop
         self._writers = []
+        self._lost = set()
 
         async def pump(reader, writer, kept, rate):
             queue = asyncio.Queue()
@@ -138,6 +139,8 @@ class Proxy:
             with contextlib.suppress(ConnectionError):
                 while chunk := await reader.read(4096):
                     kept += chunk
+                    if writer in self._lost:
+                        continue
                     # The link is busy for as long as the bytes take, one chunk after the other.
                     free_at = max(free_at, loop.loop.time()) + (len(chunk) / rate if rate else 0)
                     queue.put_nowait((free_at + delay, chunk))
@@ -158,6 +161,15 @@ class Proxy:
 
         self.port = loop.do(start())
         self.address = f"127.0.0.1:{self.port}"
+
+    @property
+    def connections(self):
+        """How many were made."""
+        return len(self._writers) // 2
+
+    def lose(self):
+        """Swallows from now on what is sent over the connections that there are."""
+        self._lost.update(self._writers)
 
     def close(self):
         async def close():

@@ -15,16 +15,19 @@ from cloud_support import (
     Blocked,
     Client,
     activations,
+    certificate,
     health_of,
     reference,
     request,
     running,
 )
+from cryptography.hazmat.primitives import serialization
 from google.protobuf import descriptor_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from facemix_jax._validate import FacemixError, UsageError
+from facemix_jax.serving import cloud as cloud_module
 from facemix_jax.serving import loading, wire
 from facemix_jax.serving import wire_pb2 as pb
 from facemix_jax.serving.batching import Batcher, Runner
@@ -331,6 +334,26 @@ def test_what_cannot_start_is_explained(trained, tmp_path):
     Cloud(CloudConfig(workdir=workdir, max_rows=most, queue_rows=most))
     with pytest.raises(UsageError, match=r"tls_cert .*cannot be read"):
         Cloud(CloudConfig(workdir=workdir, tls_cert=tmp_path / "no", tls_key=tmp_path / "no"))
+    (chain, key), (_, other) = (certificate(tmp_path, name) for name in ("server", "other"))
+    garbage, locked = tmp_path / "garbage", tmp_path / "locked"
+    garbage.write_text("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n")
+    locked.write_bytes(
+        serialization.load_pem_private_key(key.read_bytes(), None).private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.BestAvailableEncryption(b"word"),
+        )
+    )
+    for pair in ((chain, other), (garbage, key), (key, chain), (chain, locked)):
+        files = f"tls_cert {pair[0]} and tls_key {pair[1]} cannot be used together"
+        with pytest.raises(UsageError, match=re.escape(files)):  # before the work directory's
+            Cloud(CloudConfig(workdir=tmp_path, tls_cert=pair[0], tls_key=pair[1]))
+    pair = {"tls_cert": chain, "tls_key": key}
+    for authority in (garbage, key):
+        with pytest.raises(UsageError, match=f"client_ca {authority} holds no certificate"):
+            Cloud(CloudConfig(workdir=tmp_path, client_ca=authority, **pair))
+    with pytest.raises(FacemixError, match="cannot be read"):  # of config.json: the control
+        Cloud(CloudConfig(workdir=tmp_path, client_ca=chain, **pair))
 
     async def go():
         async with running(workdir) as cloud:
@@ -340,6 +363,51 @@ def test_what_cannot_start_is_explained(trained, tmp_path):
             third = Cloud(CloudConfig(workdir=workdir, port=0, metrics_port=cloud.port))
             with pytest.raises(FacemixError, match=f"127.0.0.1, metrics_port {cloud.port}:"):
                 await third.start()
+
+    asyncio.run(go())
+
+
+def with_options(monkeypatch, **values):
+    """Changes those of gRPC's options that a cloud has."""
+    options = cloud_module._options
+
+    def changed(*arguments):
+        pairs = ((name, name.split(".")[-1], value) for name, value in options(*arguments))
+        return [(name, values.get(last, value)) for name, last, value in pairs]
+
+    monkeypatch.setattr(cloud_module, "_options", changed)
+
+
+def test_a_peer_that_answers_no_ping_is_cut_off(trained, monkeypatch):
+    with_options(monkeypatch, keepalive_time_ms=300, ping_timeout_ms=300)
+
+    async def go():
+        async with running(trained[0]) as cloud:
+            reader, writer = await asyncio.open_connection("127.0.0.1", cloud.port)
+            settings = bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
+            acknowledged = bytes([0, 0, 0, 4, 1, 0, 0, 0, 0])
+            writer.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + settings + acknowledged)
+            await asyncio.wait_for(reader.read(), 10)  # to the end
+            writer.close()
+
+    asyncio.run(go())
+
+
+def test_edges_may_ask_for_signs_of_life(trained, monkeypatch):
+    """As gRPC ends calls of clients that ping more often than a server says."""
+    with_options(monkeypatch, min_ping_interval_without_data_ms=50)
+    pings = [("grpc.keepalive_time_ms", 200), ("grpc.http2.max_pings_without_data", 0)]
+
+    async def go():
+        async with running(trained[0]) as cloud:
+            blocked = Blocked(monkeypatch)
+            message = request(cloud, activations(trained[1], 4)).SerializeToString()
+            async with grpc.aio.insecure_channel(f"127.0.0.1:{cloud.port}", pings) as channel:
+                waiting = asyncio.ensure_future(channel.unary_unary(wire.RUN)(message, timeout=20))
+                await blocked.until_entered()
+                await asyncio.sleep(2)  # ten pings
+                blocked.release()
+                assert await waiting
 
     asyncio.run(go())
 

@@ -1,51 +1,15 @@
 """Who may call the cloud, and over what: tokens, TLS, mutual TLS."""
 
 import asyncio
-import datetime
 import hashlib
-import ipaddress
 
 import grpc
 import pytest
-from cloud_support import Client, activations, health_of, request, running
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
+from cloud_support import Client, activations, certificate, health_of, request, running
 
 from facemix_jax._validate import FacemixError, UsageError
 from facemix_jax.serving import access, probe
 from facemix_jax.serving.cloud_config import CloudConfig
-
-
-def certificate(folder, name):
-    """Writes a self-signed certificate and its key; returns their paths."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-    now = datetime.datetime.now(datetime.UTC)
-    local = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
-    made = (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(subject)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(hours=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([local]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    paths = folder / f"{name}.pem", folder / f"{name}.key"
-    paths[0].write_bytes(made.public_bytes(serialization.Encoding.PEM))
-    paths[1].write_bytes(
-        key.private_bytes(
-            serialization.Encoding.PEM,
-            serialization.PrivateFormat.PKCS8,
-            serialization.NoEncryption(),
-        )
-    )
-    return paths
 
 
 def test_tls_is_served_and_plain_text_then_refused(trained, tmp_path):
@@ -139,9 +103,41 @@ def test_tokens_are_required_and_expire(trained, token_file):
                 assert (status, words in details) == ("UNAUTHENTICATED", True), details
             assert await health_of(client) == "SERVING"  # probes carry no token
             token_file.write_text("phone new-token\n")
-            await cloud.reload(force=True)
+            await cloud.reload()  # as it is called every few seconds
             assert (await client.refusal(message, **bearer("plain-token")))[0] == "UNAUTHENTICATED"
             assert len(await client.rows(message, **bearer("new-token"))) == 1
+
+    asyncio.run(go())
+
+
+def test_tokens_that_became_unreadable_or_wrong_leave_those_known(trained, token_file, caplog):
+    async def go():
+        async with running(trained[0], tokens=token_file) as cloud:
+            known = cloud.service.tokens
+
+            def failures():
+                return [r.fields["reason"] for r in caplog.records if "failed" in r.message]
+
+            for spoil, words in (
+                (lambda: token_file.write_text(""), "holds no token"),
+                (lambda: token_file.unlink(), "cannot be read"),
+                (lambda: token_file.mkdir(), "cannot be read"),
+            ):
+                caplog.clear()
+                spoil()
+                for _ in range(2):
+                    await cloud.reload()
+                (reason,) = failures()  # and not at every look
+                assert words in reason
+                assert cloud.service.tokens is known
+            token_file.rmdir()
+            token_file.write_text("phone new-token\n")
+            token_file.chmod(0o600)
+            await cloud.reload()
+            new = cloud.service.tokens
+            assert new.client("Bearer new-token") == "phone"
+            await cloud.reload()
+            assert cloud.service.tokens is new
 
     asyncio.run(go())
 
@@ -156,6 +152,16 @@ def test_a_token_is_taken_whole_and_comments_start_words(tmp_path):
         tokens.client("Bearer x")
 
 
+def test_a_hash_in_capitals_is_a_hash_and_no_token(tmp_path):
+    path, digest = tmp_path / "tokens", hashlib.sha256(b"secret-one").hexdigest()
+    path.write_text(f"phone SHA256:{digest.upper()}\n")
+    path.chmod(0o644)  # as of any file of hashes
+    tokens = access.Tokens(path)
+    assert tokens.client("Bearer secret-one") == "phone"
+    with pytest.raises(access.UnauthenticatedError):
+        tokens.client(f"Bearer SHA256:{digest.upper()}")
+
+
 @pytest.mark.parametrize(
     ("text", "mode", "words"),
     [
@@ -163,6 +169,7 @@ def test_a_token_is_taken_whole_and_comments_start_words(tmp_path):
         ("phone\n", 0o600, "line 1 has 1 words"),
         ("phone sha256:12\n", 0o600, "64 hexadecimal"),
         ("phone sha256:xy\n", 0o600, "64 hexadecimal"),
+        ("phone SHA256:12\n", 0o600, "64 hexadecimal"),
         ("\nphone SECRET tomorrow\n", 0o600, "line 2.*ISO 8601"),
         ("phone SECRET 2999-01-01\n", 0o600, "zone"),
         ("phone SECRET\n", 0o644, "everyone may read"),

@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 from cloud_support import reference, run_config, running, save_checkpoint
 from edge_support import (
-    FAST,
     FakeCloud,
     M,
     client_of,
@@ -28,6 +27,7 @@ from edge_support import (
 from facemix_jax import data, defenses, inference, keys, mixing
 from facemix_jax._validate import UsageError
 from facemix_jax.serving import clouds, edge
+from facemix_jax.serving.cloud import POLL_SECONDS
 from facemix_jax.serving.edge import AsyncEdgeClient, Connection
 from facemix_jax.serving.fillers import fillers
 
@@ -242,16 +242,36 @@ class TestRetries:
         assert ".." not in str(caught.value)
         assert len(cloud.requests) == 1
 
-    def test_a_model_that_nobody_serves_is_refused_in_the_clouds_words(self, trained, root, fake):
+    def test_a_model_that_nobody_serves_is_refused_in_the_clouds_words(
+        self, trained, root, fake, monkeypatch
+    ):
+        monkeypatch.setattr(clouds, "_REFUSED_S", 2.0)
         cloud = fake(lambda request: grpc.StatusCode.FAILED_PRECONDITION)
-        start = time.monotonic()
-        with (
-            client_of(trained, root, cloud.address) as client,
-            pytest.raises(edge.CloudError, match=r"FAILED_PRECONDITION: On purpose\.$"),
-        ):
-            client.predict(pictures(4))
-        assert 3 <= len(cloud.requests) <= 10  # perhaps of several replicas, which take turns
-        assert time.monotonic() - start < FAST["give_up_s"] / 2
+        words = r"FAILED_PRECONDITION: On purpose\. Or make the client anew"
+        for give_up_s, least, most in ((10.0, 2.0, 5.0), (0.5, 0.0, 2.0)):
+            cloud.requests.clear()
+            start = time.monotonic()
+            with (
+                client_of(trained, root, cloud.address, give_up_s=give_up_s) as client,
+                pytest.raises(edge.CloudError, match=words),
+            ):
+                client.predict(pictures(4))
+            assert 3 <= len(cloud.requests) <= 10  # perhaps of several replicas, which take turns
+            assert least <= time.monotonic() - start < most
+
+    def test_a_client_waits_until_the_cloud_has_found_its_checkpoint(self, trained, root, fake):
+        """Longer than the six answers at least that a call which is wrong gets."""
+        assert clouds._REFUSED_S > POLL_SECONDS + 2
+        answer, start = honest(*trained[1:]), time.monotonic()
+        cloud = fake(
+            lambda request: (
+                answer(request)
+                if time.monotonic() - start > 3
+                else grpc.StatusCode.FAILED_PRECONDITION
+            )
+        )
+        with client_of(trained, root, cloud.address) as client:
+            assert client.infer(pictures(4)).retries >= 6
 
     def test_one_cloud_of_another_model_is_passed_over(self, trained, root, fake, monkeypatch):
         other = fake(lambda request: grpc.StatusCode.FAILED_PRECONDITION)
@@ -263,6 +283,7 @@ class TestRetries:
             assert said == [f"{other.address} serves another model; trying again."]
         right.answer = other.answer
         monkeypatch.setattr(clouds, "_FIRST_WAIT_S", 0.001)
+        monkeypatch.setattr(clouds, "_REFUSED_S", 0.1)
         with (
             client_of(trained, root, other.address, right.address) as client,
             pytest.raises(edge.CloudError, match="FAILED_PRECONDITION"),

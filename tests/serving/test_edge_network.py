@@ -26,12 +26,12 @@ from facemix_jax.serving.clouds import Cloud, check_files
 from facemix_jax.serving.edge import Connection, EdgeClient, EdgeConfig
 
 
-def certificate(folder, name, issuer=None):
+def certificate(folder, name, issuer=None, address="127.0.0.1"):
     """Writes NAME.pem and NAME.key; signed by ``issuer``, or by itself."""
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
     now = datetime.datetime.now(datetime.UTC)
-    loopback = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
+    loopback = x509.IPAddress(ipaddress.ip_address(address))
     signed = (
         x509.CertificateBuilder()
         .subject_name(subject)
@@ -91,7 +91,7 @@ def test_mutual_tls_with_a_token_and_what_is_refused(trained, root, loop, tmp_pa
     try:
         assert predict().shape == (4, 3, 2)
         for options, words in (
-            ({"ca": "stranger.pem"}, "UNAVAILABLE"),  # a cloud that cannot prove who it is
+            ({"ca": "stranger.pem"}, "CERTIFICATE_VERIFY_FAILED.*authority that signed it"),
             ({"client": None}, "UNAVAILABLE"),
             ({"ca": None, "client": None}, "UNAVAILABLE.*TLS"),  # plain text on loopback
             ({"token": "bad"}, "UNAUTHENTICATED.*valid token"),
@@ -103,11 +103,39 @@ def test_mutual_tls_with_a_token_and_what_is_refused(trained, root, loop, tmp_pa
             ({"token": "bell"}, "printable ASCII"),
             ({"token": "missing"}, "cannot be read"),
             ({"ca": "good"}, "no PEM"),
+            ({"ca": "cloud.key"}, "holds no certificate"),
         ):
             with pytest.raises(UsageError, match=words):
                 predict(**options)
     finally:
         loop.do(context.__aexit__(None, None, None))
+
+
+def test_a_call_ends_where_no_cloud_can_be_trusted(trained, root, loop, tmp_path):
+    contexts, addresses = [], {}
+    for name, address in (("ours", "127.0.0.1"), ("elsewhere", "127.0.0.9")):
+        certificate(tmp_path, name, address=address)
+        pair = {"tls_cert": tmp_path / f"{name}.pem", "tls_key": tmp_path / f"{name}.key"}
+        contexts.append(running(trained[0], **pair))
+        addresses[name] = f"127.0.0.1:{loop.do(contexts[-1].__aenter__()).port}"
+
+    def infer(ca, *names):
+        connection = Connection(
+            clouds=tuple(addresses[name] for name in names), ca=tmp_path / f"{ca}.pem"
+        )
+        with EdgeClient(trained[0], root, connection) as client:
+            return client.infer(pictures(4))
+
+    try:
+        for ca, words in (("ours", "CERTIFICATE_VERIFY_FAILED"), ("elsewhere", "Hostname")):
+            start = time.monotonic()
+            with pytest.raises(edge.CloudError, match=f"{words}.*authority that signed it"):
+                infer(ca, "elsewhere")
+            assert time.monotonic() - start < 20  # not the 120 s for which calls are tried again
+        assert infer("ours", "elsewhere", "ours").logits.shape == (4, 3, 2)
+    finally:
+        for context in contexts:
+            loop.do(context.__aexit__(None, None, None))
 
 
 SCALE = 64
@@ -165,6 +193,19 @@ def test_a_connection_may_take_seconds_to_come_up(loop, fake):
         return rows
 
     assert loop.do(once()) == 1024
+    proxy.close()
+
+
+def test_a_connection_whose_path_has_died_is_made_anew(trained, root, loop, process, monkeypatch):
+    monkeypatch.setattr(clouds, "_KEEPALIVE_MS", 1000)
+    monkeypatch.setattr(clouds, "_PING_TIMEOUT_MS", 500)
+    proxy = Proxy(loop, process.port)
+    with client_of(trained, root, proxy.address, timeout_s=1.0, give_up_s=8.0) as client:
+        client.infer(pictures(4))
+        assert proxy.connections == 1
+        proxy.lose()
+        assert client.infer(pictures(4)).retries >= 1
+    assert proxy.connections == 2
     proxy.close()
 
 

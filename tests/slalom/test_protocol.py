@@ -87,6 +87,13 @@ def test_what_does_not_fit_is_refused():
     for images in (IMAGES[:0], IMAGES[:, 1:]):
         with pytest.raises(UsageError, match="images have shape"):
             slalom.quantize(part.model, part.variables, images)
+    pixels = np.zeros(IMAGES.shape, np.uint8)
+    for call in (
+        lambda: slalom.quantize(part.model, part.variables, pixels),
+        lambda: slalom.infer(part, pixels, slalom.honest_cloud(part), slalom.Blinding([], [], [])),
+    ):
+        with pytest.raises(UsageError, match=r"images are uint8.*normalize"):
+            call()
 
 
 def test_what_is_not_finite_is_refused_and_leaves_the_blinding_unused():
@@ -265,6 +272,8 @@ def test_a_cloud_that_cheats_anywhere_is_refused():
         lambda a: a[:-1],
         lambda a: a.astype(np.float32),
         lambda a: a + np.uint32(PRIME),
+        lambda a: a.tolist(),
+        lambda a: None,
     ):
         with pytest.raises(slalom.TamperedError, match="layer 0 of"):
             request(part, cloud=lambda i, x, change=change: change(honest(i, x)))
