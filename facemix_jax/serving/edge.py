@@ -64,7 +64,8 @@ class AsyncEdgeClient:
     """Split inference through clouds, for asyncio. Close it, or use it with ``async with``.
 
     Args:
-        workdir: of a training run, the same as the clouds'; its images are not needed.
+        workdir: of a training run, the same as the clouds'; its images are not needed. Its newest
+            checkpoint is read once: when the clouds have a newer one, make the client anew.
         root: the user's secret, from ``keys.load`` or ``key_ring.place(...).load()``.
         connection: the clouds.
         config: how to send.

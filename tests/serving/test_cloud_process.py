@@ -3,15 +3,18 @@
 import asyncio
 import json
 import signal
+import socket
 import subprocess
 import sys
 
+import grpc
 import numpy as np
 import pytest
 from cloud_support import (
     Client,
     Process,
     activations,
+    certificate,
     health_of,
     reference,
     request,
@@ -35,11 +38,15 @@ sys.meta_path.insert(0, Blocker())
 def test_a_cloud_without_the_edges_code_answers_reloads_and_drains(tmp_path):
     workdir = tmp_path / "run"
     model, old = save_checkpoint(workdir, 1)
-    process = Process(tmp_path, "--workdir", workdir, "--port", 0, prologue=BLOCKER)
+    chain, key = certificate(tmp_path, "cloud")
+    files = ("--tls-cert", chain, "--tls-key", key)
+    process = Process(tmp_path, "--workdir", workdir, "--port", 0, *files, prologue=BLOCKER)
+    credentials = grpc.ssl_channel_credentials(chain.read_bytes())
+    ask = ["--address", process.address, "--ca", str(chain)]
     x = activations(model, 8)
 
     async def answers(variables):
-        async with Client(process) as client:
+        async with Client(process, credentials=credentials) as client:
             assert await health_of(client) == "SERVING"
             model_id = (await client.describe()).model_id
             rows = await client.rows(request(model_id, x))
@@ -48,7 +55,10 @@ def test_a_cloud_without_the_edges_code_answers_reloads_and_drains(tmp_path):
 
     try:
         first = asyncio.run(answers(old))
-        assert probe.main(["--address", process.address]) == 0
+        assert probe.main(ask) == 0
+        with socket.create_connection(("127.0.0.1", process.port)) as stranger:
+            stranger.sendall(b"GET / HTTP/1.0\r\n\r\n")  # of which gRPC would write a line itself
+            stranger.recv(100)
         _, new = save_checkpoint(workdir, 2, seed=1)
         process.process.send_signal(signal.SIGHUP)
         process.until("reloaded")
@@ -56,7 +66,7 @@ def test_a_cloud_without_the_edges_code_answers_reloads_and_drains(tmp_path):
 
         async def interrupted():
             """A SIGTERM while calls are open: each is answered, or refused as UNAVAILABLE."""
-            async with Client(process) as client:
+            async with Client(process, credentials=credentials) as client:
                 model_id = (await client.describe()).model_id
                 calls = [asyncio.create_task(client.rows(request(model_id, x))) for _ in range(20)]
                 await calls[0]
@@ -72,7 +82,7 @@ def test_a_cloud_without_the_edges_code_answers_reloads_and_drains(tmp_path):
         assert process.process.wait(40) == 0
     finally:
         process.kill()
-    assert probe.main(["--address", process.address]) == 1
+    assert probe.main(ask) == 1
     lines = [json.loads(line) for line in process.log.read_text().splitlines()]
     events = [line["event"] for line in lines]
     assert events[0] == "serving"
