@@ -405,7 +405,7 @@ def test_edges_may_ask_for_signs_of_life(trained, monkeypatch):
             async with grpc.aio.insecure_channel(f"127.0.0.1:{cloud.port}", pings) as channel:
                 waiting = asyncio.ensure_future(channel.unary_unary(wire.RUN)(message, timeout=20))
                 await blocked.until_entered()
-                await asyncio.sleep(2)  # ten pings
+                await asyncio.sleep(5)  # four pings; gRPC sends one a second at most
                 blocked.release()
                 assert await waiting
 
