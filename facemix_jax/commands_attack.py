@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 import tyro
+from rich.table import Table
 from rich.text import Text
 
 from facemix_jax import output, report, runs
@@ -24,7 +25,7 @@ _PICTURED = 8
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Attack:
-    """What the cloud learns from a work directory's mixtures: every attack, the strongest last.
+    """What the cloud learns from a work directory's mixtures: every attack, the paper's first.
 
     Example: facemix attack --workdir runs/m8 --json attacks.json --pictures attacks.png
 
@@ -34,7 +35,7 @@ class Attack:
     workdir: Path
     """Of a training run."""
     attack: tuple[str, ...] = ()
-    """Only these; the strongest runs beside them. Without it, all that apply: attributes, identity,
+    """Only these; the strongest run beside them. Without it, all that apply: attributes, identity,
     pix2pix, set_attributes, set_identity, span, known_plaintext, reused_key, intersection,
     membership, weak_randomness, collusion, nonnegative, adversarial, iva, contrast, alignment,
     picard, shuffled_chain, gradient_ica, restoration, output, inversion, judge, robust."""
@@ -47,7 +48,8 @@ class Attack:
     seed: int = 0
     """Of the secrets and of the attacks."""
     pictures: Path | None = None
-    """Write a PNG: the first images, what the cloud sees of them, what each attack recovers."""
+    """Write a PNG: the first images, what the cloud sees of them, what each attack recovers (tiles
+    in the right order and sign, which no attacker is told)."""
     json: str | None = None
     """Write the result as JSON to this path; - for standard output."""
 
@@ -106,19 +108,31 @@ class Attack:
             (name, figure) for name, attack in found.results.items() for figure in attack.figures
         ]
         title = f"{trained.defense.name}, cut {trained.config.model.cut}"
-        output.emit(self.json, result, _table(title, rows))
+        output.emit(self.json, result, _table(title, rows), _known(rows))
 
 
 def picture(found: Any) -> bytes:
-    """A PNG: originals, what was sent, and what each attack recovered of the first images."""
-    recording = found.recording
+    """A PNG: originals, what was sent, and what each attack recovered of the first images.
+
+    What was recovered tile by tile is put together as the truth has it.
+    """
+    # Imported here as above: it brings the decoders.
+    from facemix_jax.attacks.tile_faces import by_image
+
+    recording, whole = found.recording, found.whole
+    maps, parts = whole.activations.shape, recording.activations.shape
+    grid = maps[1] // parts[1], maps[2] // parts[2]
     rows = {
         "original": recording.images[:_PICTURED] / np.float32(255),
-        "sent": report.as_pictures(np.asarray(recording.view.mixtures[:_PICTURED])),
+        "sent": report.as_pictures(np.asarray(whole.view.mixtures[:_PICTURED])),
     }
     for name, result in found.results.items():
         if result.recovered is not None:
-            recovered: HostArray = np.asarray(result.recovered[:_PICTURED])
+            recovered: HostArray = np.asarray(result.recovered)
+            if len(recovered) > len(recording.images):
+                tiles = recovered.reshape(recording.activations.shape)
+                recovered = by_image(tiles, recording, grid)
+            recovered = recovered[:_PICTURED]
             is_image = recovered.shape[-1] == 3 and 0 <= recovered.min() <= recovered.max() <= 1
             rows[name] = recovered if is_image else report.as_pictures(recovered)
     return report.labelled_rows(rows)
@@ -148,6 +162,15 @@ def _table(title: str, rows: list[tuple[str, Figure]]) -> Any:
     made.columns[0].min_width = 16
     for heading, column in zip(shown, made.columns[1:], strict=True):
         column.max_width = max(7, *map(len, heading.split()))
+    return made
+
+
+def _known(rows: list[tuple[str, Figure]]) -> Any:
+    """What each attacker was given, below the table: figures mean nothing without it."""
+    made = Table.grid(padding=(0, 1))
+    for name in dict.fromkeys(name for name, _ in rows):
+        models = dict.fromkeys(figure.threat_model for other, figure in rows if other == name)
+        made.add_row(Text(f"{name}:", "bold"), Text("\n".join(models)))
     return made
 
 

@@ -52,7 +52,7 @@ def test_attack_writes_its_figures_to_a_file(capsys, workdir, tmp_path):
     files = ("--json", path, "--pictures", pictures)
     code, out, _ = run(capsys, "attack", "--workdir", workdir, *options, *files)
     assert code == 0
-    for word in ("gradient_ica", "attacker", "owner", "advantage"):
+    for word in ("gradient_ica", "attacker", "owner", "advantage", "robust: ", "no key"):
         assert word in out
     result = json.loads(path.read_text())
     assert result["groups"] == 2
@@ -299,6 +299,22 @@ def test_brackets_and_narrow_terminals_lose_nothing(capsys, monkeypatch):
     assert shown.count("inversion") == 1
     for number in ("-30.500", "-20.500", "-10.250", "0.000", "-1.125", "9.125"):
         assert shown.count(number) >= 2
+
+
+def test_what_every_attacker_knows_stands_once_below_the_table(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    shared, own = ("knows " + "much and more of it " * 6 + end for end in ("[all]", "alone"))
+    models = {"set_attributes": (shared, own), "robust": (shared, shared)}
+    rows = [
+        (name, attacks.Figure("guess", 0.0, 0.0, 1.0, model))
+        for name, of_figures in models.items()
+        for model in of_figures
+    ]
+    output.emit(None, {}, commands_attack._known(rows))
+    shown = capsys.readouterr().out
+    assert max(map(len, shown.splitlines())) <= 80
+    words = " ".join(shown.split())
+    assert words == f"set_attributes: {shared} {own} robust: {shared}"
 
 
 def test_numbers_too_wide_for_the_terminal_keep_their_digits(capsys, monkeypatch):

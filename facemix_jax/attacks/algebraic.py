@@ -28,6 +28,7 @@ from facemix_jax.attacks.base import (
 )
 from facemix_jax.attacks.groups import activations, correlation, correlations, matched, needs_groups
 from facemix_jax.attacks.separation import separate
+from facemix_jax.attacks.unmixing import with_positions
 
 _RANK_TOLERANCE = 1e-5
 """Singular values below this share of the largest are float32 rounding, not directions."""
@@ -269,7 +270,8 @@ def recover_unknown(mixtures: ArrayLike, known: ArrayLike, *, rng_key: RngKey) -
     ).astype(np.float32)
     if rest.shape[1] == 1:
         return rest
-    return np.asarray(separate(jnp.asarray(rest), rng_key=rng_key).sources)
+    found = separate(with_positions(jnp.asarray(rest)), rng_key=rng_key)
+    return np.asarray(found.sources).reshape(rest.shape)
 
 
 def _reused_key(

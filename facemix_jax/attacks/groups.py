@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike
 from facemix_jax._types import HostArray, RngKey
 from facemix_jax.attacks.base import Recording, Target, by_group, record
 from facemix_jax.attacks.separation import separation_of
+from facemix_jax.attacks.unmixing import with_positions
 from facemix_jax.data import normalize
 from facemix_jax.defenses import rows_of
 from facemix_jax.metrics import matched_correlation, standardise
@@ -55,8 +56,11 @@ def unmix(target: Target, recording: Recording, *, rng_key: RngKey) -> Unmixed:
     mixtures = np.asarray(by_group(recording.view.mixtures, recording))
     if mixtures.shape[1] == 1:
         return Unmixed(np.ones((len(mixtures), 1, 1), np.float32), mixtures)
-    found = separation_of(target)(jnp.asarray(mixtures), rng_key=rng_key)
-    unmixing, sources = np.asarray(found.unmixing), np.asarray(found.sources)
+    found = separation_of(target)(with_positions(jnp.asarray(mixtures)), rng_key=rng_key)
+    unmixing, sources = (
+        np.asarray(found.unmixing),
+        np.asarray(found.sources).reshape(mixtures.shape),
+    )
     auxiliary = auxiliary_activations(target, _AUXILIARY_IMAGES)
     flat, factors = sources.reshape(*sources.shape[:2], -1), np.ones(sources.shape[:2], np.float32)
     upright = _sign_filter(auxiliary)

@@ -140,27 +140,13 @@ def _run_attributes(
     guesses = [labels[rng.choice(rows, len(true))].reshape(shape) > 0 for _ in range(_GUESSES)]
     matched = [scores.matched_balanced_accuracy(guess, true, decided) for guess in guesses]
     floor = max(0.5, float(np.mean(matched)))
-    counted = [scores.count_r2(x, true, rates, decided) for x in logits]
-    return Result(
-        (
-            Figure(
-                "balanced attribute accuracy, answers matched with a group's members",
-                value,
-                floor,
-                owner,
-                threat_model,
-                floor,
-            ),
-            Figure(
-                "R2 of how many of a group's members have an attribute",
-                counted[0],
-                0.0,
-                counted[1],
-                threat_model,
-                0.0,
-            ),
-        )
-    )
+    name = "balanced attribute accuracy, answers matched with a group's members"
+    figures = [Figure(name, value, floor, owner, threat_model, floor)]
+    counted, own = (scores.count_r2(x, true, rates, decided) for x in logits)
+    if counted is not None and own is not None:
+        name = "R2 of how many of a group's members have an attribute"
+        figures.append(Figure(name, counted, 0.0, own, threat_model, 0.0))
+    return Result(tuple(figures))
 
 
 def people_of(target: Target) -> IdentitySplit | None:

@@ -22,7 +22,9 @@ def matched_balanced_accuracy(answers: HostArray, true: HostArray, decided: Host
     return float(metrics.balanced_accuracy(counts).mean())
 
 
-def count_r2(logits: HostArray, true: HostArray, rates: HostArray, decided: HostArray) -> float:
+def count_r2(
+    logits: HostArray, true: HostArray, rates: HostArray, decided: HostArray
+) -> float | None:
     """Share of the squared error of the prior guess that the answers take away; 1 is perfect.
 
     Args:
@@ -31,10 +33,15 @@ def count_r2(logits: HostArray, true: HostArray, rates: HostArray, decided: Host
         true: 0/1 ``[G m, K]``.
         rates: float ``[K]``, the attributes' frequencies, which are the prior guess.
         decided: bool ``[K]``, attributes that count.
+
+    Returns:
+        None where the prior guess is right of every group, so that there is no error to take away.
     """
     counts = true.reshape(logits.shape).sum(1)[:, decided]
     answered = (1 / (1 + np.exp(-logits.astype(np.float64)))).sum(1)[:, decided]
     prior = logits.shape[1] * rates[decided]
+    if np.allclose(prior, counts):
+        return None
     return float(1 - ((answered - counts) ** 2).sum() / ((prior - counts) ** 2).sum())
 
 

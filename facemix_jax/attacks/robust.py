@@ -1,4 +1,4 @@
-"""The strongest separation of a target, chosen in rehearsals on the attacker's own images.
+"""The best of several separations, chosen in rehearsals on the attacker's own images.
 
 Noise on mixtures is the same in all directions, faces are not: they live in few channel axes, and
 neighbouring positions agree. Mixing commutes with every filter over positions and channels, so
@@ -125,4 +125,7 @@ def _prepare(
 
 
 ROBUST = blind.attack("robust", THREAT_MODEL, _prepare, any_rows=True)
-"""The strongest separation that is known here, grouping granted."""
+"""The strongest separation of whole maps behind the image that is known here, grouping granted.
+
+On tiles and on images others may be stronger: ``suite.ON_TILES``, ``suite.ON_IMAGES``.
+"""

@@ -1,9 +1,13 @@
-"""All attacks on one target, in one order: the paper's attackers first, the strongest last."""
+"""All attacks on one target, in one order: the paper's first, ``robust`` last.
+
+No weak attacker's figure stands alone: what is known to be stronger runs beside it.
+"""
 
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from facemix_jax import _validate
 from facemix_jax._types import RngKey
@@ -92,12 +96,21 @@ ATTACKS: dict[str, Attack] = {
         robust.ROBUST,
     )
 }
-"""By name, strongest last."""
+"""By name."""
 
 _DEFAULT = AttackConfig()
 
 STRONGEST = robust.ROBUST.name
-"""Runs whatever else is asked for: no weak attacker's figure stands alone."""
+"""Of whole maps behind the image; runs whatever else is asked for."""
+
+ON_TILES = separation.GRADIENT_ICA.name, alignment.ALIGNMENT.name, contrast.CONTRAST.name
+"""Each was the strongest on some network with tiles: run as well where maps are cut into them."""
+
+ON_IMAGES = (vectors.IVA.name,)
+"""Was the strongest on images, without noise and with a lot of it: runs as well at cut 0."""
+
+WHO = {recognition.IDENTITY.name, recognition.SET_IDENTITY.name}
+"""Who is in a group, asked of networks; ``membership``, which names more, runs as well."""
 
 WITHOUT_KEY = reconstruction.PIX2PIX.name, restoration.RESTORATION.name
 """Run as well where noise or blurring has to be undone instead of mixing."""
@@ -108,11 +121,13 @@ class Suite(NamedTuple):
 
     Attributes:
         recording: the request that was attacked, by tile where there are tiles.
+        whole: the same with whole maps.
         results: by the attack's name, in the order of ``ATTACKS``.
         skipped: name to the reason why an attack had nothing to work with.
     """
 
     recording: Recording
+    whole: Recording
     results: dict[str, Result]
     skipped: dict[str, str]
 
@@ -133,7 +148,7 @@ def run_suite(
 
     Args:
         target: the system.
-        names: of attacks; the strongest are added where they are missing.
+        names: of attacks; those that are known to be stronger are added where they are missing.
         rng_key: draws the recording's secret and the attacks' randomness; consumed.
         config: effort.
         say: told the name of each attack before it starts.
@@ -141,14 +156,16 @@ def run_suite(
     Raises:
         UsageError: an unknown name, or a split, the attacked or the attacker's own, smaller than
             one group, or what one of the strongest attacks refuses of a recording.
-        DataError: one of the strongest attacks diverged, as networks do that diverged themselves.
+        DataError: the network's activations or what is sent of them are not finite, as of one
+            that diverged, or ``STRONGEST`` or one of ``WITHOUT_KEY`` diverged where it is needed.
     """
+    names = {*names}
+    for name in sorted(names):
+        _validate.one_of(ATTACKS, attack=name)
     needed = {STRONGEST}
     if target.defense.name != "none" and not target.defense.keyed:
         needed |= {*WITHOUT_KEY}
-    wanted = {*names, *needed}
-    for name in sorted(wanted):
-        _validate.one_of(ATTACKS, attack=name)
+    wanted = names | needed | _stronger(target, names)
     rows = recorded_rows(target, config.num_groups)
     own = len(target.source.splits[target.auxiliary_split])
     if own < target.defense.group_size:
@@ -158,6 +175,11 @@ def run_suite(
         )
     record_key = jax.random.fold_in(rng_key, 0)
     recording = record(target, rows, rng_key=record_key)
+    if not all(jnp.isfinite(x).all() for x in (recording.activations, recording.view.mixtures)):
+        raise _validate.DataError(
+            "the network's activations of the attacked images, or what is sent of them, hold NaN "
+            "or infinities, from which nothing can be learned. Look whether its training diverged."
+        )
     views = {True: (target, recording), False: (target, recording)}
     for by_tile, seen in ((True, spread(target)), (False, whole(target))):
         if seen is not target:
@@ -183,4 +205,14 @@ def run_suite(
             if name in needed:
                 raise
             skipped[name] = str(error)
-    return Suite(recording, results, skipped)
+    return Suite(recording, views[False][1], results, skipped)
+
+
+def _stronger(target: Target, names: set[str]) -> set[str]:
+    """What is known to be stronger than ``STRONGEST`` or ``names`` on such a target."""
+    spec = target.model.spec
+    return {
+        *(ON_TILES if spec.tiles > 1 else ()),
+        *(ON_IMAGES if spec.cut == 0 else ()),
+        *((membership.MEMBERSHIP.name,) if names & WHO else ()),
+    }

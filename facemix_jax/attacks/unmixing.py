@@ -85,6 +85,19 @@ def prepare(
     return mixtures.astype(jnp.float32), evidence.astype(jnp.float32), starts
 
 
+def with_positions(maps: Array) -> Array:
+    """Channels in the place of positions where there is a single one: ``[..., C, 1, 1]``.
+
+    Mixing does the same to every channel as to every position, and separation wants many.
+
+    Args:
+        maps: ``[..., H, W, C]``; with two positions or more they stay as they are.
+    """
+    if maps.shape[-3] * maps.shape[-2] > 1:
+        return maps
+    return maps.reshape(*maps.shape[:-3], maps.shape[-1], 1, 1)
+
+
 def check_options(*, restarts: int, max_iterations: int, tolerance: float) -> None:
     """Raises ``UsageError`` where an option of a separation is out of range."""
     _validate.positive(restarts=restarts, max_iterations=max_iterations)

@@ -11,6 +11,7 @@ other draw of the same generator.
 """
 
 import functools
+import math
 from typing import NamedTuple
 
 import jax
@@ -174,14 +175,16 @@ def _weak_randomness(
     )
 
 
-def _needs_matrices(target: Target) -> str | None:
+def _unsuitable(target: Target) -> str | None:
     defense = target.defense
     secret = jax.eval_shape(lambda: defense.init(jax.random.key(0), defense.group_size, True))
-    if defense.group_size > 1 and defenses.mix_key_of(secret) is not None:
-        return None
-    return f"The defence {defense.name!r} draws no matrix for each group: no seed to search."
+    if defense.group_size < 2 or defenses.mix_key_of(secret) is None:
+        return f"The defence {defense.name!r} draws no matrix for each group: no seed to search."
+    if math.prod(target.model.spec.activation_shape[:2]) < 2:
+        return "The maps have a single position, so no differences by which a seed is told."
+    return None
 
 
 WEAK_RANDOMNESS = Attack(
-    "weak_randomness", THREAT_MODEL, _weak_randomness, _needs_matrices, one_matrix=True
+    "weak_randomness", THREAT_MODEL, _weak_randomness, _unsuitable, one_matrix=True
 )

@@ -111,6 +111,26 @@ def test_activations_are_those_of_the_public_model():
     assert data.normalize(recording.images).dtype == np.float32
 
 
+def test_maps_of_a_single_position_are_separated_by_their_channels():
+    """Channels of three rows are sparse, so that their mixtures can be told from them."""
+    truth = np.random.default_rng(0).laplace(size=(2, 3, 1, 1, 400)).astype(np.float32) ** 3
+    mixtures = np.asarray(jax.random.orthogonal(jax.random.key(0), 3, (2,)) @ truth[:, :, 0, 0])
+    mixtures = mixtures.reshape(truth.shape)
+    recording = make_recording()._replace(groups=np.repeat(np.arange(2), 3))
+    view = dataclasses.replace(
+        recording.view, mixtures=mixtures.reshape(6, *truth.shape[2:]), group_size=3
+    )
+    found = groups.unmix(
+        make_target(), recording._replace(view=view), rng_key=jax.random.key(1)
+    ).sources
+    assert found.shape == truth.shape
+    assert np.mean([groups.matched(s, t) for s, t in zip(found, truth, strict=True)]) > 0.98
+    unknown = algebraic.recover_unknown(mixtures, truth[:, :1], rng_key=jax.random.key(1))
+    assert unknown.shape == (2, 2, 1, 1, 400)
+    for rows, members in zip(unknown, truth[:, 1:], strict=True):
+        assert groups.matched(rows, members).mean() > 0.98
+
+
 @pytest.mark.parametrize("layer", [{"blinding": 0.5}, {"noise": 0.5}])
 def test_the_noise_reckoned_with_is_the_one_in_what_is_seen(layer):
     target = dataclasses.replace(

@@ -205,3 +205,16 @@ def test_counts_are_explained_fully_not_at_all_or_worse():
     assert scores.count_r2(40.0 * (2 * true - 1), flat, rates, every) == pytest.approx(1)
     assert scores.count_r2(np.zeros(true.shape), flat, rates, every) == pytest.approx(0)
     assert scores.count_r2(-40.0 * (2 * true - 1), flat, rates, every) < -1
+    half = np.tile(true[:1, :1], (6, 4, 1))
+    half[:, 2:] = 1 - half[:, 2:]  # two of four in every group, as the prior guess has it
+    assert scores.count_r2(np.zeros(true.shape), half.reshape(24, 3), rates, every) is None
+
+
+@pytest.mark.library_promotes
+def test_counts_that_everybody_guesses_have_no_figure():
+    target = make_target(defenses.facemix(group_size=4))
+    source = target.source
+    source.attributes = (np.arange(192) % 4 < 2)[:, None].astype(np.int8)
+    effort = attacks.AttackConfig(num_groups=2, steps=1, batch_size=8)
+    (figure,) = run(recognition.SET_ATTRIBUTES, target, effort)
+    assert figure.name.startswith("balanced")

@@ -46,6 +46,39 @@ def test_what_runs_beside_an_attack_does_not_change_its_figures(fakes):
     assert whole.results["weak"] != whole.results[suite.STRONGEST], "keys differ"
 
 
+def test_what_is_stronger_than_the_strongest_on_tiles_and_images_runs_beside_it(monkeypatch):
+    ran = {n: a._replace(run=fake(n).run) for n, a in suite.ATTACKS.items()}
+    monkeypatch.setattr(suite, "ATTACKS", ran)
+    for target, expected in (
+        (make_target(), ()),
+        (make_target(cut=0), suite.ON_IMAGES),
+        (make_tiled_target(noise=0.5), suite.ON_TILES),
+    ):
+        found = suite.run_suite(target, [], rng_key=RNG_KEY, config=EFFORT)
+        assert set(found.results) == {*expected, suite.STRONGEST}
+        assert not found.skipped
+    dealt = make_tiled_target(scatter=True)
+    found = suite.run_suite(dealt, [], rng_key=RNG_KEY, config=EFFORT)
+    assert set(found.skipped) == {"alignment"}
+
+
+@pytest.mark.parametrize("name", ["identity", "set_identity"])
+def test_networks_that_name_persons_never_stand_without_row_spaces(monkeypatch, name):
+    ran = {n: a._replace(run=fake(n).run) for n, a in suite.ATTACKS.items()}
+    monkeypatch.setattr(suite, "ATTACKS", ran)
+    found = suite.run_suite(make_target(), [name], rng_key=RNG_KEY, config=EFFORT)
+    assert set(found.results) == {name, "membership", suite.STRONGEST}
+
+
+def test_a_network_that_diverged_is_told_before_any_attack(fakes):
+    target, said = make_target(), []
+    broken = jax.tree.map(lambda leaf: leaf * np.nan, target.variables["pre"])
+    target = dataclasses.replace(target, variables={**target.variables, "pre": broken})
+    with pytest.raises(DataError, match="hold NaN or infinities"):
+        suite.run_suite(target, ["weak"], rng_key=RNG_KEY, config=EFFORT, say=said.append)
+    assert not said
+
+
 def test_unknown_names_are_refused_before_any_work(fakes):
     with pytest.raises(UsageError, match="'guessing'"):
         suite.run_suite(make_target(), ["guessing"], rng_key=RNG_KEY)

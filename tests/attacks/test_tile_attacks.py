@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from attack_support import PatchworkSource, make_target, make_tiled_target
 
-from facemix_jax import attacks, defenses, models
+from facemix_jax import attacks, commands_attack, defenses, models, report
 from facemix_jax.attacks import alignment, contrast, groups, recognition, separation, suite
 from facemix_jax.attacks.tiles import spread, whole
 from facemix_jax.models import ModelConfig
@@ -160,6 +160,27 @@ def test_a_trained_contrast_unmixes_what_it_was_trained_on():
         values.append(attacks.blind.score(found, got.sources, "").figures[0])
     assert values[0].value > values[0].floor + 0.1
     assert values[0].value > values[1].value + 0.01
+
+
+@pytest.mark.parametrize("tile", [(8, 7), (1, 1)])
+def test_pictures_show_every_image_below_itself_whatever_its_tiles_are(monkeypatch, tile):
+    """Recovered rows come tile by tile, and with scatter in the order of dealing."""
+
+    def oracle(name, by_tile):
+        def run(target, recording, rng_key, config):
+            figure = attacks.Figure(name, 1.0, 0.0, 1.0, "nothing")
+            return attacks.Result((figure,), np.asarray(recording.activations))
+
+        return attacks.Attack(name, "nothing", run, by_tile=by_tile)
+
+    fakes = {"tiles": oracle("tiles", True), suite.STRONGEST: oracle(suite.STRONGEST, False)}
+    monkeypatch.setattr(suite, "ATTACKS", fakes)
+    monkeypatch.setattr(report, "labelled_rows", lambda rows: rows)
+    target = make_tiled_target(tile=tile, scatter=True)
+    found = suite.run_suite(target, ["tiles"], rng_key=jax.random.key(0), config=EFFORT)
+    rows = commands_attack.picture(found)
+    assert rows["sent"].shape == rows["tiles"].shape == (8, 16, 14, 3)
+    np.testing.assert_allclose(rows["tiles"], rows[suite.STRONGEST], atol=1e-3)
 
 
 @pytest.mark.parametrize("attack", [alignment.ALIGNMENT, separation.GRADIENT_ICA])

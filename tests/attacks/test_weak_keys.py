@@ -80,5 +80,13 @@ def test_noise_does_not_keep_a_small_seed_from_being_searched():
         assert (search.seed.tolist() == [77]) == found
 
 
+def test_a_single_position_shows_no_seed():
+    target = make_target()
+    spec = dataclasses.replace(target.model.spec, activation_shape=(1, 1, 8))
+    one = dataclasses.replace(target, model=target.model._replace(spec=spec))
+    assert weak_keys.WEAK_RANDOMNESS.unsuitable(target) is None
+    assert "a single position" in weak_keys.WEAK_RANDOMNESS.unsuitable(one)
+
+
 def test_where_no_matrix_is_drawn_there_is_no_seed_to_find():
     assert "no seed" in weak_keys.WEAK_RANDOMNESS.unsuitable(make_target(group_size=1))
