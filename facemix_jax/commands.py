@@ -159,9 +159,16 @@ class Train(Output):
 
     def _members(self, config: RunConfig) -> tuple[list[RunConfig], list[Path]]:
         """The runs of all seeds and their work directories."""
+        alone = (self.workdir / "config.json").exists()
         if self.num_seeds == 1:
+            seeds = sorted(self.workdir.glob("seed-*/config.json"))
+            if seeds and not alone:
+                raise UsageError(
+                    f"{self.workdir} holds the runs of several seeds, as {seeds[0].parent.name}. "
+                    f"Give their --num-seeds to go on with them, or another --workdir."
+                )
             return [config], [self.workdir]
-        if (self.workdir / "config.json").exists():
+        if alone:
             raise UsageError(
                 f"{self.workdir} holds one run, so that there is no place for {self.num_seeds}. "
                 f"Give another --workdir, or leave --num-seeds out."
@@ -328,8 +335,10 @@ def read_weights(path: Path) -> dict[str, HostArray]:
 
 
 def absolute(config: RunConfig) -> RunConfig:
-    """The images' place is kept with the run, which may be used from another folder."""
-    if config.data.data_dir is None:
-        return config
-    place = str(expanded(config.data.data_dir).absolute())
-    return dataclasses.replace(config, data=dataclasses.replace(config.data, data_dir=place))
+    """Where images and their cache are is kept with the run, which other folders may use, too."""
+    places = {
+        name: str(expanded(place).absolute())
+        for name in ("data_dir", "cache_dir")
+        if (place := getattr(config.data, name)) is not None
+    }
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, **places))

@@ -225,8 +225,8 @@ def check_claim(
             None to compare configurations only.
 
     Raises:
-        UsageError: another configuration, other training images or initial weights, or it cannot
-            be made or written.
+        UsageError: another configuration or none that is left, other training images or initial
+            weights, or it cannot be made or written.
         FacemixError: a file there cannot be read.
     """
     place = next(each for each in (workdir, *workdir.absolute().parents) if each.exists())
@@ -237,6 +237,11 @@ def check_claim(
             f"another --workdir."
         )
     if not (workdir / "config.json").exists():
+        if _started(workdir):
+            raise UsageError(
+                f"{workdir} holds checkpoints or a result, but no config.json that says whose. "
+                f"Restore it, or give another --workdir."
+            )
         return
     found = read_config(workdir)  # what is no run's is never replaced
     if not _started(workdir):
