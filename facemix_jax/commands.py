@@ -25,6 +25,7 @@ from facemix_jax import (
     sweep,
     trials,
 )
+from facemix_jax._arguments import Folder
 from facemix_jax._files import expanded, sha256
 from facemix_jax._types import HostArray
 from facemix_jax._validate import DataError, UsageError, one_of, positive
@@ -54,7 +55,7 @@ class Demo(Output):
     Example: facemix demo --out demo-report
     """
 
-    out: Path = Path("demo-report")
+    out: Folder = Path("demo-report")
     """Folder for the report and the work directories; a second run goes on where one stopped."""
 
     def run(self) -> None:
@@ -85,7 +86,7 @@ class Train(Output):
     --group-size 8 --width 16 --num-epochs 6 --learning-rate 2e-3
     """
 
-    workdir: Path
+    workdir: Folder
     """Folder of the run; the same command goes on with an interrupted one."""
     config: tyro.conf.OmitArgPrefixes[RunConfig] = RunConfig()
     initial_weights: Path | None = None
@@ -188,7 +189,7 @@ class Evaluate(Output):
     Example: facemix evaluate --workdir runs/m8 --split test --json -
     """
 
-    workdir: Path
+    workdir: Folder
     """Of a training run."""
     split: str = "test"
     """train, valid or test."""
@@ -336,9 +337,11 @@ def read_weights(path: Path) -> dict[str, HostArray]:
 
 def absolute(config: RunConfig) -> RunConfig:
     """Where images and their cache are is kept with the run, which other folders may use, too."""
-    places = {
-        name: str(expanded(place).absolute())
-        for name in ("data_dir", "cache_dir")
-        if (place := getattr(config.data, name)) is not None
-    }
-    return dataclasses.replace(config, data=dataclasses.replace(config.data, **places))
+
+    def place(path: str | None) -> str | None:
+        return None if path is None else str(expanded(path).absolute())
+
+    images = dataclasses.replace(
+        config.data, data_dir=place(config.data.data_dir), cache_dir=place(config.data.cache_dir)
+    )
+    return dataclasses.replace(config, data=images)
