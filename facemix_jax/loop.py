@@ -329,7 +329,7 @@ def _note_finite(member: Member, loss: float, step: int, *, alone: bool) -> None
         f"The loss is {loss} at step {step}; training stopped and {kept}. Likely causes: (a) "
         f"the learning rate is too high: lower --learning-rate, (b) bfloat16 overflows: "
         f"use --compute-dtype float32, (c) the images are damaged: look at them."
-        + ("" if saved is None else " Other options need another --workdir beside a checkpoint.")
+        + ("" if saved is None else " With other options, give another --workdir, too.")
         + ("" if alone else f" This is {member.workdir}.")
     )
 
