@@ -28,8 +28,10 @@ def expanded(path: Path | str) -> Path:
     """The path, with ``~`` and ``~NAME`` at its beginning as the folder of a user.
 
     Raises:
-        UsageError: this system knows no such user.
+        UsageError: this system knows no such user, or the text is empty.
     """
+    if path == "":
+        raise UsageError("A path is empty. Give one; the folder that you are in is a dot.")
     text = os.path.expanduser(path)  # Path.expanduser takes ./~NAME for ~NAME
     if text.startswith("~"):
         raise UsageError(

@@ -25,6 +25,7 @@ from facemix_jax import (
     sweep,
     trials,
 )
+from facemix_jax._arguments import Folder
 from facemix_jax._files import expanded, sha256
 from facemix_jax._types import HostArray
 from facemix_jax._validate import DataError, UsageError, one_of, positive
@@ -54,7 +55,7 @@ class Demo(Output):
     Example: facemix demo --out demo-report
     """
 
-    out: Path = Path("demo-report")
+    out: Folder = Path("demo-report")
     """Folder for the report and the work directories; a second run goes on where one stopped."""
 
     def run(self) -> None:
@@ -85,7 +86,7 @@ class Train(Output):
     --group-size 8 --width 16 --num-epochs 6 --learning-rate 2e-3
     """
 
-    workdir: Path
+    workdir: Folder
     """Folder of the run; the same command goes on with an interrupted one."""
     config: tyro.conf.OmitArgPrefixes[RunConfig] = RunConfig()
     initial_weights: Path | None = None
@@ -159,9 +160,16 @@ class Train(Output):
 
     def _members(self, config: RunConfig) -> tuple[list[RunConfig], list[Path]]:
         """The runs of all seeds and their work directories."""
+        alone = (self.workdir / "config.json").exists()
         if self.num_seeds == 1:
+            seeds = sorted(self.workdir.glob("seed-*/config.json"))
+            if seeds and not alone:
+                raise UsageError(
+                    f"{self.workdir} holds the runs of several seeds, as {seeds[0].parent.name}. "
+                    f"Give their --num-seeds to go on with them, or another --workdir."
+                )
             return [config], [self.workdir]
-        if (self.workdir / "config.json").exists():
+        if alone:
             raise UsageError(
                 f"{self.workdir} holds one run, so that there is no place for {self.num_seeds}. "
                 f"Give another --workdir, or leave --num-seeds out."
@@ -181,7 +189,7 @@ class Evaluate(Output):
     Example: facemix evaluate --workdir runs/m8 --split test --json -
     """
 
-    workdir: Path
+    workdir: Folder
     """Of a training run."""
     split: str = "test"
     """train, valid or test."""
@@ -328,8 +336,12 @@ def read_weights(path: Path) -> dict[str, HostArray]:
 
 
 def absolute(config: RunConfig) -> RunConfig:
-    """The images' place is kept with the run, which may be used from another folder."""
-    if config.data.data_dir is None:
-        return config
-    place = str(expanded(config.data.data_dir).absolute())
-    return dataclasses.replace(config, data=dataclasses.replace(config.data, data_dir=place))
+    """Where images and their cache are is kept with the run, which other folders may use, too."""
+
+    def place(path: str | None) -> str | None:
+        return None if path is None else str(expanded(path).absolute())
+
+    images = dataclasses.replace(
+        config.data, data_dir=place(config.data.data_dir), cache_dir=place(config.data.cache_dir)
+    )
+    return dataclasses.replace(config, data=images)

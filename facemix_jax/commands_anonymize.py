@@ -1,11 +1,11 @@
 """``facemix anonymize``: trains the face anonymizer of Table 2."""
 
 import dataclasses
-from pathlib import Path
 
 import tyro
 
 from facemix_jax import anonymizing, data, output, runs, trials
+from facemix_jax._arguments import Folder
 from facemix_jax.anonymizing import AnonymizerConfig
 from facemix_jax.commands import absolute
 from facemix_jax.defenses import DefenseConfig
@@ -24,7 +24,7 @@ class Anonymize:
     --image-size 109 89 --width 16 --num-epochs 3
     """
 
-    workdir: Path
+    workdir: Folder
     """Folder of the run; the same command goes on with an interrupted one."""
     config: tyro.conf.OmitArgPrefixes[RunConfig] = RunConfig(
         model=ModelConfig(network="anonymizer"), defense=DefenseConfig(defense="none")

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from facemix_jax import output, report, runs
+from facemix_jax._arguments import Folder
 from facemix_jax._files import write_atomically
 from facemix_jax._types import HostArray
 from facemix_jax._validate import FacemixError, in_range, one_of
@@ -32,7 +33,7 @@ class Attack:
     Example: facemix attack --workdir runs/m8 --attack gradient_ica
     """
 
-    workdir: Path
+    workdir: Folder
     """Of a training run."""
     attack: tuple[str, ...] = ()
     """Only these; the strongest run beside them. Without it, all that apply: attributes, identity,

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import tyro
 
 from facemix_jax import data, output
+from facemix_jax._arguments import Folder
 from facemix_jax._files import expanded
 from facemix_jax._validate import DataError, one_of, positive
 from facemix_jax.commands import check_unused
@@ -49,7 +50,7 @@ class Prepare(_Files):
     --image-size 109 89
     """
 
-    output: Path
+    output: Folder
     """Folder for prepared data sets; this one gets a folder in it."""
     image_size: tuple[int, int] | None = None
     """Height and width of the stored images; by default they are stored as they are."""

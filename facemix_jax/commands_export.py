@@ -1,12 +1,12 @@
 """``facemix export``: what runs on the edge, as files for a phone."""
 
 import dataclasses
-from pathlib import Path
 from typing import Annotated
 
 import tyro
 
 from facemix_jax import output
+from facemix_jax._arguments import Folder
 from facemix_jax._validate import UsageError
 from facemix_jax.output import NOTES
 
@@ -22,9 +22,9 @@ class Export:
     Example: facemix export --workdir runs/m8 --out phone
     """
 
-    workdir: Path
+    workdir: Folder
     """Of the training run."""
-    out: Path
+    out: Folder
     """Folder for the files; it is made if missing, and an earlier export there is replaced."""
     format: Annotated[str, tyro.conf.arg(metavar="stablehlo|onnx|both")] = "both"
     """For JAX (StableHLO), for ONNX Runtime, or both."""

@@ -12,6 +12,7 @@ import numpy as np
 import tyro
 
 from facemix_jax import output
+from facemix_jax._arguments import Folder
 from facemix_jax._files import write_atomically
 from facemix_jax._types import HostArray, ImageSize
 from facemix_jax._validate import DataError, FacemixError, UsageError
@@ -39,7 +40,7 @@ class Infer:
 
     images: tyro.conf.Positional[tuple[Path, ...]]
     """JPEG or PNG files; they are scaled to the network's size."""
-    workdir: Path
+    workdir: Folder
     """Of the training run that the cloud serves."""
     cloud: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """HOST:PORT of facemix serve; given several times, groups are spread over the clouds."""

@@ -13,6 +13,7 @@ import numpy as np
 import tyro
 
 from facemix_jax import charts, data, defenses, gathering, mixing, models, output, runs
+from facemix_jax._arguments import OptionalFolder
 from facemix_jax._files import write_atomically
 from facemix_jax._types import RngKey
 from facemix_jax._validate import FacemixError, UsageError, in_range, one_of, positive
@@ -36,7 +37,7 @@ class Linearity(Output):
     Example: facemix linearity --weights resnet18.npz --width 64 --cut 2
     """
 
-    workdir: Path | None = None
+    workdir: OptionalFolder = None
     """Of a training run; without it, a network is measured on drawn faces."""
     weights: Path | None = None
     """An .npz of torchvision's state_dict; without it and --workdir, weights are freshly drawn."""
@@ -49,7 +50,7 @@ class Linearity(Output):
     """Keys measured."""
     num_images: int = 64
     """Test images, rounded down to whole groups."""
-    out: Path | None = None
+    out: OptionalFolder = None
     """Folder for tables (CSV) and figures (PNG); also measures error against M and dtype, with the
     same family and as many keys."""
     data_dir: str | None = None

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from facemix_jax import output
+from facemix_jax._arguments import Folder, Folders
 from facemix_jax._validate import UsageError, one_of
 from facemix_jax.commands import Output
 from facemix_jax.data.source import SPLITS
@@ -22,11 +23,11 @@ class Report(Output):
 
     results: tuple[Path, ...] = ()
     """Results files of experiments; of several, those without tables and charts are left out."""
-    workdirs: tuple[Path, ...] = ()
+    workdirs: Folders = ()
     """Work directories of training runs, or folders that hold such, of which those without a
     checkpoint are left out; runs that differ in their seed only are averaged. Scores against the
     strongest attack are computed once and kept in each."""
-    out: Path = Path("report")
+    out: Folder = Path("report")
     """Folder for index.html; each table as .csv, .md and .tex, each chart as .svg and .png."""
     split: str = "test"
     """Split of the runs that is scored and attacked."""

@@ -10,7 +10,8 @@ import jax
 import tyro
 
 from facemix_jax import output, population, runs, sweep, sweep_runners, sweep_search
-from facemix_jax._files import expanded, write_atomically
+from facemix_jax._arguments import Folder
+from facemix_jax._files import write_atomically
 from facemix_jax._validate import FacemixError, UsageError, one_of, positive
 from facemix_jax.commands import Output, absolute, check_defense, check_unused
 from facemix_jax.data.source import SPLITS
@@ -31,7 +32,7 @@ class Sweep(Output):
     defense.group_size=4,8 --num-seeds 3 --width 16
     """
 
-    workdir: Path
+    workdir: Folder
     """Folder of the sweep: a work directory for each run, and summary.csv, .json, .md and .png."""
     config: tyro.conf.OmitArgPrefixes[RunConfig] = RunConfig()
     grid: tuple[str, ...] = ()
@@ -141,7 +142,7 @@ class Sweep(Output):
     @property
     def _folder(self) -> Path:
         """Absolute: programs on other machines start elsewhere."""
-        return expanded(self.workdir).absolute()
+        return self.workdir.absolute()
 
     def _execute(self, trials: Sequence[Trial]) -> None:
         """Trains and scores the trials that are not done."""

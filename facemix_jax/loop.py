@@ -270,8 +270,8 @@ def _parts(
     scalars = [Scalars.of(member.config.train) for member in members]
     for member in members:
         member.state = None  # the step takes its buffers over
-    if method == "auto" and choice is not None and choice.exists():
-        method = json.loads(choice.read_text())["method"]
+    if method == "auto" and choice is not None:
+        method = _chosen(choice)
     if method == "auto" and len(members) > mesh.shape["seed"]:
         batch = next(batches(members[0]))
         seconds = population.calibrate(
@@ -299,6 +299,16 @@ def _parts(
     return parts
 
 
+def _chosen(choice: Path) -> str:
+    """The method that was fastest before; auto where none was timed, or the file is damaged."""
+    try:
+        found = json.loads(choice.read_text())
+    except (OSError, ValueError):
+        return "auto"
+    method = found.get("method") if isinstance(found, dict) else None
+    return method if method in population.METHODS else "auto"
+
+
 def _means(found: Sequence[Sequence[StepInfo]]) -> list[tuple[float, float]]:
     """Mean loss and accuracy of each run, in order, from the infos of each program."""
     means = []
@@ -319,6 +329,7 @@ def _note_finite(member: Member, loss: float, step: int, *, alone: bool) -> None
         f"The loss is {loss} at step {step}; training stopped and {kept}. Likely causes: (a) "
         f"the learning rate is too high: lower --learning-rate, (b) bfloat16 overflows: "
         f"use --compute-dtype float32, (c) the images are damaged: look at them."
+        + ("" if saved is None else " With other options, give another --workdir, too.")
         + ("" if alone else f" This is {member.workdir}.")
     )
 

@@ -48,11 +48,13 @@ class Records:
 
 
 def read_records(workdir: Path) -> list[dict[str, float]]:
-    """The records of a run; a line cut short by a kill is left out."""
+    """The records of a run; lines that are damaged, as by a kill, are left out."""
     records = []
-    for line in (workdir / "metrics.jsonl").read_text().splitlines():
+    for line in (workdir / "metrics.jsonl").read_text(errors="replace").splitlines():
         try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
+            record = json.loads(line)
+        except ValueError:
             continue
+        if isinstance(record, dict) and isinstance(record.get("step"), int):
+            records.append(record)
     return records

@@ -64,9 +64,17 @@ def attribute_names(workdir: Path) -> tuple[str, ...] | None:
 
     Raises:
         FacemixError: as ``read_images``.
+        DataError: they are no names.
     """
     names = (read_images(workdir) or {}).get(NAMES)
-    return None if names is None else tuple(names)
+    if names is None:
+        return None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise DataError(
+            f"{workdir / 'images.json'} is damaged: its {NAMES} are no list of names. Restore it, "
+            f"or delete it to go on without comparing the attributes."
+        )
+    return tuple(names)
 
 
 def differences(kept: Mapping[str, Any], images: Mapping[str, Any]) -> list[str]:

@@ -31,6 +31,7 @@ from facemix_jax.checkpoint import newest, restore_variables
 from facemix_jax.data import DataConfig, Source
 from facemix_jax.defenses import Defense, DefenseConfig
 from facemix_jax.models import ModelConfig, SplitModel
+from facemix_jax.models.isometry import convolutions
 from facemix_jax.run_images import images_named as images_named
 from facemix_jax.run_images import images_of as images_of
 from facemix_jax.run_images import read_images as read_images
@@ -106,11 +107,12 @@ def build_model(config: RunConfig, source: Source) -> SplitModel:
 
 
 def check_parts(config: RunConfig, image_size: ImageSize) -> None:
-    """Raises ``UsageError`` where network, cut and defence do not fit images of that size.
+    """Raises ``UsageError`` where network, cut, defence and training do not fit or have no effect.
 
-    Only the defence is traced, in tens of milliseconds, so that this comes before images are read.
+    Little is computed on shapes alone, so that this comes before images of that size are read.
     """
-    spec = models.build(config.model, image_size=image_size).spec
+    model = models.build(config.model, image_size=image_size)
+    spec = model.spec
     defense = defenses.build(config.defense, tiles=spec.tiles)
     rows = config.train.batch_size * spec.tiles
     height, width, _ = spec.activation_shape
@@ -121,10 +123,27 @@ def check_parts(config: RunConfig, image_size: ImageSize) -> None:
             f"an earlier cut, larger tiles, or weight 0."
         )
 
+    if config.train.statistics != "mixed" or config.train.isometry:
+        _check_effect(config, jax.eval_shape(model.init, jax.random.key(0))["main"])
+
     def protect(z: Array) -> Array:
         return defense.protect(defense.init(jax.random.key(0), rows, True), z)
 
     jax.eval_shape(protect, jax.ShapeDtypeStruct((rows, *spec.activation_shape), jnp.float32))
+
+
+def _check_effect(config: RunConfig, main: Mapping[str, Any]) -> None:
+    """Raises ``UsageError`` where main, its variables given, lacks what training options are of."""
+    for name, lacks, missing in (
+        ("statistics", "BatchNorm", not main.get("batch_stats")),
+        ("isometry", "convolutions", not list(convolutions(main.get("params", {})))),
+    ):
+        value = getattr(config.train, name)
+        if missing and value != getattr(TrainConfig(), name):
+            raise UsageError(
+                f"{name} is {value!r}, but main has no {lacks} behind cut {config.model.cut} of "
+                f"{config.model.network!r}, so that it has no effect. Leave --{name} out."
+            )
 
 
 def identity(config: RunConfig, model: SplitModel) -> dict[str, Any]:
@@ -225,8 +244,8 @@ def check_claim(
             None to compare configurations only.
 
     Raises:
-        UsageError: another configuration, other training images or initial weights, or it cannot
-            be made or written.
+        UsageError: another configuration or none that is left, other training images or initial
+            weights, or it cannot be made or written.
         FacemixError: a file there cannot be read.
     """
     place = next(each for each in (workdir, *workdir.absolute().parents) if each.exists())
@@ -237,6 +256,11 @@ def check_claim(
             f"another --workdir."
         )
     if not (workdir / "config.json").exists():
+        if _started(workdir):
+            raise UsageError(
+                f"{workdir} holds checkpoints or a result, but no config.json that says whose. "
+                f"Restore it, or give another --workdir."
+            )
         return
     found = read_config(workdir)  # what is no run's is never replaced
     if not _started(workdir):

@@ -66,12 +66,12 @@ def check_split(config: RunConfig, source: Source, split: str) -> None:
 
 
 def scored(workdir: Path, split: str) -> dict[str, Any] | None:
-    """What a work directory's ``result.json`` says of a split; None where it says nothing."""
+    """What a work directory's ``result.json`` says of a split; None where nothing, or damaged."""
     try:
         found = json.loads((workdir / RESULT).read_text())
-    except FileNotFoundError:
+    except (OSError, ValueError):
         return None
-    return found if found["split"] == split else None
+    return found if isinstance(found, dict) and found.get("split") == split else None
 
 
 def run(

@@ -206,7 +206,10 @@ def test_wrong_usage_exits_2_and_says_what_to_do(capsys, tmp_path, monkeypatch, 
     "command",
     [
         ("train", "--workdir", "w", "--dataset", "folder", "--data-dir", "~no-such-user/faces"),
+        ("train", "--workdir", "~no-such-user/run"),
         ("sweep", "--workdir", "~no-such-user/sweep", "--grid", "train.learning_rate=1"),
+        ("linearity", "--workdir", "~no-such-user/run"),
+        ("report", "--workdirs", "w", "~no-such-user/run"),
         ("data", "show", "--dataset", "folder", "--data-dir", "~no-such-user/faces"),
         ("data", "check", "--dataset", "folder", "--data-dir", "~no-such-user/faces"),
     ],
@@ -216,6 +219,33 @@ def test_folders_of_unknown_users_are_wrong_usage(capsys, tmp_path, monkeypatch,
     monkeypatch.chdir(tmp_path)
     code, _, err = run(capsys, *command)
     assert (code, "whom this system does not know" in err) == (2, True)
+    assert not list(tmp_path.iterdir())
+
+
+def test_folders_of_users_are_found(capsys, tmp_path, monkeypatch):
+    """Shells leave the ~ of ``--workdir=~/run``."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for command in ("evaluate", "attack", "linearity"):
+        code, _, err = run(capsys, command, "--workdir=~/run")
+        assert (code, f"{tmp_path}/run is no work directory" in err) == (2, True)
+    assert f"{tmp_path}/run is not" in run(capsys, "report", "--workdirs", "~/run")[2]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        *(f"{name} --workdir=" for name in ("train", "anonymize", "evaluate", "attack", "serve")),
+        *(f"{name} --workdir=" for name in ("sweep --grid train.seed=1", "infer face.png")),
+        *(f"{name} --out=" for name in ("export --workdir w", "linearity", "demo")),
+        "report --workdirs=",
+        "data prepare --dataset celeba --data-dir d --output=",
+        "data show --dataset celeba --data-dir=",
+    ],
+)
+def test_empty_paths_are_wrong_usage(capsys, tmp_path, monkeypatch, command):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = run(capsys, *command.split())
+    assert (code, "A path is empty" in err) == (2, True)
     assert not list(tmp_path.iterdir())
 
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from facemix_jax import cli, speed, trials
+from facemix_jax import cli, loop, speed, trials
 
 pytestmark = pytest.mark.library_promotes  # Optax
 
@@ -42,6 +42,33 @@ def test_several_seeds_leave_ordinary_work_directories(capsys, tmp_path, quick_s
     one = ["train", "--workdir", str(folder / "seed-5"), *TRAIN, "--num-seeds", "2"]
     assert cli.main(one) == 2
     assert "holds one run" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_folder_of_several_seeds_takes_no_single_run(capsys, tmp_path):
+    (tmp_path / "seed-5").mkdir()
+    (tmp_path / "seed-5" / "config.json").write_text("{}")
+    assert cli.main(["train", "--workdir", str(tmp_path), *TRAIN, "--seed", "5"]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "holds the runs of several seeds, as seed-5. Give their --num-seeds" in said
+    assert [path.name for path in tmp_path.iterdir()] == ["seed-5"]
+
+
+@pytest.mark.parametrize(
+    ("text", "method"),
+    [
+        ('{"method": "vmap"}', "vmap"),
+        ('{"method": "scan"}', "auto"),
+        ('{"method": []}', "auto"),
+        ("[]", "auto"),
+        ("{", "auto"),
+        (None, "auto"),
+    ],
+)
+def test_a_damaged_choice_of_the_method_is_made_again(tmp_path, text, method):
+    path = tmp_path / trials.CHOICE
+    if text is not None:
+        path.write_text(text)
+    assert loop._chosen(path) == method
 
 
 @pytest.mark.parametrize(

@@ -125,8 +125,9 @@ def test_a_signal_after_the_last_step_stops_as_well(
 def test_records_after_the_checkpoint_are_dropped_on_resume(finished, tiny_source, tmp_path):
     with pytest.raises(fitting.StoppedError):
         fit_in(tmp_path, _Stopping(tiny_source, signal.SIGTERM, 1))
-    with (tmp_path / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 7, "loss": 99}\n{"step": 8, "lo')
+    with (tmp_path / "metrics.jsonl").open("ab") as file:
+        file.write(b'7\n\xff\n{"loss": 99}\n{"step": "1", "loss": 99}\n')  # damaged
+        file.write(b'{"step": 7, "loss": 99}\n{"step": 8, "lo')
     fit_in(tmp_path, tiny_source)
     losses = [r["loss"] for r in fitting.read_records(tmp_path)]
     assert 99 not in losses
@@ -201,6 +202,12 @@ def test_nan_stops_and_keeps_the_last_good_checkpoint(tiny_source, tmp_path):
         fit_in(tmp_path, tiny_source, initial_variables=poison)
     with Checkpoints(tmp_path / "checkpoints", {}) as checkpoints:
         assert checkpoints.latest() is None
+
+
+def test_a_run_that_diverges_behind_a_checkpoint_needs_another_folder(tiny_source, tmp_path):
+    config = config_of(learning_rate=1e30, checkpoint_every=1)
+    with pytest.raises(fitting.DivergedError, match=r"checkpoint \d is kept.*another --workdir"):
+        fit_in(tmp_path, tiny_source, config)
 
 
 def test_initial_variables_are_where_training_starts(tiny_source, tmp_path):
@@ -280,6 +287,14 @@ def test_a_checkpoint_of_another_model_is_refused(finished, tiny_source):
         pytest.raises(CheckpointError, match="width is 4 in the checkpoint and 8 here"),
     ):
         checkpoints.restore(state)
+
+
+def test_the_reason_of_a_damaged_checkpoint_is_what_came_first():
+    with (
+        pytest.raises(CheckpointError, match=r"read: 8/main has no _METADATA\. Likely causes"),
+        checkpoint._explained(Path("there")),
+    ):
+        raise ValueError("incompatible handler") from OSError("8/main has no _METADATA.\nmore")
 
 
 def test_main_is_restored_alone(finished, tiny_source):

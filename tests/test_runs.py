@@ -11,6 +11,7 @@ from facemix_jax import cli, data, fitting, runs
 from facemix_jax._files import write_atomically
 from facemix_jax._validate import DataError, FacemixError, UsageError
 from facemix_jax.checkpoint import CheckpointError
+from facemix_jax.commands import absolute
 from facemix_jax.data import DataConfig
 from facemix_jax.defenses import DefenseConfig
 from facemix_jax.models import ModelConfig
@@ -62,6 +63,10 @@ def test_a_run_is_loaded_with_the_attributes_that_it_was_trained_for(tmp_path, t
     (tmp_path / "images.json").write_text(json.dumps(images))
     with pytest.raises(CheckpointError, match="Train first"):
         runs.load(tmp_path, source=other)
+    for names in (5, [5]):
+        (tmp_path / "images.json").write_text(json.dumps({"attribute_names": names}))
+        with pytest.raises(DataError, match=r"images.json is damaged: .*delete it"):
+            runs.load(tmp_path, source=other)
 
 
 def test_drawn_faces_are_not_taken_for_a_source_of_its_own(tmp_path, tiny_source, monkeypatch):
@@ -95,6 +100,23 @@ def test_what_trained_nothing_takes_another_configuration(tmp_path):
         runs.claim(tmp_path, first)
 
 
+@pytest.mark.parametrize("kept", ["checkpoints/3", "result.json"])
+def test_work_that_no_configuration_says_whose_is_not_taken_over(tmp_path, kept):
+    (tmp_path / kept).mkdir(parents=True)
+    for claim in (runs.check_claim, runs.claim):
+        with pytest.raises(UsageError, match=r"no config.json that says whose. Restore it"):
+            claim(tmp_path, config_of())
+    assert not (tmp_path / "config.json").exists()
+
+
+def test_places_are_kept_so_that_other_folders_can_use_them(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    images = DataConfig(dataset="folder", data_dir="faces", cache_dir="cache")
+    kept = absolute(RunConfig(data=images)).data
+    assert (kept.data_dir, kept.cache_dir) == (str(tmp_path / "faces"), str(tmp_path / "cache"))
+    assert absolute(RunConfig()) == RunConfig()
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -109,6 +131,9 @@ def test_what_trained_nothing_takes_another_configuration(tmp_path):
         ("--condition 50", "condition is 50.0, but the family is 'haar'"),
         ("--network vgg16 --stem signed", "stem 'signed' is unknown; there is 'pool'"),
         ("--negentropy-weight 1 --image-size 64 64 --tile 1 8", "maps of 1 x 8 positions"),
+        ("--network vgg16 --statistics separate", "main has no BatchNorm behind cut 1 of 'vgg16'"),
+        ("--norm none --statistics clean", "main has no BatchNorm"),
+        ("--cut 9 --isometry 1", "main has no convolutions behind cut 9 of 'resnet18'"),
     ],
 )
 def test_parts_that_do_not_fit_are_refused_before_images_are_read(
@@ -132,6 +157,13 @@ def test_parts_that_do_not_fit_claim_nothing(tmp_path, tiny_source):
         fit_in(tmp_path / "run", tiny_source, config)
     assert not (tmp_path / "run").exists()
     runs.check_parts(config, (40, 37))
+
+
+def test_options_that_have_an_effect_are_taken():
+    train = TrainConfig(statistics="separate", isometry=0.1)
+    runs.check_parts(RunConfig(train=train), (40, 36))
+    train = TrainConfig(isometry=0.1)
+    runs.check_parts(RunConfig(model=ModelConfig(network="vgg16"), train=train), (40, 36))
 
 
 def test_config_survives_json(tmp_path):

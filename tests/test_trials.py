@@ -109,6 +109,14 @@ def test_a_work_directory_named_twice_is_locked_and_trained_once(tmp_path, monke
     assert seen == [tmp_path / "a", tmp_path / "b"]
 
 
+@pytest.mark.parametrize("text", ['{"split": "te', "[]", "7", "{}", '{"split": "valid"}'])
+def test_a_damaged_result_is_none(tmp_path, text):
+    (tmp_path / trials.RESULT).write_text(text)
+    assert trials.scored(tmp_path, "test") is None
+    (tmp_path / trials.RESULT).write_bytes(b"\xff")
+    assert trials.scored(tmp_path, "test") is None
+
+
 def test_trials_run_on_a_file_system_without_locks(tmp_path, monkeypatch):
     def refuse(file, operation):
         raise OSError(errno.ENOLCK, "No locks available")

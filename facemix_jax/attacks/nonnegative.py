@@ -69,8 +69,9 @@ def separate_nonnegative(
         tolerance: converged when 10 iterations turn every row by less: ``1 - |cos angle|``.
 
     Raises:
-        UsageError: mixtures of another rank or not finite, fewer than 2 in a group, maps of a
-            single position, or an option out of range.
+        UsageError: mixtures of another rank, fewer than 2 in a group, maps of a single position, or
+            an option out of range.
+        DataError: mixtures or evidence that are not finite.
     """
     check_options(restarts=restarts, max_iterations=max_iterations, tolerance=tolerance)
     arrays = prepare(mixtures, evidence, rng_key, restarts)

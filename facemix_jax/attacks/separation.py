@@ -114,8 +114,9 @@ def separate(
         solver: what finishes from the best start.
 
     Raises:
-        UsageError: mixtures of another rank or not finite, fewer than 2 in a group, maps of a
-            single position, or an option out of range.
+        UsageError: mixtures of another rank, fewer than 2 in a group, maps of a single position, or
+            an option out of range.
+        DataError: mixtures or evidence that are not finite.
 
     Example:
         >>> from facemix_jax import mixing
@@ -164,6 +165,7 @@ def evaluate_separation(
 
     Raises:
         UsageError: shapes differ or do not suit ``separate``.
+        DataError: as ``separate``.
     """
     separation = separate(mixtures, rng_key=rng_key)
     attacker, floor, owner = (

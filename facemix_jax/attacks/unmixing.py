@@ -64,8 +64,8 @@ def prepare(
         Mixtures and evidence as float32, and orthogonal starts ``[G, R, M, M]``.
 
     Raises:
-        UsageError: shapes that cannot be separated or do not belong together, or values that are
-            not finite.
+        UsageError: shapes that cannot be separated or do not belong together.
+        DataError: values that are not finite.
     """
     check_groups(mixtures)
     evidence = mixtures if evidence is None else evidence
@@ -77,7 +77,7 @@ def prepare(
         )
     traced = isinstance(mixtures, jax.core.Tracer)  # in a caller's jit, where no value is known
     if not traced and not (jnp.isfinite(mixtures).all() and jnp.isfinite(evidence).all()):
-        raise _validate.UsageError(
+        raise _validate.DataError(
             "mixtures hold NaN or infinities, from which nothing can be separated. Look whether "
             "the network that they are from diverged."
         )

@@ -1,6 +1,6 @@
 """A regulariser that draws convolutions towards isometries: soft orthogonality."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -25,11 +25,17 @@ def isometry_penalty(params: Mapping[str, Any]) -> Array:
         float32 scalar.
     """
     total = jnp.zeros((), jnp.float32)
+    for kernel in convolutions(params):
+        matrix = kernel.reshape(-1, kernel.shape[-1]).astype(jnp.float32)
+        if matrix.shape[0] < matrix.shape[1]:
+            matrix = matrix.T
+        gram = jnp.matmul(matrix.T, matrix, precision="highest")
+        total = total + jnp.sum(jnp.square(gram - jnp.eye(gram.shape[0], dtype=gram.dtype)))
+    return total
+
+
+def convolutions(params: Mapping[str, Any]) -> Iterator[Any]:
+    """The kernels ``[k, k, in, out]`` among a segment's parameters or their shapes."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         if path[-1].key == "kernel" and leaf.ndim == 4:
-            matrix = leaf.reshape(-1, leaf.shape[-1]).astype(jnp.float32)
-            if matrix.shape[0] < matrix.shape[1]:
-                matrix = matrix.T
-            gram = jnp.matmul(matrix.T, matrix, precision="highest")
-            total = total + jnp.sum(jnp.square(gram - jnp.eye(gram.shape[0], dtype=gram.dtype)))
-    return total
+            yield leaf

@@ -3,6 +3,7 @@
 import dataclasses
 from pathlib import Path
 
+from facemix_jax._arguments import Folder
 from facemix_jax._validate import UsageError, in_range, positive
 from facemix_jax.serving import access
 
@@ -18,7 +19,7 @@ class CloudConfig:
     --tokens tokens.txt
     """
 
-    workdir: Path
+    workdir: Folder
     """Of a training run."""
     host: str = "127.0.0.1"
     """Address to listen on."""

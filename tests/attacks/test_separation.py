@@ -6,7 +6,7 @@ from pictures import mixed, patchwork
 from sklearn.decomposition import FastICA
 
 from facemix_jax import attacks, metrics, mixing
-from facemix_jax._validate import UsageError
+from facemix_jax._validate import DataError, UsageError
 from facemix_jax.attacks import separation, unmixing
 
 RNG_KEY = jax.random.key(7)
@@ -167,7 +167,7 @@ def test_shapes_that_cannot_be_separated_are_an_error(shape):
 def test_values_that_are_not_finite_are_an_error(value):
     mixtures, evidence = jnp.zeros((2, 2, 8, 8, 1)), jnp.zeros((2, 2, 8, 8, 1)).at[1, 0].set(value)
     for arguments in ({"mixtures": evidence}, {"mixtures": mixtures, "evidence": evidence}):
-        with pytest.raises(UsageError, match="NaN or infinities"):
+        with pytest.raises(DataError, match="NaN or infinities"):
             attacks.separate(**arguments, rng_key=RNG_KEY)
 
 
