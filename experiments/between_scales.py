@@ -1,0 +1,158 @@
+"""What of Table 3's larger scale changes the gaps to plain training: one thing at a time."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import measuring
+import report
+import scale as scales
+import summaries
+import table3
+import tyro
+from scale import Scale
+from systems import CLOUD, SYSTEMS
+
+from facemix_jax import _runtime, _validate, results
+from facemix_jax.results import Column, ResultTable, Row
+
+ROWS = (CLOUD, "noise N(0, 4)", "blurring 8x8", "FaceMix, M = 8, N_pre = 1")
+_GPU = table3.longer("gpu")
+
+
+def _train(**fields: Any) -> Callable[[Scale], Scale]:
+    return lambda scale: dataclasses.replace(
+        scale, train=dataclasses.replace(scale.train, **fields)
+    )
+
+
+CHANGES: dict[str, Callable[[Scale], Scale]] = {
+    "none": _train(),
+    "mirrored images": _train(flip=True),
+    "batch 256": _train(batch_size=256),
+    "109x89": lambda scale: dataclasses.replace(scale, image_size=(109, 89)),
+    # Half of what the larger scale has: a network takes two CPU cores eleven minutes.
+    "width 32": lambda scale: dataclasses.replace(scale, width=32),
+}
+"""By name: what ``gpu`` has otherwise than ``cpu``."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """Table 3's trainings at ``cpu``, as long as at ``gpu``, with one more thing of ``gpu`` each.
+
+    Command: ``python experiments/between_scales.py --data-dir LFWA``, or ``--scale smoke``, which
+    needs no files. Finished cells are not run again.
+
+    Run time: two minutes for ``smoke``; on two CPU cores about four minutes a network, twelve where
+    its width is 32.
+
+    Expected: wider networks and mirrored images help plain training more than noise and blurring,
+    whose gaps grow.
+
+    Attributes:
+        scale: smoke or cpu; see ``scale.py``.
+        data_dir: as in ``table3.py``; none for ``smoke``.
+        cache_dir: folder for decoded images; None for the data sets' default.
+        workdirs: folder for the runs; finished ones are not trained again.
+        rows: which, beside plain training; None for all, or for noise at ``smoke``.
+        changes: which; None for all, or for the first two at ``smoke``.
+        seeds: None for as many as the scale has.
+        output: JSON file; None for ``results/between_scales_SCALE.json``.
+    """
+
+    scale: Literal["smoke", "cpu"] = "cpu"
+    data_dir: str | None = None
+    cache_dir: str | None = None
+    workdirs: Path = Path("runs")
+    rows: tuple[str, ...] | None = None
+    changes: tuple[str, ...] | None = None
+    seeds: tuple[int, ...] | None = None
+    output: Path | None = None
+
+
+def main(config: Config) -> None:
+    """Runs the cells that the JSON file lacks, and writes each into it."""
+    scale = trained_long(config.scale)
+    rows = config.rows or ROWS[: 2 if scale.drawn else None]
+    changes = config.changes or tuple(CHANGES)[: 2 if scale.drawn else None]
+    for row in rows:
+        _validate.one_of(ROWS, row=row)
+    for change in changes:
+        _validate.one_of(CHANGES, change=change)
+    rows = (CLOUD, *(row for row in rows if row != CLOUD))  # what the others are held against
+    cells = report.Cells(
+        config.output or scales.output("between_scales", config.scale),
+        config,
+        name=f"between scales, scale {config.scale}",
+        chooses=("rows", "changes", "seeds"),
+        summarize=lambda cells: (tables(cells, scale), ()),
+    )
+    for seed in config.seeds or range(scale.seeds):
+        for change in changes:
+            changed = CHANGES[change](scale)
+            place = measuring.Place(
+                **table3.layout(config.data_dir),
+                data_dir=config.data_dir,
+                cache_dir=config.cache_dir,
+                identity_dir=None,
+                workdirs=config.workdirs
+                / f"between_scales_{config.scale}"
+                / change.replace(" ", "-"),
+            )
+            for row in rows:
+                what = {"row": row, "part": change, "seed": seed}
+                if not cells.has(**what):
+                    run = measuring.trained(row, SYSTEMS[row], changed, place, seed)
+                    found = measuring.utility(run, changed, place, seed)
+                    leak = measuring.separation(run, changed, place, seed)
+                    cells.add({**what, **found, "separation": leak})
+    cells.save()
+
+
+def trained_long(name: scales.Name) -> Scale:
+    """Table 3's scale with the epochs of its largest."""
+    scale = table3.longer(name)
+    if scale.drawn:
+        return scale
+    epochs = _GPU.train.num_epochs
+    return dataclasses.replace(scale, train=dataclasses.replace(scale.train, num_epochs=epochs))
+
+
+def tables(cells: summaries.Cells, scale: Scale) -> list[ResultTable]:
+    """A row for each change: plain accuracy, and the differences to it."""
+    if not cells:
+        return []
+    rows = []
+    for change in CHANGES:
+        plain = summaries.values(cells, CLOUD, change, "test_accuracy")
+        if plain:
+            gaps = [
+                tuple(
+                    results.mean_over_seeds([100 * (own[s] - plain[s]) for s in own if s in plain])
+                    for own in [summaries.values(cells, row, change, "test_accuracy")]
+                    if own
+                )
+                for row in ROWS[1:]
+            ]
+            first = summaries.measured(cells, CLOUD, change, "test_accuracy")
+            rows.append(Row(label=change, cells=(first, *gaps)))
+    table = ResultTable(
+        title=f"{summaries.images(scale, 'LFWA')}, {summaries.size(scale)}, with one change: test "
+        "accuracy of plain training, and differences to it in points",
+        columns=(
+            Column(name="plain", format="percent"),
+            *(Column(name=row, format="fixed2") for row in ROWS[1:]),
+        ),
+        rows=tuple(rows),
+        note="Less accuracy lost hides nothing more: separation returns the activations of "
+        "FaceMix's networks; noise and blurring have no key, and whoever sees what is sent has as "
+        "much as its owner.",
+    )
+    return [table]
+
+
+if __name__ == "__main__":
+    _runtime.configure()
+    main(tyro.cli(Config))
