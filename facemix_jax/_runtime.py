@@ -9,9 +9,11 @@ import platform
 from importlib import metadata
 
 _YNN_FLAG = "--xla_cpu_experimental_ynn_fusion_type"
-_YNN_TYPES = {(0, 10): "-individual_convolution", (0, 11): "-individual_convolution,-reduce"}
-"""What is kept from YNNPACK, by version of jaxlib: its convolutions are slow, and in jaxlib 0.11.2
-a bfloat16 mean over a map, fused with the layers before it, returns NaN."""
+_YNN_TYPES = "-individual_convolution,-reduce"
+"""What is kept from YNNPACK: its convolutions are slow, and its sums over maps, fused with the
+layers before them, are wrong: of a ReLU's NaN they make numbers, so that a network that diverged
+has an accuracy, and in jaxlib 0.11.2 they return NaN for some means in bfloat16."""
+_YNN_VERSIONS = ((0, 10), (0, 11))
 
 _KEEP_FREED_MEMORY = {"M_ARENA_MAX": (-8, 1), "M_MMAP_MAX": (-4, 0), "M_TRIM_THRESHOLD": (-1, -1)}
 """Parameters of glibc's ``mallopt`` and their values: all large buffers from one heap, which is
@@ -26,9 +28,8 @@ def configure(*, virtual_cpu_devices: int | None = None, deterministic: bool = F
     Call it before the first JAX computation (device counts and flags are read once).
 
     * Convolutions leave XLA's slow path: on two cores, training ResNet-18 at 218x178 went from
-      5.2 to 9.4 images/s. With jaxlib 0.11 sums over maps leave it too, as it returns NaN for
-      some in bfloat16. XLA stops at flags that it does not know, so the flag is set only for
-      jaxlib 0.10 and 0.11.
+      5.2 to 9.4 images/s. Sums over maps leave YNNPACK too, as it hides NaN. XLA stops at flags
+      that it does not know, so the flag is set only for jaxlib 0.10 and 0.11.
     * LAPACK runs one thread: drawing many small orthogonal matrices is faster by tens.
     * The process keeps the memory that it frees (glibc only). A training step's buffers are
       otherwise mapped anew and zeroed page by page in every step: 120,000 page faults and a
@@ -42,8 +43,8 @@ def configure(*, virtual_cpu_devices: int | None = None, deterministic: bool = F
     """
     flags = os.environ.get("XLA_FLAGS", "")
     version = tuple(int(part) for part in metadata.version("jaxlib").split(".")[:2])
-    if version in _YNN_TYPES and _YNN_FLAG not in flags:
-        flags += f" {_YNN_FLAG}={_YNN_TYPES[version]}"
+    if version in _YNN_VERSIONS and _YNN_FLAG not in flags:
+        flags += f" {_YNN_FLAG}={_YNN_TYPES}"
     if virtual_cpu_devices is not None:
         flags += f" --xla_force_host_platform_device_count={virtual_cpu_devices}"
     if deterministic and _DETERMINISTIC not in flags:

@@ -62,7 +62,8 @@ def evaluate_utility(
 
     Raises:
         UsageError: an unknown split or a wrong image size.
-        DataError: the network returns NaN.
+        DataError: the network returns NaN. On CPUs XLA hides it in sums over maps, except in
+            programs of this package and with its ``XLA_FLAGS`` (``_runtime.py``).
     """
     batch_size += -batch_size % defense.group_size
     counts = np.zeros((len(source.attribute_names), 2, 2), np.int64)

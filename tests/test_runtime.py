@@ -56,7 +56,7 @@ def test_a_buffer_of_the_last_step_is_used_again(configured: bool) -> None:
 @pytest.mark.parametrize(
     ("version", "set_before", "expected"),
     [
-        ("0.10.2", "", "--xla_cpu_experimental_ynn_fusion_type=-individual_convolution"),
+        ("0.10.2", "", "--xla_cpu_experimental_ynn_fusion_type=-individual_convolution,-reduce"),
         ("0.11.2", "", "--xla_cpu_experimental_ynn_fusion_type=-individual_convolution,-reduce"),
         ("0.12.0", "", ""),
         ("0.11.2", "--xla_cpu_experimental_ynn_fusion_type=", None),
@@ -70,6 +70,22 @@ def test_flags_are_those_of_the_version_and_the_users_stay(
     monkeypatch.setattr(_runtime.metadata, "version", lambda name: version)
     _runtime.configure()
     assert os.environ["XLA_FLAGS"] == (set_before if expected is None else expected)
+
+
+def test_a_mean_over_maps_does_not_hide_nan():
+    program = (
+        "from facemix_jax import _runtime\n"
+        "_runtime.configure()\n"
+        "import jax, jax.numpy as jnp\n"
+        "maps = jnp.full((128, 9, 9, 4), jnp.nan)\n"
+        "found = jax.jit(lambda z: jax.nn.relu(z).mean((1, 2)))(maps)\n"
+        "print(bool(jnp.isnan(found).all()))"
+    )
+    env = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    run = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, env=env
+    )
+    assert run.stdout.strip() == "True"
 
 
 @pytest.mark.parametrize("set_before", ["", "--xla_gpu_deterministic_ops=false"])
