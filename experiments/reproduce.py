@@ -80,6 +80,7 @@ STEPS: dict[str, Step] = {
     "figure4": Step(after="table2"),
     "figure5": Step(workdirs=("--pictures", "figure5")),
     "training_length": Step(after="figure4"),
+    "between_scales": Step(data="lfwa", largest="cpu", after="training_length"),
     "anonymizer_weights": Step(people=True, after="table2"),
     "other_systems": Step(people=True, after="table2"),
     "sweep": Step(workdirs=("--workdir", "runs/sweep"), after="table2"),

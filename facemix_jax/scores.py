@@ -22,6 +22,8 @@ from facemix_jax.runs import Run
 
 SCORES = "scores.json"
 _FACES = "pix2pix"
+_ATTACKS = 2
+"""Raised when other attacks run here than before: weaker figures are not shown again."""
 
 
 def newest_step(workdir: Path) -> int:
@@ -87,13 +89,14 @@ def scores(
 
 
 def _of(workdir: Path, data_dir: str | None) -> dict[str, Any]:
-    """What else scores depend on, as JSON has it: the run, its images and where they are read."""
+    """What else scores depend on, as JSON has it: run, images, where they are read, attacks."""
     config = runs.read_config(workdir)
     place = config.data.data_dir if data_dir is None else data_dir
     of = {
         "config": runs.portable(config),
         "images": runs.read_images(workdir),
         "data_dir": None if place is None else os.path.realpath(expanded(place)),
+        "attacks": _ATTACKS,
     }
     return dict(json.loads(json.dumps(of)))
 

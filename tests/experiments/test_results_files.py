@@ -8,6 +8,7 @@ import accuracy_cpu
 import accuracy_gpu
 import algebra_summary
 import anonymizer_weights
+import between_scales
 import challenge_baseline
 import frontier_summary
 import gaussian_codes
@@ -39,6 +40,10 @@ SUMMARIES = {
     "accuracy_gpu": lambda cells: accuracy_gpu.summarize(cells, accuracy_gpu.native("gpu")),
     "algebra_real": algebra_summary.summarize,
     "anonymizer_weights_cpu": lambda cells: (anonymizer_weights.tables(cells, SCALE), ()),
+    "between_scales_cpu": lambda cells: (
+        between_scales.tables(cells, between_scales.trained_long("cpu")),
+        (),
+    ),
     "challenge_baseline_smoke": challenge_baseline.summarize,
     "frontier": frontier_summary.summary,
     "gaussian_codes_cpu": lambda cells: (
