@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 import report
-import tyro
 
 from facemix_jax import _runtime, defenses, evaluation, fitting, results, runs
 from facemix_jax.data import DataConfig
@@ -165,4 +164,4 @@ def cell(config: Config, name: str, seed: int) -> dict[str, Any]:
 
 if __name__ == "__main__":
     _runtime.configure()
-    main(tyro.cli(Config))
+    report.script(main, Config)

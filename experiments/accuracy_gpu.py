@@ -9,7 +9,6 @@ import measuring
 import report
 import scale as scales
 import summaries
-import tyro
 from systems import CLOUD, SYSTEMS
 
 from facemix_jax import _runtime, data, fitting, runs
@@ -144,4 +143,4 @@ def summarize(cells: Sequence[Mapping[str, Any]], scale: scales.Scale) -> report
 
 if __name__ == "__main__":
     _runtime.configure()
-    main(tyro.cli(Config))
+    report.script(main, Config)

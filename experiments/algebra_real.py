@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import report
-import tyro
 
 from facemix_jax import _runtime, attacks, models, runs
 from facemix_jax._types import HostArray
@@ -281,4 +280,4 @@ def verification(
 
 if __name__ == "__main__":
     _runtime.configure()
-    main(tyro.cli(Config))
+    report.script(main, Config)

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import measuring
+import report
 import scale as scales
 import summaries
-import tyro
 from systems import ANONYMIZER, SYSTEMS
 
 from facemix_jax import _runtime
@@ -115,4 +115,4 @@ def tables(cells: Sequence[Mapping[str, Any]], scale: scales.Scale) -> list[Resu
 
 if __name__ == "__main__":
     _runtime.configure(deterministic=True)
-    main(tyro.cli(Config))
+    report.script(main, Config)

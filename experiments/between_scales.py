@@ -3,14 +3,13 @@
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import measuring
 import report
 import scale as scales
 import summaries
 import table3
-import tyro
 from scale import Scale
 from systems import CLOUD, SYSTEMS
 
@@ -18,21 +17,17 @@ from facemix_jax import _runtime, _validate, results
 from facemix_jax.results import Column, ResultTable, Row
 
 ROWS = (CLOUD, "noise N(0, 4)", "blurring 8x8", "FaceMix, M = 8, N_pre = 1")
-_GPU = table3.longer("gpu")
 
 
-def _train(**fields: Any) -> Callable[[Scale], Scale]:
-    return lambda scale: dataclasses.replace(
-        scale, train=dataclasses.replace(scale.train, **fields)
-    )
+def _mirrored(scale: Scale) -> Scale:
+    return dataclasses.replace(scale, train=dataclasses.replace(scale.train, flip=True))
 
 
 CHANGES: dict[str, Callable[[Scale], Scale]] = {
-    "none": _train(),
-    "mirrored images": _train(flip=True),
-    "batch 256": _train(batch_size=256),
+    "none": lambda scale: scale,
+    "mirrored images": _mirrored,
     "109x89": lambda scale: dataclasses.replace(scale, image_size=(109, 89)),
-    # Half of what the larger scale has: a network takes two CPU cores eleven minutes.
+    # Half of what the larger scale has, which takes two CPU cores eleven minutes a network.
     "width 32": lambda scale: dataclasses.replace(scale, width=32),
 }
 """By name: what ``gpu`` has otherwise than ``cpu``."""
@@ -45,8 +40,8 @@ class Config:
     Command: ``python experiments/between_scales.py --data-dir LFWA``, or ``--scale smoke``, which
     needs no files. Finished cells are not run again.
 
-    Run time: two minutes for ``smoke``; on two CPU cores about four minutes a network, twelve where
-    its width is 32.
+    Run time: two minutes for ``smoke``; on two CPU cores four to seven minutes a network, eleven
+    where its width is 32, and twice that beside other work.
 
     Expected: wider networks and mirrored images help plain training more than noise and blurring,
     whose gaps grow.
@@ -91,15 +86,13 @@ def main(config: Config) -> None:
     )
     for seed in config.seeds or range(scale.seeds):
         for change in changes:
-            changed = CHANGES[change](scale)
+            changed, folder = CHANGES[change](scale), f"between_scales_{config.scale}"
             place = measuring.Place(
                 **table3.layout(config.data_dir),
                 data_dir=config.data_dir,
                 cache_dir=config.cache_dir,
                 identity_dir=None,
-                workdirs=config.workdirs
-                / f"between_scales_{config.scale}"
-                / change.replace(" ", "-"),
+                workdirs=config.workdirs / folder / change.replace(" ", "-"),
             )
             for row in rows:
                 what = {"row": row, "part": change, "seed": seed}
@@ -116,8 +109,8 @@ def trained_long(name: scales.Name) -> Scale:
     scale = table3.longer(name)
     if scale.drawn:
         return scale
-    epochs = _GPU.train.num_epochs
-    return dataclasses.replace(scale, train=dataclasses.replace(scale.train, num_epochs=epochs))
+    train = dataclasses.replace(scale.train, num_epochs=table3.EPOCHS["gpu"])
+    return dataclasses.replace(scale, train=train)
 
 
 def tables(cells: summaries.Cells, scale: Scale) -> list[ResultTable]:
@@ -155,4 +148,4 @@ def tables(cells: summaries.Cells, scale: Scale) -> list[ResultTable]:
 
 if __name__ == "__main__":
     _runtime.configure()
-    main(tyro.cli(Config))
+    report.script(main, Config)

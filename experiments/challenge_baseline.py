@@ -1,7 +1,6 @@
 """The challenge made, attacked by our own baseline and scored: what plain FaceMix withstands."""
 
 import dataclasses
-import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -10,11 +9,10 @@ from typing import Any, Literal
 
 import challenge
 import report
-import tyro
 from challenge_scoring import Score, score
 from scale import output
 
-from facemix_jax import _runtime, cli
+from facemix_jax import _runtime
 from facemix_jax.results import Column, ResultTable
 
 NOISES = (0.0, 1.0)
@@ -105,4 +103,4 @@ def summarize(cells: Sequence[Mapping[str, Any]]) -> report.Summary:
 
 if __name__ == "__main__":
     _runtime.configure()
-    sys.exit(cli.guarded(lambda: main(tyro.cli(Config))))
+    report.script(main, Config)

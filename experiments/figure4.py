@@ -4,9 +4,9 @@ import dataclasses
 from pathlib import Path
 
 import measuring
+import report
 import scale as scales
 import summaries
-import tyro
 from systems import facemix
 
 from facemix_jax import _runtime
@@ -78,4 +78,4 @@ def main(config: Config) -> None:
 
 if __name__ == "__main__":
     _runtime.configure(deterministic=True)  # as table2.py, whose runs it shares
-    main(tyro.cli(Config))
+    report.script(main, Config)

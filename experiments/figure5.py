@@ -15,7 +15,6 @@ import jax.numpy as jnp
 import measuring
 import numpy as np
 import report
-import tyro
 from scale import SCALES, Name, Scale, data_config, output
 
 from facemix_jax import (
@@ -397,4 +396,4 @@ def tables(cells: Sequence[Mapping[str, Any]], *, drawn: bool = False) -> list[r
 
 if __name__ == "__main__":
     _runtime.configure()
-    main(tyro.cli(Config))
+    report.script(main, Config)

@@ -13,7 +13,6 @@ import jax
 import persons
 import report
 import scale as scales
-import tyro
 
 from facemix_jax import _runtime, attacks, defenses, evaluation, fitting, runs
 from facemix_jax._validate import one_of
@@ -200,4 +199,4 @@ def utility(run: runs.Run) -> dict[str, Any]:
 
 if __name__ == "__main__":
     _runtime.configure()
-    main(tyro.cli(Config))
+    report.script(main, Config)

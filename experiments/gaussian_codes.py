@@ -10,7 +10,6 @@ import adapted_ica
 import jax
 import report
 import scale as scales
-import tyro
 
 from facemix_jax import _runtime, attacks, data, evaluation, fitting, gaussian_codes, runs
 from facemix_jax._validate import one_of
@@ -246,4 +245,4 @@ def table(cells: Sequence[Mapping[str, Any]], config: Config) -> ResultTable:
 
 if __name__ == "__main__":
     _runtime.configure()
-    main(tyro.cli(Config))
+    report.script(main, Config)

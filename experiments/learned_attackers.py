@@ -10,7 +10,6 @@ import jax
 import measuring
 import persons
 import report
-import tyro
 
 from facemix_jax import _runtime, attacks, defenses, mixing, runs
 from facemix_jax.attacks import learning, recognition, reconstruction
@@ -213,4 +212,4 @@ def attack(target: attacks.Target, name: str, config: Config) -> dict[str, Any]:
 
 if __name__ == "__main__":
     _runtime.configure()
-    main(tyro.cli(Config))
+    report.script(main, Config)

@@ -7,7 +7,6 @@ from typing import Any, Literal
 
 import jax
 import report
-import tyro
 from linearity_summary import FRESH, GROUP_SIZE, NETWORK, RELATION, summarize
 from scale import SCALES, data_config, output
 from scipy import stats
@@ -278,4 +277,4 @@ def fresh(config: Config, plain: Run) -> list[dict[str, Any]]:
 
 if __name__ == "__main__":
     _runtime.configure()
-    main(tyro.cli(Config))
+    report.script(main, Config)

@@ -11,7 +11,6 @@ import measuring
 import numpy as np
 import report
 import scale as scales
-import tyro
 from scipy import stats
 from systems import System, facemix
 
@@ -326,4 +325,4 @@ def relation_table(cells: Cells) -> ResultTable:
 
 if __name__ == "__main__":
     _runtime.configure()
-    main(tyro.cli(Config))
+    report.script(main, Config)

@@ -12,7 +12,6 @@ import numpy as np
 import report
 import scale as scales
 import summaries
-import tyro
 from systems import CLOUD, SYSTEMS
 
 from facemix_jax import _runtime, data, defenses, evaluation, osia, runs, slalom
@@ -233,4 +232,4 @@ def osia_cell(
 
 if __name__ == "__main__":
     _runtime.configure()
-    main(tyro.cli(Config))
+    report.script(main, Config)

@@ -9,7 +9,6 @@ import jax
 import measuring
 import numpy as np
 import report
-import tyro
 from phase_summary import Grid, picture, summarize
 from scale import SCALES, Name, data_config, output
 
@@ -231,4 +230,4 @@ class Scored:
 
 if __name__ == "__main__":
     _runtime.configure()
-    main(tyro.cli(Config))
+    report.script(main, Config)

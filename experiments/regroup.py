@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import report
-import tyro
 from scale import SCALES, output
 from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.spatial.distance import pdist
@@ -234,4 +233,4 @@ def linked_energies(sent: HostArray, num_groups: int) -> HostArray:
 
 if __name__ == "__main__":
     _runtime.configure()
-    main(tyro.cli(Config))
+    report.script(main, Config)

@@ -5,11 +5,14 @@ import dataclasses
 import fcntl
 import json
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from facemix_jax import attacks, data, results, runs, sweep
+import tyro
+
+from facemix_jax import attacks, cli, data, results, runs, sweep
 from facemix_jax._files import write_atomically
 from facemix_jax._types import Array, Variables
 from facemix_jax._validate import UsageError
@@ -20,6 +23,11 @@ Summary = tuple[Sequence[results.ResultTable], Sequence[results.Chart]]
 
 QUICK = "Gradient ICA is a quick attack, not the strongest: facemix attack runs that."
 """Stands below its figures where nothing stronger was run."""
+
+
+def script(main: Callable[[Any], None], config: type[Any]) -> NoReturn:
+    """Runs a script with the command line's options; what goes wrong is said in a paragraph."""
+    sys.exit(cli.guarded(lambda: main(tyro.cli(config))))
 
 
 def faces(data_dir: str | None, cache_dir: str | None, image_size: tuple[int, int]) -> data.Source:
@@ -164,7 +172,7 @@ class Cells:
         cells: what there was when this process last looked.
 
     Raises:
-        UsageError: the file was begun with other options.
+        UsageError: the file was begun with other options, or holds something else.
     """
 
     def __init__(
@@ -241,7 +249,16 @@ class Cells:
             self._write(provenance() if new or not before else before)
 
     def _stored(self) -> dict[str, Any]:
-        return json.loads(self._output.read_text()) if self._output.exists() else {}
+        try:
+            stored = json.loads(self._output.read_text()) if self._output.exists() else {}
+        except ValueError:
+            stored = None
+        if not isinstance(stored, dict):
+            raise UsageError(
+                f"{self._output} is there and holds no results. Give another --output, or restore "
+                f"or remove it."
+            )
+        return stored
 
     def _write(self, made: dict[str, Any]) -> None:
         tables, charts = self._summarize(self.cells)

@@ -9,7 +9,6 @@ from typing import Any, Literal
 import jax
 import numpy as np
 import report
-import tyro
 from scale import SCALES, output
 
 from facemix_jax import _runtime, attacks, data, metrics, mixing, models
@@ -190,4 +189,4 @@ def signs_right(sources: Array, truth: Array) -> float:
 
 if __name__ == "__main__":
     _runtime.configure()
-    main(tyro.cli(Config))
+    report.script(main, Config)

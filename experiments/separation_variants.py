@@ -9,7 +9,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import report
-import tyro
 
 from facemix_jax import _runtime, attacks, data, defenses, mixing, models, runs
 from facemix_jax._types import Array, RngKey
@@ -188,4 +187,4 @@ def noisy(group_size: int, noise: float, unit: float) -> Defense:
 
 if __name__ == "__main__":
     _runtime.configure()
-    main(tyro.cli(Config))
+    report.script(main, Config)

@@ -10,7 +10,6 @@ import measuring
 import report
 import scale as scales
 import summaries
-import tyro
 
 from facemix_jax import _runtime, results, sweep
 from facemix_jax.commands_sweep import Sweep
@@ -133,4 +132,4 @@ def table(cells: Sequence[Mapping[str, Any]], scale: scales.Scale) -> ResultTabl
 
 if __name__ == "__main__":
     _runtime.configure()
-    main(tyro.cli(Config))
+    report.script(main, Config)

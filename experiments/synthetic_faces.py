@@ -8,7 +8,6 @@ from typing import Any
 import jax
 import numpy as np
 import report
-import tyro
 
 from facemix_jax import _runtime, data, defenses, evaluation, fitting, inference, runs, training
 from facemix_jax._types import Array, HostArray
@@ -299,4 +298,4 @@ def summarize(cells: Sequence[Mapping[str, Any]]) -> report.Summary:
 
 if __name__ == "__main__":
     _runtime.configure()
-    main(tyro.cli(Config))
+    report.script(main, Config)

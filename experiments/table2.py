@@ -4,10 +4,10 @@ import dataclasses
 from pathlib import Path
 
 import measuring
+import report
 import rows
 import scale as scales
 import summaries
-import tyro
 from systems import STRONGER, SYSTEMS
 
 from facemix_jax import _runtime
@@ -82,4 +82,4 @@ def main(config: Config) -> None:
 
 if __name__ == "__main__":
     _runtime.configure(deterministic=True)
-    main(tyro.cli(Config))
+    report.script(main, Config)

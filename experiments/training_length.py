@@ -10,7 +10,6 @@ import report
 import scale as scales
 import summaries
 import table3
-import tyro
 from systems import ANONYMIZER, CLOUD, SYSTEMS
 
 from facemix_jax import _runtime, _validate, results
@@ -145,4 +144,4 @@ def chart(cells: Sequence[Mapping[str, Any]], scale: scales.Scale, dataset: str)
 
 if __name__ == "__main__":
     _runtime.configure()
-    main(tyro.cli(Config))
+    report.script(main, Config)

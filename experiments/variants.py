@@ -12,7 +12,6 @@ import persons
 import report
 import scale as scales
 import summaries
-import tyro
 import variants_summary
 from scale import Scale
 from systems import SYSTEMS, System
@@ -295,4 +294,4 @@ def _found_only(recovered: HostArray, sources: int) -> HostArray:
 
 if __name__ == "__main__":
     _runtime.configure()
-    main(tyro.cli(Config))
+    report.script(main, Config)

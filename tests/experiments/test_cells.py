@@ -17,6 +17,7 @@ import reproduce
 import scale as scales
 import summaries
 import systems
+import table3
 from PIL import Image
 
 from facemix_jax import results
@@ -42,6 +43,24 @@ def test_a_cell_of_another_network_is_refused(tmp_path):
         UsageError, match=r"x\.json holds .*pix2pix.* network, one, but this .* two"
     ):
         cells.has("two", attack="pix2pix")
+
+
+@pytest.mark.parametrize("content", ["a letter", "[1]", '{"cells": ['])
+def test_a_file_of_another_kind_is_not_replaced(tmp_path, content):
+    (tmp_path / "x.json").write_text(content)
+    with pytest.raises(UsageError, match=r"x\.json is there .*--output"):
+        cells_in(tmp_path)
+    assert (tmp_path / "x.json").read_text() == content
+
+
+def test_what_goes_wrong_in_a_script_is_said_in_a_paragraph(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["table3.py", "--rows", "nobody's"])
+    with pytest.raises(SystemExit) as stopped:
+        report.script(table3.main, table3.Config)
+    said = capsys.readouterr().err
+    assert stopped.value.code == 2
+    assert "nobody's" in said
+    assert "Traceback" not in said
 
 
 def test_a_run_is_the_same_wherever_its_images_lie():
