@@ -2,9 +2,11 @@
 
 import asyncio
 import collections
+import contextlib
 import os
 import socket
 import struct
+import threading
 import time
 import urllib.request
 
@@ -132,7 +134,19 @@ def rude_socket(address, kind):
             + frame(0, 0, 1, b"\0" + struct.pack(">I", 1000) + bytes(100)),
         }[kind]
     )
+    if kind == "slow":
+        threading.Thread(target=answer_pings, args=(opened,), daemon=True).start()
     return opened
+
+
+def answer_pings(opened):
+    """Until the connection ends, as every client does: else that is why it is closed."""
+    with contextlib.suppress(OSError), opened.makefile("rb") as stream:
+        opened.settimeout(None)
+        while len(head := stream.read(9)) == 9:
+            payload = stream.read(int.from_bytes(head[:3]))
+            if head[3] == 6 and not head[4] & 1:
+                opened.sendall(frame(6, 1, 0, payload))
 
 
 async def well_behaved(client, model_id, cases, stop):
