@@ -80,9 +80,12 @@ def test_a_text_means_an_entry_or_a_file(monkeypatch, tmp_path):
     assert isinstance(key_ring.place("./keyring:work"), key_ring.SecretFile)
 
 
-@pytest.mark.parametrize("path", ["", "/", ".", "~/.."])
-def test_what_names_no_file_is_refused(path):
-    with pytest.raises(UsageError, match=f"'{path}' names no file"):
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [("", "path is empty"), *((path, f"'{path}' names no file") for path in ("/", ".", "~/.."))],
+)
+def test_what_names_no_file_is_refused(path, words):
+    with pytest.raises(UsageError, match=words):
         key_ring.place(path)
 
 
