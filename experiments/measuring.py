@@ -12,7 +12,7 @@ import persons
 import report
 import scale as scales
 from scale import Scale, data_config
-from systems import System
+from systems import CLOUD, SYSTEMS, System
 
 from facemix_jax import anonymizing, attacks, data, evaluation, fitting, models, runs
 from facemix_jax.attacks import recognition, suite
@@ -134,6 +134,27 @@ def utility(run: Run, scale: Scale, place: Place, seed: int) -> dict[str, Any]:
         "balanced_accuracy": round(scores.balanced_accuracy, 5),
         "majority_accuracy": round(scores.majority_accuracy, 5),
     }
+
+
+def add_gaps(
+    cells: report.Cells, rows: Iterable[str], part: str, scale: Scale, place: Place, seed: int
+) -> None:
+    """Accuracy and separation of each row that is missing, plain training first.
+
+    Args:
+        cells: of the results file.
+        rows: beside plain training, which the others are held against.
+        part: name of the cells.
+        scale: how networks are trained.
+        place: of the pictures and runs.
+        seed: of the runs.
+    """
+    for row in (CLOUD, *(row for row in rows if row != CLOUD)):
+        what = {"row": row, "part": part, "seed": seed}
+        if not cells.has(**what):
+            run = trained(row, SYSTEMS[row], scale, place, seed)
+            found = utility(run, scale, place, seed)
+            cells.add({**what, **found, "separation": separation(run, scale, place, seed)})
 
 
 def run_attack(

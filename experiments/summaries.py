@@ -35,9 +35,9 @@ def measured(cells: Cells, row: str, part: str, name: str) -> tuple[Value, ...]:
     return (results.mean_over_seeds(list(found.values())),) if found else ()
 
 
-def difference(cells: Cells, row: str, name: str) -> tuple[Value, ...]:
+def difference(cells: Cells, row: str, name: str, part: str = "utility") -> tuple[Value, ...]:
     """To the plain network in points, seed by seed."""
-    own, plain = (values(cells, r, "utility", name) for r in (row, CLOUD))
+    own, plain = (values(cells, r, part, name) for r in (row, CLOUD))
     both = [100 * (own[seed] - plain[seed]) for seed in own if seed in plain]
     return (results.mean_over_seeds(both),) if both and row != CLOUD else ()
 

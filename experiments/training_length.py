@@ -10,9 +10,9 @@ import report
 import scale as scales
 import summaries
 import table3
-from systems import ANONYMIZER, CLOUD, SYSTEMS
+from systems import ANONYMIZER, CLOUD
 
-from facemix_jax import _runtime, _validate, results
+from facemix_jax import _runtime, _validate
 from facemix_jax.results import Chart, Curve
 
 ROWS = (
@@ -73,7 +73,6 @@ def main(config: Config) -> None:
     rows = config.rows or (ROWS[:-1] if scale.drawn or on_lfwa else ROWS)
     for row in rows:
         _validate.one_of(ROWS[:-1] if on_lfwa else ROWS, row=row)
-    rows = (CLOUD, *(row for row in rows if row != CLOUD))  # what the others are held against
     script = "training_length" + "_lfwa" * on_lfwa
     cells = report.Cells(
         config.output or scales.output(script, config.scale),
@@ -94,13 +93,8 @@ def main(config: Config) -> None:
                 workdirs=config.workdirs / f"{script}_{config.scale}" / f"{epochs}",
             )
             longer = dataclasses.replace(scale, train=train)
-            for row in rows:
-                what = {"row": row, "part": f"{epochs} epochs", "seed": seed}
-                if not cells.has(**what):
-                    run = measuring.trained(row, SYSTEMS[row], longer, place, seed)
-                    found = measuring.utility(run, longer, place, seed)
-                    leak = measuring.separation(run, longer, place, seed)
-                    cells.add({**what, **found, "separation": leak})
+            part = f"{epochs} epochs"
+            measuring.add_gaps(cells, rows, part, longer, place, seed)
     cells.save()
 
 
@@ -111,13 +105,12 @@ def chart(cells: Sequence[Mapping[str, Any]], scale: scales.Scale, dataset: str)
     for row in ROWS[1:]:
         points = []
         for epochs in lengths:
-            own, plain = (
-                summaries.values(cells, r, f"{epochs} epochs", "test_accuracy")
-                for r in (row, CLOUD)
-            )
-            both = [100 * (own[s] - plain[s]) for s in own if s in plain]
-            if both:
-                points.append((epochs, results.mean_over_seeds(both)))
+            points += [
+                (epochs, gap)
+                for gap in summaries.difference(
+                    cells, row, "test_accuracy", part=f"{epochs} epochs"
+                )
+            ]
         if points:
             curves.append(
                 Curve(
