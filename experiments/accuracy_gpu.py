@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import measuring
+import places
 import report
 import scale as scales
 import summaries
@@ -64,7 +65,7 @@ def main(config: Config) -> None:
     for row in config.rows:
         one_of(ROWS, row=row)
     scale = native(config.scale)
-    place = measuring.celeba(config, runs_of="accuracy")
+    place = places.place(config, runs_of="accuracy")
     cells = report.Cells(
         config.output or scales.output("accuracy", config.scale),
         config,
@@ -87,7 +88,7 @@ def main(config: Config) -> None:
 
 
 def trained(
-    row: str, scale: scales.Scale, place: measuring.Place, seeds: Sequence[int]
+    row: str, scale: scales.Scale, place: places.Place, seeds: Sequence[int]
 ) -> tuple[list[runs.Run], dict[str, int]]:
     """Trains what is missing of a row, all seeds in one process; with images/s if any was."""
     configs = [measuring.run_config(SYSTEMS[row], scale, place, seed) for seed in seeds]

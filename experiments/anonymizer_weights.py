@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import measuring
+import places
 import report
 import scale as scales
 import summaries
@@ -70,7 +71,7 @@ def main(config: Config) -> None:
         },
         PARTS,
         scale,
-        measuring.celeba(config, identity_dir=config.identity_dir, runs_of="anonymizer_weights"),
+        places.place(config, identity_dir=config.identity_dir, runs_of="anonymizer_weights"),
         chooses=("weights", "seeds"),
         summarize=lambda cells: (tables(cells, scale), ()),
     )

@@ -1,44 +1,61 @@
-"""What of Table 3's larger scale changes the gaps to plain training: one thing at a time."""
+"""What of the tables' larger scale changes the gaps to plain training: one thing at a time."""
 
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import measuring
+import places
 import report
 import scale as scales
 import summaries
-import table3
 from scale import Scale
 from systems import CLOUD
 
 from facemix_jax import _runtime, _validate
 from facemix_jax.results import Column, ResultTable, Row
 
-ROWS = (CLOUD, "noise N(0, 4)", "blurring 8x8", "FaceMix, M = 8, N_pre = 1")
+ROWS = {
+    "celeba": (CLOUD, "noise N(0, 4)", "blurring 16x16", "blurring 8x8"),
+    "lfwa": (CLOUD, "noise N(0, 4)", "blurring 8x8", "FaceMix, M = 8, N_pre = 1"),
+}
 
 
-def _mirrored(scale: Scale) -> Scale:
-    return dataclasses.replace(scale, train=dataclasses.replace(scale.train, flip=True))
+def _trained(scale: Scale, **changed: Any) -> Scale:
+    return dataclasses.replace(scale, train=dataclasses.replace(scale.train, **changed))
+
+
+def _quarter(scale: Scale) -> Scale:
+    """A fourth of the images and as many steps."""
+    fewer = dataclasses.replace(scale, train_examples=2048)
+    return _trained(fewer, num_epochs=4 * scale.train.num_epochs)
 
 
 CHANGES: dict[str, Callable[[Scale], Scale]] = {
     "none": lambda scale: scale,
-    "mirrored images": _mirrored,
+    "mirrored images": lambda scale: _trained(scale, flip=True),
     "109x89": lambda scale: dataclasses.replace(scale, image_size=(109, 89)),
     # Half of what the larger scale has.
     "width 32": lambda scale: dataclasses.replace(scale, width=32),
+    # The paper's size, by its edge columns.
+    "218x178": lambda scale: dataclasses.replace(scale, image_size=(218, 178)),
+    "2,048 images": _quarter,
 }
-"""By name: what ``gpu`` has otherwise than ``cpu``."""
+"""By name: what ``gpu`` or the paper has otherwise than ``cpu``. The paper has fifteen times the
+images of CelebA that are here: fewer say in which direction more would go."""
+LFWA_CHANGES = tuple(CHANGES)[:4]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-    """Table 3's trainings at ``cpu``, as long as at ``gpu``, with one more thing of ``gpu`` each.
+    """The tables' trainings at ``cpu`` with one more thing of ``gpu`` or the paper each.
 
-    Command: ``python experiments/between_scales.py --data-dir LFWA``, or ``--scale smoke``, which
-    needs no files. Finished cells are not run again.
+    On LFWA they are as long as at ``gpu``.
+
+    Command: ``python experiments/between_scales.py --data-dir LFWA``, or ``--dataset celeba
+    --data-dir CELEBA``, or ``--scale smoke``, which needs no files. Finished cells are not run
+    again.
 
     Run time: a minute for ``smoke``; ``cpu`` was timed beside other work only, where a network took
     7 to 9 minutes, and 19 to 33 with a width of 32.
@@ -49,16 +66,19 @@ class Config:
 
     Attributes:
         scale: smoke or cpu; see ``scale.py``.
-        data_dir: as in ``table3.py``; none for ``smoke``.
+        dataset: celeba or lfwa.
+        data_dir: folder with its files, as in ``table2.py`` and ``table3.py``; none for ``smoke``.
         cache_dir: folder for decoded images; None for the data sets' default.
         workdirs: folder for the runs; finished ones are not trained again.
         rows: which, beside plain training; None for all, or for noise at ``smoke``.
         changes: which; None for all, or for none of them at ``smoke``.
         seeds: None for as many as the scale has.
-        output: JSON file; None for ``results/between_scales_SCALE.json``.
+        output: JSON file; None for ``results/between_scales_SCALE.json``, on CelebA
+            ``between_scales_celeba_SCALE.json``.
     """
 
     scale: Literal["smoke", "cpu"] = "cpu"
+    dataset: places.Dataset = "lfwa"
     data_dir: str | None = None
     cache_dir: str | None = None
     workdirs: Path = Path("runs")
@@ -70,66 +90,67 @@ class Config:
 
 def main(config: Config) -> None:
     """Runs the cells that the JSON file lacks, and writes each into it."""
-    scale = trained_long(config.scale)
-    rows = config.rows or ROWS[: 2 if scale.drawn else None]
-    changes = config.changes or tuple(CHANGES)[: 1 if scale.drawn else None]
+    scale = trained_long(config.dataset, config.scale)
+    known, possible = ROWS[config.dataset], _changes(config.dataset)
+    rows = config.rows or known[: 2 if scale.drawn else None]
+    changes = config.changes or possible[: 1 if scale.drawn else None]
     for row in rows:
-        _validate.one_of(ROWS, row=row)
+        _validate.one_of(known, row=row)
     for change in changes:
-        _validate.one_of(CHANGES, change=change)
+        _validate.one_of(possible, change=change)
+    script = "between_scales" + "_celeba" * (config.dataset == "celeba")
+    place = places.place(config, dataset=config.dataset, runs_of=script)
     cells = report.Cells(
-        config.output or scales.output("between_scales", config.scale),
+        config.output or scales.output(script, config.scale),
         config,
         name=f"between scales, scale {config.scale}",
         chooses=("rows", "changes", "seeds"),
-        summarize=lambda cells: (tables(cells, scale), ()),
+        summarize=lambda cells: (tables(cells, config.dataset, scale), ()),
     )
     for seed in config.seeds or range(scale.seeds):
         for change in changes:
-            changed, folder = CHANGES[change](scale), f"between_scales_{config.scale}"
-            place = measuring.Place(
-                **table3.layout(config.data_dir),
-                data_dir=config.data_dir,
-                cache_dir=config.cache_dir,
-                identity_dir=None,
-                workdirs=config.workdirs / folder / change.replace(" ", "-"),
-            )
-            measuring.add_gaps(cells, rows, change, changed, place, seed)
+            kept = places.within(place, change.replace(" ", "-"))
+            measuring.add_gaps(cells, rows, change, CHANGES[change](scale), kept, seed)
     cells.save()
 
 
-def trained_long(name: scales.Name) -> Scale:
-    """Table 3's scale with the epochs of its largest."""
-    scale = table3.longer(name)
-    if scale.drawn:
+def _changes(dataset: places.Dataset) -> tuple[str, ...]:
+    return tuple(CHANGES) if dataset == "celeba" else LFWA_CHANGES
+
+
+def trained_long(dataset: places.Dataset, name: scales.Name) -> Scale:
+    """A table's scale, on LFWA with the epochs of its largest."""
+    scale = places.scale_of(dataset, name)
+    if scale.drawn or dataset == "celeba":
         return scale
-    train = dataclasses.replace(scale.train, num_epochs=table3.EPOCHS["gpu"])
-    return dataclasses.replace(scale, train=train)
+    return _trained(scale, num_epochs=places.LFWA_EPOCHS["gpu"])
 
 
-def tables(cells: summaries.Cells, scale: Scale) -> list[ResultTable]:
+def tables(cells: summaries.Cells, dataset: places.Dataset, scale: Scale) -> list[ResultTable]:
     """A row for each change: plain accuracy, and the differences to it."""
     if not cells:
         return []
+    compared = ROWS[dataset][1:]
     rows = []
     for change in CHANGES:
         plain = summaries.measured(cells, CLOUD, change, "test_accuracy")
         if plain:
             gaps = (
-                summaries.difference(cells, row, "test_accuracy", part=change) for row in ROWS[1:]
+                summaries.difference(cells, row, "test_accuracy", part=change) for row in compared
             )
             rows.append(Row(label=change, cells=(plain, *gaps)))
+    note = "noise and blurring have no key, and whoever sees what is sent has as much as its owner."
+    if dataset == "lfwa":
+        note = f"separation returns the activations of FaceMix's networks; {note}"
     table = ResultTable(
-        title=f"{summaries.images(scale, 'LFWA')}, {summaries.size(scale)}, with one change: test "
-        "accuracy of plain training, and differences to it in points",
+        title=f"{summaries.images(scale, places.LABELS[dataset])}, {summaries.size(scale)}, with "
+        "one change: test accuracy of plain training, and differences to it in points",
         columns=(
             Column(name="plain", format="percent"),
-            *(Column(name=row, format="fixed2") for row in ROWS[1:]),
+            *(Column(name=row, format="fixed2") for row in compared),
         ),
         rows=tuple(rows),
-        note="Less accuracy lost hides nothing more: separation returns the activations of "
-        "FaceMix's networks; noise and blurring have no key, and whoever sees what is sent has as "
-        "much as its owner.",
+        note=f"Less accuracy lost hides nothing more: {note}",
     )
     return [table]
 

@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 
 import measuring
+import places
 import report
 import scale as scales
 import summaries
@@ -55,7 +56,7 @@ class Config:
 def main(config: Config) -> None:
     """Runs the cells that the JSON file lacks, and writes each into it."""
     scale = scales.SCALES[config.scale]
-    place = measuring.celeba(config)
+    place = places.place(config)
     group_sizes = config.group_sizes or ((2, 8) if scale.drawn else (2, 4, 8, 16, 32))
     cuts = config.cuts or ((1, 3) if scale.drawn else CUTS)
     for cut in cuts:

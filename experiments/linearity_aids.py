@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import measuring
 import numpy as np
+import places
 import report
 import scale as scales
 from scipy import stats
@@ -150,7 +151,7 @@ def measure(config: Config, name: str, group_size: int, seed: int) -> dict[str, 
     train = dataclasses.replace(scale.train, isometry=aid.isometry)
     scale = dataclasses.replace(scale, train=train)
     # What is trained without aid is the network of the paper's tables.
-    place = measuring.celeba(config, runs_of="table2" if name == NONE else "linearity_aids")
+    place = places.place(config, runs_of="table2" if name == NONE else "linearity_aids")
     row = f"FaceMix, M = {group_size}, N_pre = 1" + (f", {name}" if name != NONE else "")
     run = measuring.trained(row, system, scale, place, seed)
     run = run._replace(defense=defenses.build(plain.defense))

@@ -11,6 +11,7 @@ import numpy as np
 import persons
 import report
 import scale as scales
+from places import Place, prepare
 from scale import Scale, data_config
 from systems import CLOUD, SYSTEMS, System
 
@@ -19,60 +20,6 @@ from facemix_jax.attacks import recognition, suite
 from facemix_jax.attacks.base import by_group, truth_by_group
 from facemix_jax.attacks.groups import in_order, match, unmix
 from facemix_jax.runs import Run, RunConfig
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Place:
-    """Where the pictures are and the runs go.
-
-    Attributes:
-        dataset: ``celeba`` or ``lfwa``; a drawn scale needs neither.
-        data_dir: its folder.
-        cache_dir: for decoded images.
-        identity_dir: folder with pictures of people to recognise; None: no one is recognised.
-        workdirs: folder for the runs.
-        columns: as in ``DataConfig``.
-    """
-
-    dataset: str
-    data_dir: str | None
-    cache_dir: str | None
-    identity_dir: str | None
-    workdirs: Path
-    columns: str | None = None
-
-
-def celeba(config: Any, *, identity_dir: str | None = None, runs_of: str = "table2") -> Place:
-    """The place of a script on CelebA; scripts with the same ``runs_of`` share what is trained.
-
-    Args:
-        config: has ``scale``, ``data_dir``, ``cache_dir`` and ``workdirs``.
-        identity_dir: as in ``Place``.
-        runs_of: begins the name of the folder of runs.
-    """
-    return Place(
-        dataset="celeba",
-        data_dir=config.data_dir,
-        cache_dir=config.cache_dir,
-        identity_dir=identity_dir,
-        workdirs=config.workdirs / f"{runs_of}_{config.scale}",
-    )
-
-
-def prepare(scale: Scale, place: Place) -> None:
-    """Opens all files, which decodes them once, so that what is amiss is said before training.
-
-    It uses no accelerator: the processes of rows that run side by side share its memory.
-
-    Raises:
-        FacemixError: files are missing or damaged.
-    """
-    if not scale.drawn:
-        data.load_source(
-            data_config(scale, place.data_dir, place.cache_dir, place.dataset, place.columns)
-        )
-    if place.identity_dir is not None:
-        persons.people(place.identity_dir, place.cache_dir, scale.image_size)
 
 
 def sized(model: models.ModelConfig, scale: Scale) -> models.ModelConfig:

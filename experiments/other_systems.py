@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import measuring
 import numpy as np
+import places
 import report
 import scale as scales
 import summaries
@@ -55,7 +56,7 @@ class Config:
 def main(config: Config) -> None:
     """Runs the cells that the JSON file lacks, and writes each into it."""
     scale = scales.SCALES[config.scale]
-    place = measuring.celeba(config, identity_dir=config.identity_dir)
+    place = places.place(config, identity_dir=config.identity_dir)
     output = config.output or scales.output("other_systems", config.scale)
     cells = report.Cells(
         output,
@@ -197,7 +198,7 @@ def slalom_cell(run: Run) -> dict[str, Any]:
 
 
 def osia_cell(
-    plain: Run, scale: scales.Scale, place: measuring.Place, *, siamese: bool, noise: float
+    plain: Run, scale: scales.Scale, place: places.Place, *, siamese: bool, noise: float
 ) -> dict[str, Any]:
     """A deep cut of the plain network, fine-tuned or not, reduced, with noise on what is sent."""
     deep = dataclasses.replace(plain.config.model, cut=OSIA_CUT)

@@ -12,6 +12,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import NamedTuple
 
+import places
 import scale as scales
 import tyro
 
@@ -64,6 +65,8 @@ class Step(NamedTuple):
         largest: the largest scale that it has.
         workdirs: its option for runs and pictures, and their folder below ``out``.
         people: whether it takes ``--identity-dir``.
+        script: whose file it is, where that is not the step's name.
+        dataset: its option, of a script that knows both data sets.
         after: another script whose runs, or compiled programs, it uses.
     """
 
@@ -72,6 +75,8 @@ class Step(NamedTuple):
     workdirs: tuple[str, str] | None = ("--workdirs", "runs")
     people: bool = False
     after: str | None = None
+    script: str | None = None
+    dataset: places.Dataset | None = None
 
 
 STEPS: dict[str, Step] = {
@@ -80,7 +85,9 @@ STEPS: dict[str, Step] = {
     "figure4": Step(after="table2"),
     "figure5": Step(workdirs=("--pictures", "figure5")),
     "training_length": Step(after="figure4"),
+    "training_length_lfwa": Step(data="lfwa", script="training_length", dataset="lfwa"),
     "between_scales": Step(data="lfwa", largest="cpu", after="training_length"),
+    "between_scales_celeba": Step(largest="cpu", script="between_scales", dataset="celeba"),
     "anonymizer_weights": Step(people=True, after="table2"),
     "other_systems": Step(people=True, after="table2"),
     "sweep": Step(workdirs=("--workdir", "runs/sweep"), after="table2"),
@@ -98,6 +105,11 @@ STEPS: dict[str, Step] = {
 ``accuracy_cpu.py``, which come before it."""
 
 
+def steps(scale: scales.Name) -> tuple[str, ...]:
+    """What runs at a scale; drawn faces are of no data set, so that one step of each script do."""
+    return tuple(n for n, step in STEPS.items() if scale != "smoke" or step.dataset is None)
+
+
 def command(name: str, config: Config) -> list[str]:
     """How one script is called."""
     step = STEPS[name]
@@ -108,13 +120,15 @@ def command(name: str, config: Config) -> list[str]:
     if step.workdirs is not None:
         option, folder = step.workdirs
         arguments.append(f"{option}={config.out / folder}")
+    if step.dataset is not None:
+        arguments.append(f"--dataset={step.dataset}")
     if real and step.data is not None:
         arguments.append(f"--data-dir={getattr(config, step.data)}")
         if config.cache_dir is not None and name != "linearity":
             arguments.append(f"--cache-dir={config.cache_dir}")
         if step.people and config.people is not None:
             arguments.append(f"--identity-dir={config.people}")
-    return [sys.executable, str(HERE / f"{name}.py"), *arguments]
+    return [sys.executable, str(HERE / f"{step.script or name}.py"), *arguments]
 
 
 def commands(config: Config) -> dict[str, list[str]]:
@@ -123,7 +137,7 @@ def commands(config: Config) -> dict[str, list[str]]:
     Raises:
         UsageError: an unknown name, or a data set is missing.
     """
-    names = config.only or ("table1", *STEPS)
+    names = config.only or ("table1", *steps(config.scale))
     for name in names:
         one_of(("table1", *STEPS), only=name)
     if config.scale != "smoke":
@@ -216,7 +230,7 @@ def results_of(out: Path) -> list[Path]:
     def place(path: Path) -> int:
         return next((i for i, n in enumerate(order) if path.stem.startswith(n)), len(order))
 
-    return sorted((out / "results").glob("*.json"), key=place)
+    return sorted(sorted((out / "results").glob("*.json")), key=place)
 
 
 def main(config: Config) -> int:

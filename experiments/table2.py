@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 
 import measuring
+import places
 import report
 import rows
 import scale as scales
@@ -63,9 +64,9 @@ def main(config: Config) -> None:
     """Runs the cells that the JSON file lacks, and writes each into it."""
     chosen = rows.chosen(config, ALL, PARTS)
     scale = scales.SCALES[config.scale]
-    place = measuring.celeba(config, identity_dir=config.identity_dir)
+    place = places.place(config, identity_dir=config.identity_dir)
     if config.jobs > 1:
-        measuring.prepare(scale, place)
+        places.prepare(scale, place)
         rows.side_by_side(main, config, chosen)
         return
     measuring.fill(

@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 
 import measuring
+import places
 import report
 import rows
 import scale as scales
@@ -14,8 +15,6 @@ from facemix_jax import _runtime
 
 PARTS = ("utility", "attributes", "faces", "separation")
 ALL = {name: system for name, system in SYSTEMS.items() if system.table3}
-EPOCHS = {"smoke": 1, "cpu": 8, "gpu": 30, "paper": 600}
-"""LFWA has fewer pictures than CelebA, and the paper trains on it for six times as many epochs."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,16 +58,10 @@ class Config:
 def main(config: Config) -> None:
     """Runs the cells that the JSON file lacks, and writes each into it."""
     chosen = rows.chosen(config, ALL, PARTS)
-    scale = longer(config.scale)
-    place = measuring.Place(
-        data_dir=config.data_dir,
-        cache_dir=config.cache_dir,
-        identity_dir=None,
-        **layout(config.data_dir),
-        workdirs=config.workdirs / f"table3_{config.scale}",
-    )
+    scale = places.scale_of("lfwa", config.scale)
+    place = places.place(config, dataset="lfwa", runs_of="table3")
     if config.jobs > 1:
-        measuring.prepare(scale, place)
+        places.prepare(scale, place)
         rows.side_by_side(main, config, chosen)
         return
     measuring.fill(
@@ -81,24 +74,6 @@ def main(config: Config) -> None:
         chooses=("rows", "parts", "seeds", "jobs"),
         summarize=lambda cells: summaries.table3(cells, scale),
     )
-
-
-def longer(name: scales.Name) -> scales.Scale:
-    """A scale with all pictures of LFWA, and as many epochs as they need."""
-    scale = scales.SCALES[name]
-    return dataclasses.replace(
-        scale,
-        train=dataclasses.replace(scale.train, num_epochs=EPOCHS[name]),
-        train_examples=scale.train_examples if scale.drawn else None,
-    )
-
-
-def layout(data_dir: str | None) -> dict[str, str]:
-    """The official files, or a CSV file whose columns are not all attributes."""
-    if data_dir is None or not (Path(data_dir) / "labels.csv").exists():
-        return {"dataset": "lfwa"}
-    ignored = "person,imagenum,male_human,smile_human"
-    return {"dataset": "folder", "columns": f"identity=identity split=split ignore={ignored}"}
 
 
 if __name__ == "__main__":

@@ -3,13 +3,13 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import measuring
+import places
 import report
 import scale as scales
 import summaries
-import table3
 from systems import ANONYMIZER, CLOUD
 
 from facemix_jax import _runtime, _validate
@@ -23,6 +23,7 @@ ROWS = (
     "FaceMix, M = 8, N_pre = 3",
     ANONYMIZER,
 )
+ROWS_OF = {"celeba": ROWS, "lfwa": ROWS[:-1]}
 LENGTHS = {"celeba": (2, 6, 18), "lfwa": (8, 30)}
 """Epochs. Table 3's scales ``cpu`` and ``gpu`` train for 8 and 30."""
 
@@ -56,7 +57,7 @@ class Config:
     """
 
     scale: scales.Name = "cpu"
-    dataset: Literal["celeba", "lfwa"] = "celeba"
+    dataset: places.Dataset = "celeba"
     data_dir: str | None = None
     cache_dir: str | None = None
     workdirs: Path = Path("runs")
@@ -68,37 +69,34 @@ class Config:
 
 def main(config: Config) -> None:
     """Runs the cells that the JSON file lacks, and writes each into it."""
-    on_lfwa = config.dataset == "lfwa"
-    scale = table3.longer(config.scale) if on_lfwa else scales.SCALES[config.scale]
-    rows = config.rows or (ROWS[:-1] if scale.drawn or on_lfwa else ROWS)
+    scale = places.scale_of(config.dataset, config.scale)
+    known = ROWS_OF[config.dataset]
+    rows = config.rows or (ROWS_OF["lfwa"] if scale.drawn else known)
     for row in rows:
-        _validate.one_of(ROWS[:-1] if on_lfwa else ROWS, row=row)
-    script = "training_length" + "_lfwa" * on_lfwa
+        _validate.one_of(known, row=row)
+    script = "training_length" + "_lfwa" * (config.dataset == "lfwa")
+    place = places.place(config, dataset=config.dataset, runs_of=script)
     cells = report.Cells(
         config.output or scales.output(script, config.scale),
         config,
         name=f"training length, scale {config.scale}",
         chooses=("rows", "epochs", "seeds"),
-        summarize=lambda cells: ((), (chart(cells, scale, "LFWA" if on_lfwa else "CelebA"),)),
+        summarize=lambda cells: ((), (chart(cells, scale, config.dataset),)),
     )
     lengths = config.epochs or ((1, 2) if scale.drawn else LENGTHS[config.dataset])
     for seed in config.seeds or range(scale.seeds):
         for epochs in lengths:
             train = dataclasses.replace(scale.train, num_epochs=epochs)
-            place = measuring.Place(
-                **(table3.layout(config.data_dir) if on_lfwa else {"dataset": "celeba"}),
-                data_dir=config.data_dir,
-                cache_dir=config.cache_dir,
-                identity_dir=None,
-                workdirs=config.workdirs / f"{script}_{config.scale}" / f"{epochs}",
-            )
             longer = dataclasses.replace(scale, train=train)
             part = f"{epochs} epochs"
-            measuring.add_gaps(cells, rows, part, longer, place, seed)
+            kept = places.within(place, f"{epochs}")
+            measuring.add_gaps(cells, rows, part, longer, kept, seed)
     cells.save()
 
 
-def chart(cells: Sequence[Mapping[str, Any]], scale: scales.Scale, dataset: str) -> Chart:
+def chart(
+    cells: Sequence[Mapping[str, Any]], scale: scales.Scale, dataset: places.Dataset
+) -> Chart:
     """Gap to plain, in points, over epochs."""
     lengths = sorted({int(cell["part"].split()[0]) for cell in cells})
     curves = []
@@ -124,7 +122,7 @@ def chart(cells: Sequence[Mapping[str, Any]], scale: scales.Scale, dataset: str)
     height, width = scale.image_size
     return Chart(
         title="Accuracy minus that of plain training, over its length "
-        f"({summaries.images(scale, dataset)}, {height}x{width})",
+        f"({summaries.images(scale, places.LABELS[dataset])}, {height}x{width})",
         x_label="epochs",
         y_label="test accuracy, points",
         curves=tuple(curves),

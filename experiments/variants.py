@@ -9,6 +9,7 @@ import jax
 import measuring
 import numpy as np
 import persons
+import places
 import report
 import scale as scales
 import summaries
@@ -130,7 +131,7 @@ def main(config: Config) -> None:
     for part in config.parts or ():
         one_of(PARTS, part=part)
     scale = scales.SCALES[config.scale]
-    place = measuring.celeba(config, identity_dir=config.identity_dir)
+    place = places.place(config, identity_dir=config.identity_dir)
     size = f"{summaries.images(scale, 'CelebA')}, {summaries.size(scale)}"
     cells = report.Cells(
         config.output or scales.output("variants", config.scale),
@@ -162,7 +163,7 @@ def main(config: Config) -> None:
     cells.save()
 
 
-def trained(name: str, scale: Scale, place: measuring.Place, seed: int) -> Run:
+def trained(name: str, scale: Scale, place: places.Place, seed: int) -> Run:
     """The network of a variant, trained now or before, under the variant's defence."""
     variant = VARIANTS[name]
     network = name if variant.trained else FACEMIX
@@ -192,9 +193,7 @@ def utility(run: Run, seed: int) -> dict[str, Any]:
     }
 
 
-def recognised(
-    run: Run, part: str, scale: Scale, place: measuring.Place, seed: int
-) -> dict[str, Any]:
+def recognised(run: Run, part: str, scale: Scale, place: places.Place, seed: int) -> dict[str, Any]:
     """The figures of an attack on the rows of one cloud."""
     source, images, batch_size = None, scale.attack_images, None
     if part in PERSONS:

@@ -11,6 +11,7 @@ import gaussian_codes
 import measuring
 import other_systems
 import persons
+import places
 import pytest
 import report
 import reproduce
@@ -116,7 +117,7 @@ def test_a_cell_that_another_process_measured_meanwhile_is_not_added_again(tmp_p
     assert found == [(0, 0), (1, 2)]
 
 
-PLACE = measuring.Place(
+PLACE = places.Place(
     dataset="celeba", data_dir="C", cache_dir=None, identity_dir=None, workdirs=Path("runs")
 )
 

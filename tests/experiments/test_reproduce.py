@@ -27,6 +27,9 @@ def test_real_scales_name_their_data(tmp_path):
     # These have no larger scale.
     assert "--scale=cpu" in found["linearity"]
     assert list(found).index("accuracy_cpu") < list(found).index("linearity")
+    both = {name: words[1:] for name, words in found.items() if name.startswith("training_length")}
+    assert both["training_length_lfwa"][0] == both["training_length"][0]
+    assert {"--data-dir=L", "--dataset=lfwa"} <= set(both["training_length_lfwa"])
 
 
 def test_smoke_needs_no_files(tmp_path):
@@ -34,6 +37,7 @@ def test_smoke_needs_no_files(tmp_path):
         w for words in reproduce.commands(config(tmp_path, scale="smoke")).values() for w in words
     ]
     assert not any("data-dir" in word or "identity-dir" in word for word in words)
+    assert not any("dataset" in word for word in words), "drawn faces are of none"
     assert all(str(tmp_path) in w for w in words if w.startswith(("--output", "--json", "--work")))
 
 
@@ -55,7 +59,8 @@ def test_every_argument_is_one_of_the_script(tmp_path):
         for name, words in called.items():
             if name == "table1":
                 continue
-            fields = {f.name for f in dataclasses.fields(importlib.import_module(name).Config)}
+            script = Path(words[1]).stem
+            fields = {f.name for f in dataclasses.fields(importlib.import_module(script).Config)}
             for word in words[2:]:
                 assert word[2:].partition("=")[0].replace("-", "_") in fields, (name, word)
 
@@ -137,7 +142,9 @@ def test_everything_at_the_smoke_scale(tmp_path):
             command, cwd=ROOT, env=env, capture_output=True, text=True, check=False
         )
         assert done.returncode == 0, done.stdout + done.stderr
-        files = {name: tmp_path / "results" / f"{name}_smoke.json" for name in reproduce.STEPS}
+        files = {
+            name: tmp_path / "results" / f"{name}_smoke.json" for name in reproduce.steps("smoke")
+        }
         found = {name: results.load(path) for name, path in files.items()}
         assert all(each.tables or each.charts for each in found.values())
         return {name: each.cells for name, each in found.items()}

@@ -17,6 +17,7 @@ import linearity_aids
 import linearity_summary
 import other_systems
 import phase_summary
+import places
 import pytest
 import regroup
 import report
@@ -24,7 +25,6 @@ import separation_real
 import separation_variants
 import summaries
 import synthetic_faces
-import table3
 import training_length
 import variants_summary
 from scale import SCALES
@@ -41,7 +41,7 @@ SUMMARIES = {
     "algebra_real": algebra_summary.summarize,
     "anonymizer_weights_cpu": lambda cells: (anonymizer_weights.tables(cells, SCALE), ()),
     "between_scales_cpu": lambda cells: (
-        between_scales.tables(cells, between_scales.trained_long("cpu")),
+        between_scales.tables(cells, "lfwa", between_scales.trained_long("lfwa", "cpu")),
         (),
     ),
     "challenge_baseline_smoke": challenge_baseline.summarize,
@@ -59,18 +59,18 @@ SUMMARIES = {
     "separation_real": separation_real.summarize,
     "separation_variants": separation_variants.summarize,
     "synthetic_faces": synthetic_faces.summarize,
-    "training_length_cpu": lambda cells: ((), (training_length.chart(cells, SCALE, "CelebA"),)),
+    "training_length_cpu": lambda cells: ((), (training_length.chart(cells, SCALE, "celeba"),)),
     "training_length_lfwa_cpu": lambda cells: (
         (),
-        (training_length.chart(cells, SCALE, "LFWA"),),
+        (training_length.chart(cells, SCALE, "lfwa"),),
     ),
     "variants_cpu": lambda cells: (variants_summary.tables(cells, SIZE), ()),
 }
 PAPERS = {
     "table2_cpu": lambda cells: summaries.table2(cells, SCALE),
     "table2_gpu": lambda cells: summaries.table2(cells, SCALES["gpu"]),
-    "table3_cpu": lambda cells: summaries.table3(cells, table3.longer("cpu")),
-    "table3_gpu": lambda cells: summaries.table3(cells, table3.longer("gpu")),
+    "table3_cpu": lambda cells: summaries.table3(cells, places.scale_of("lfwa", "cpu")),
+    "table3_gpu": lambda cells: summaries.table3(cells, places.scale_of("lfwa", "gpu")),
     "figure4_cpu": lambda cells: summaries.figure4(cells, SCALE),
 }
 """They show the paper's figures before there are cells."""
