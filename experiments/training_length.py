@@ -48,8 +48,8 @@ class Config:
         data_dir: folder with its files, as in ``table2.py`` and ``table3.py``; none for ``smoke``.
         cache_dir: folder for decoded images; None for the data sets' default.
         workdirs: folder for the runs; finished ones are not trained again.
-        rows: which, beside plain training; None for all, or for all but the anonymizer at
-            ``smoke`` and on LFWA.
+        rows: which, beside plain training; None for all, or for FaceMix with N_pre = 1 at
+            ``smoke``; the anonymizer is not trained on LFWA.
         epochs: lengths; None for 2, 6 and 18, 8 and 30 on LFWA, 1 and 2 at ``smoke``.
         seeds: None for as many as the scale has.
         output: JSON file; None for ``results/training_length_SCALE.json``, on LFWA
@@ -71,7 +71,7 @@ def main(config: Config) -> None:
     """Runs the cells that the JSON file lacks, and writes each into it."""
     scale = places.scale_of(config.dataset, config.scale)
     known = ROWS_OF[config.dataset]
-    rows = config.rows or (ROWS_OF["lfwa"] if scale.drawn else known)
+    rows = config.rows or (ROWS[3:4] if scale.drawn else known)
     for row in rows:
         _validate.one_of(known, row=row)
     script = "training_length" + "_lfwa" * (config.dataset == "lfwa")

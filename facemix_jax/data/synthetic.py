@@ -95,16 +95,18 @@ def load(
     Args:
         image_size: height, width.
         train_examples: images of the training split; None for 8,192.
-        test_examples: images of the test split; None for 2,048. Validation has 1,024.
+        test_examples: images of the test split; None for 2,048. Validation has as many, 1,024 at
+            most.
         seed: of people and pictures, 0 to 2**32 - 1.
         images_per_person: pictures of each person; the last person of a split may have fewer.
     """
     _validate.in_range(0, 2**32 - 1, seed=seed)
     _validate.positive(images_per_person=images_per_person)
+    test = TEST_EXAMPLES if test_examples is None else test_examples
     counts = (
         TRAIN_EXAMPLES if train_examples is None else train_examples,
-        VALID_EXAMPLES,
-        TEST_EXAMPLES if test_examples is None else test_examples,
+        min(VALID_EXAMPLES, test),
+        test,
     )
     split_of = np.repeat(np.arange(3, dtype=np.uint32), counts)
     within = np.concatenate([np.arange(count, dtype=np.uint32) for count in counts])

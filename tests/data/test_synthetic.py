@@ -24,17 +24,17 @@ def column(source, name):
 def test_attributes_are_the_forty_of_celeba(source):
     # CelebA's order is alphabetical.
     assert list(source.attribute_names) == sorted(source.attribute_names)
-    assert source.attributes.shape == (3064, 40)
+    assert source.attributes.shape == (2080, 40)
     assert source.attributes.dtype == np.int8
     assert set(np.unique(source.attributes)) == {0, 1}
     assert source.identities.dtype == np.int32
 
 
 def test_splits_have_different_people_and_ten_images_each(source):
-    assert [len(source.splits[s]) for s in ("train", "valid", "test")] == [2000, 1024, 40]
+    assert [len(source.splits[s]) for s in ("train", "valid", "test")] == [2000, 40, 40]
     people = [set(source.identities[source.splits[s]].tolist()) for s in source.splits]
-    assert [len(p) for p in people] == [200, 103, 4]
-    assert len(set.union(*people)) == 307
+    assert [len(p) for p in people] == [200, 4, 4]
+    assert len(set.union(*people)) == 208
     assert (np.bincount(source.identities[source.splits["train"]]) == 10).all()
 
 
