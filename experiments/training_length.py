@@ -35,7 +35,7 @@ class Config:
     Command: ``python experiments/training_length.py --data-dir CELEBA``, or ``--scale smoke``,
     which needs no files. Finished cells are not run again.
 
-    Run time: two minutes for ``smoke``; for each seed of ``cpu`` on two CPU cores about 12 minutes
+    Run time: a minute for ``smoke``; for each seed of ``cpu`` on two CPU cores about 12 minutes
     for FaceMix on CelebA and an hour for the anonymizer; noise, blurring and LFWA were timed beside
     other work only, where the last took an hour for four rows.
 
