@@ -181,7 +181,7 @@ def read_public(public: Path) -> tuple[dict[str, Any], HostArray]:
             f"Name the folder that 'make' wrote."
         )
     for name, digest in files.items():
-        if not (public / name).exists() or sha256(public / name) != digest:
+        if not (public / name).is_file() or sha256(public / name) != digest:
             raise DataError(
                 f"{public / name} is missing, or not the file that was published. Copy the "
                 f"challenge again."
@@ -196,7 +196,7 @@ def read_private(private: Path, about: Mapping[str, Any]) -> dict[str, HostArray
     Raises:
         UsageError: the file is missing, or not the one that the challenge is committed to.
     """
-    if not private.exists() or sha256(private) != about["commitment"]:
+    if not private.is_file() or sha256(private) != about["commitment"]:
         raise UsageError(
             f"{private} is not the hidden truth of this challenge: its SHA-256 is not the "
             f"published commitment. Name the file that 'make' wrote with this folder."

@@ -82,6 +82,8 @@ class Config:
     def __post_init__(self) -> None:
         """Checks the sizes."""
         sizes = self.grid.group_sizes
+        if self.seeds is not None:
+            positive(seeds=self.seeds)
         positive(images=self.images, scored=self.scored, group_size=min(sizes))
         if self.images < max(sizes):
             raise UsageError(

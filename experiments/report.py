@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import fcntl
+import inspect
 import json
 import os
 import sys
@@ -10,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+import scale as scales
 import tyro
 
 from facemix_jax import attacks, cli, data, results, runs, sweep
@@ -154,6 +156,11 @@ def _holds(cells: Sequence[Mapping[str, Any]], what: Mapping[str, Any]) -> bool:
     return any(what.items() <= cell.items() for cell in cells)
 
 
+def _script(config: Any) -> str:
+    """The name of the file that a script's options are defined in."""
+    return Path(inspect.getfile(type(config))).stem
+
+
 class Cells:
     """Measurements in a results file, written one by one: a script goes on where it stopped.
 
@@ -162,8 +169,8 @@ class Cells:
 
     Args:
         output: the file.
-        name: of the script, with its scale.
         config: the script's options.
+        name: of the script, with its scale; None for that of the file that it is.
         chooses: options that only choose among cells; the others must be those that the file was
             begun with.
         summarize: makes tables and charts of all cells, after each.
@@ -185,10 +192,19 @@ class Cells:
         summarize: Callable[[list[dict[str, Any]]], Summary] = lambda cells: ((), ()),
     ) -> None:
         self._output, self._options, self._summarize = output, options(config), summarize
-        self._name = name or output.stem
+        self._name = name or _script(config)
         self._missing: list[dict[str, Any]] = []
         stored = self._stored()
         self.cells: list[dict[str, Any]] = stored.get("cells", [])
+        begun = stored.get("name", self._name)
+        # Scripts were once named after their files.
+        if begun != self._name and begun not in (
+            f"{self._name}_{scale}" for scale in scales.SCALES
+        ):
+            raise UsageError(
+                f"{output} holds results of {begun!r}, but this is {self._name!r}. Give another "
+                f"--output."
+            )
         # As JSON has them: tuples are lists there.
         mine = json.loads(json.dumps(self._options))
         for option, value in stored.get("config", {}).items():

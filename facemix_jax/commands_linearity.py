@@ -44,8 +44,8 @@ class Linearity(Output):
     model: tyro.conf.OmitArgPrefixes[ModelConfig] = ModelConfig(width=16)
     group_size: int | None = None
     """Images mixed together; the run's own, or 8 where it mixed none."""
-    family: str = "haar"
-    """Of mixing matrices."""
+    family: str | None = None
+    """Of mixing matrices; the run's own, or haar. conditioned has the run's condition number."""
     num_keys: int = 8
     """Keys measured."""
     num_images: int = 64
@@ -68,10 +68,10 @@ class Linearity(Output):
                     "group_size is 1, but one image is not mixed. Give a --group-size of 2 or more."
                 )
         in_range(0, 2**32 - 1, seed=self.seed)
-        one_of(mixing.FAMILIES, family=self.family)
-        family = mixing.FAMILIES[self.family]
+        if self.family is not None:
+            one_of(mixing.FAMILIES, family=self.family)
         if self.group_size is not None:  # the family's own refusal, before anything is loaded
-            group_size = self.group_size
+            group_size, family = self.group_size, mixing.FAMILIES[self.family or "haar"]
             jax.eval_shape(lambda k: family(k, 1, group_size), jax.random.key(self.seed))
         if self.workdir is not None and self.weights is not None:
             raise UsageError(
@@ -101,6 +101,14 @@ class Linearity(Output):
                 f"{limit}, fewer than one group of {group_size}. {remedy} or a smaller "
                 f"--group-size."
             )
+        trained = part.config.defense
+        name = self.family or trained.family
+        family = (
+            mixing.conditioned(trained.condition)
+            if name == "conditioned"
+            else mixing.FAMILIES[name]
+        )
+        jax.eval_shape(lambda k: family(k, 1, group_size), rng_key)
         batch = next(iter(data.eval_batches(part.source, split="test", batch_size=num_images)))
         activations = part.model.pre(part.variables["pre"], data.normalize(batch.images))
         NOTES.print("End to end, layer by layer, by cause ...")
@@ -109,7 +117,7 @@ class Linearity(Output):
             "cut": part.model.spec.cut,
             "trained_steps": part.step,
             "group_size": group_size,
-            "family": self.family,
+            "family": name,
             "images": num_images,
             "keys": self.num_keys,
             **study.examine(

@@ -1,6 +1,7 @@
 """``facemix linearity`` as a user meets it."""
 
 import csv
+import dataclasses
 import json
 from types import SimpleNamespace
 
@@ -9,8 +10,9 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from facemix_jax import cli, commands_linearity, fitting
+from facemix_jax import cli, commands_linearity, fitting, runs
 from facemix_jax.data import DataConfig
+from facemix_jax.defenses import DefenseConfig
 from facemix_jax.models import ModelConfig, resnet18
 from facemix_jax.models.torch_weights import _torch_name
 from facemix_jax.runs import RunConfig
@@ -129,6 +131,23 @@ def test_a_family_that_does_not_fit_the_group_size_is_refused_before_loading(cap
     monkeypatch.setattr(commands_linearity.Linearity, "_part", None)
     code, _, err = run(capsys, "--family", "hadamard", "--group-size", 6)
     assert (code, "needs a power of two" in err) == (2, True)
+
+
+def test_matrices_are_those_of_the_run_unless_others_are_asked_for(capsys, monkeypatch, workdir):
+    part = runs.load(workdir)
+    own = DefenseConfig(family="conditioned", condition=100.0)
+    part = part._replace(config=dataclasses.replace(part.config, defense=own))
+    monkeypatch.setattr(commands_linearity.Linearity, "_part", lambda *_: part)
+    monkeypatch.setattr(commands_linearity, "_tables", lambda *_: [])
+    found = []
+    monkeypatch.setattr(
+        commands_linearity.study, "examine", lambda *_, family, **__: found.append(family) or {}
+    )
+    for asked in ((), ("--family", "conditioned"), ("--family", "haar")):
+        assert run(capsys, "--num-images", 8, *asked)[0] == 0
+    numbers = [np.linalg.cond(family(jax.random.key(0), 9, 8)[0]).max() for family in found]
+    assert 10 < numbers[0] == numbers[1] < 100
+    assert numbers[2] == pytest.approx(1, abs=1e-3)
 
 
 def test_the_sweep_holds_the_chosen_group_size():

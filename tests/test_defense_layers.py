@@ -107,6 +107,13 @@ def test_decoys_look_like_the_rest_and_their_answers_are_dropped():
     assert defense.cost(90, 10) == (6 * 90 * 6 // 4, 6 * 10 * 6 // 4, 1.5, 0.0)
 
 
+def test_decoys_of_a_single_image_would_be_that_image():
+    defense = defenses.build(DefenseConfig(group_size=1, decoys=5))
+    with pytest.raises(UsageError, match="batch_size is 1, and decoys"):
+        defense.init(RNG_KEY, 1, False)
+    defense.init(RNG_KEY, 2, False)
+
+
 def test_blinding_is_drawn_before_the_request_and_hides_by_its_size():
     defense = built(blinding=4.0)
     secret, sent = played(defense)

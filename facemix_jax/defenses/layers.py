@@ -33,7 +33,8 @@ def with_decoys(defense: Defense, decoys: int) -> Defense:
         decoys: of them, below ``M``.
 
     Raises:
-        UsageError: there is no room for an image.
+        UsageError: there is no room for an image; of ``init``, one image is sent, which has no
+            deviation.
     """
     rows, total = rows_of(defense), defense.group_size
     _validate.in_range(1, total - 1, decoys=decoys)
@@ -41,6 +42,11 @@ def with_decoys(defense: Defense, decoys: int) -> Defense:
 
     def init(rng_key: RngKey, batch_size: int, training: bool) -> NoisySecret:
         _validate.divides(size, divisor_name="group_size", batch_size=batch_size)
+        if batch_size < 2:
+            raise _validate.UsageError(
+                "batch_size is 1, and decoys as a single image would have them are that image "
+                "itself. Send 2 images or more at a time."
+            )
         inner_key, noise_key = jax.random.split(rng_key)
         return NoisySecret(defense.init(inner_key, batch_size // size * total, training), noise_key)
 

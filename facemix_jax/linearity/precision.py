@@ -187,7 +187,7 @@ def order_errors(x: Array, *, rng_key: RngKey, group_sizes: Sequence[int]) -> li
     Args:
         x: float32 ``[B, ...]``.
         rng_key: draws the matrices; consumed.
-        group_sizes: ``M``, each dividing ``B`` and a power of two.
+        group_sizes: ``M``, each dividing ``B``.
 
     Returns:
         Rows ``{"group_size", "product", "one_after_another", "pairwise"}``: relative errors of
@@ -226,7 +226,9 @@ def _one_after_another(matrix: Array, groups: Array) -> Array:
 def _pairwise(matrix: Array, groups: Array) -> Array:
     terms = matrix[..., None] * groups[:, None]  # [G, M, M, N]
     while terms.shape[2] > 1:
-        terms = terms[:, :, ::2] + terms[:, :, 1::2]
+        odd = terms[:, :, terms.shape[2] // 2 * 2 :]  # waits for the next round
+        paired = terms[:, :, : terms.shape[2] // 2 * 2]
+        terms = jnp.concatenate([paired[:, :, ::2] + paired[:, :, 1::2], odd], axis=2)
     return terms[:, :, 0]
 
 

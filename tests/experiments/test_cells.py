@@ -54,6 +54,29 @@ def test_a_file_of_another_kind_is_not_replaced(tmp_path, content):
     assert (tmp_path / "x.json").read_text() == content
 
 
+def test_results_of_another_script_are_not_taken_over(tmp_path):
+    output = tmp_path / "x.json"
+    report.Cells(output, Config(), name="table2, scale cpu").add({"row": "a", "value": 1})
+    before = output.read_text()
+    for name in ("table3, scale cpu", "table2, scale gpu", None):
+        with pytest.raises(UsageError, match=r"x\.json holds results of 'table2, scale cpu', but"):
+            report.Cells(output, Config(), name=name)
+    assert output.read_text() == before
+    assert report.Cells(output, Config(), name="table2, scale cpu").has(row="a")
+
+
+def test_scripts_without_a_name_are_told_by_their_files(tmp_path):
+    cells_in(tmp_path).add({"row": "a"})
+    output = tmp_path / "x.json"
+    assert results.load(output).name == "test_cells"
+    # As they were once named: after their output.
+    output.write_text(output.read_text().replace('"test_cells"', '"test_cells_cpu"'))
+    assert cells_in(tmp_path).has(row="a")
+    output.write_text(output.read_text().replace('"test_cells_cpu"', '"test_cells_too"'))
+    with pytest.raises(UsageError, match="but this is 'test_cells'"):
+        cells_in(tmp_path)
+
+
 def test_what_goes_wrong_in_a_script_is_said_in_a_paragraph(monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["table3.py", "--rows", "nobody's"])
     with pytest.raises(SystemExit) as stopped:

@@ -208,6 +208,8 @@ def test_a_changed_truth_or_challenge_is_refused(sides, tmp_path):
     other.write_bytes(sides.private.read_bytes() + b"x")
     with pytest.raises(UsageError, match="not the published commitment"):
         scoring.read_private(other, about)
+    with pytest.raises(UsageError, match="not the published commitment"):
+        scoring.read_private(tmp_path, about)
     copy = tmp_path / "public"
     copy.mkdir()
     for path in sides.public.iterdir():

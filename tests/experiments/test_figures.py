@@ -83,6 +83,8 @@ def test_the_phase_picture_is_a_png():
 @pytest.mark.parametrize(
     ("sizes", "words"),
     [
+        ({"seeds": -1}, "seeds is -1"),
+        ({"seeds": 0}, "seeds is 0"),
         ({"images": 16}, "images is 16, but a group has 32"),
         ({"scored": 40, "group_sizes": (8, 16)}, "16 does not divide images_scored_at_once 40"),
         ({"group_sizes": (128,), "images": 128}, "128 does not divide images_scored_at_once 64"),

@@ -65,7 +65,12 @@ def test_rows_hold_none_where_results_leave_the_range_of_a_dtype_or_one_key_has_
 
 
 def test_every_order_of_summation_gives_the_sum():
-    for row in precision.order_errors(X, rng_key=jax.random.key(1), group_sizes=(2, 16)):
+    # Of 3 and 6 terms one is left over when they are paired.
+    found = [
+        *precision.order_errors(X, rng_key=jax.random.key(1), group_sizes=(2, 16)),
+        *precision.order_errors(X[:12], rng_key=jax.random.key(1), group_sizes=(3, 6)),
+    ]
+    for row in found:
         for name in ("product", "one_after_another", "pairwise"):
             assert 1e-9 < row[name] < 1e-6
 
