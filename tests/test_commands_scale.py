@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from facemix_jax import cli, loop, speed, trials
+from facemix_jax import cli, fitting, loop, speed, trials
 
 pytestmark = pytest.mark.library_promotes  # Optax
 
@@ -60,11 +60,18 @@ def test_seeds_that_diverge_withhold_no_scores_of_the_others(
     assert "diverged" in rows["seed 6"]
     assert "0.7000" in rows["mean"]
     assert "The loss is nan at step 4" in " ".join(captured.err.split())
-    monkeypatch.setattr(loop, "_means", lambda infos: [(float("nan"), 0.5)] * 2)
-    (tmp_path / "seeds.json").unlink()
-    command[2] = str(tmp_path / "others")
-    assert cli.main(command) == 1
-    assert "The loss is nan at step 4" in " ".join(capsys.readouterr().err.split())
+
+
+def test_where_all_seeds_diverge_there_is_no_table(capsys, tmp_path, monkeypatch):
+    def diverge(configs, workdirs, **options):
+        error = fitting.DivergedError("both diverged")
+        error.states = [None, None]
+        raise error
+
+    monkeypatch.setattr(fitting, "fit_together", diverge)
+    command = ["train", "--workdir", str(tmp_path / "seeds"), *TRAIN, "--num-seeds", "2"]
+    assert cli.main([*command, "--json", str(tmp_path / "seeds.json")]) == 1
+    assert "facemix: both diverged" in capsys.readouterr().err
     assert not (tmp_path / "seeds.json").exists()
 
 
