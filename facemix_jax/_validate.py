@@ -1,7 +1,6 @@
 """One style of error: the value, the limit and the remedy, before any work starts."""
 
 import difflib
-import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -30,10 +29,14 @@ def positive(**values: float) -> None:
 
 
 def finite(**values: float) -> None:
-    """Raises ``UsageError`` for infinity and for what is no number."""
+    """Raises ``UsageError`` for what is no number, or infinite in float32, which networks take."""
+    limit = float(np.finfo(np.float32).max)
     for name, value in values.items():
-        if not math.isfinite(value):
-            raise UsageError(f"{name} is {value}, but must be a finite number. Give one.")
+        if not abs(value) <= limit:
+            raise UsageError(
+                f"{name} is {value}, but must be a finite number, also in float32, which ends at "
+                f"{limit:.2g}. Give one."
+            )
 
 
 def in_range(low: float, high: float, **values: float) -> None:

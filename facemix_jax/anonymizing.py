@@ -262,7 +262,7 @@ def fit(
         UsageError: the network, defence, images or work directory are others, images show fewer
             than two people, or an option is given that this training does not have.
         FacemixError: another process trains in the work directory.
-        DivergedError: the loss is not finite.
+        DivergedError: the loss or the network is not finite.
         StoppedError: SIGINT or SIGTERM; the state was saved.
     """
     check(run, workdir, run.data.image_size if source is None else source.image_size)
@@ -325,6 +325,11 @@ def fit(
                     records.write(index, **values, seconds=seconds)
                     say(f"step {index} of {num_steps}: " + _listed(values))
                 if save:
+                    if not training.all_finite(state.variables):
+                        raise fitting.DivergedError(
+                            f"The network holds NaN or infinities at step {index}. Lower "
+                            f"--learning-rate or --adversary-weight."
+                        )
                     checkpoints.save(cast("Any", state))
                 if asked:
                     raise fitting.StoppedError(

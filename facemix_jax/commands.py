@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +31,14 @@ from facemix_jax._types import HostArray
 from facemix_jax._validate import DataError, UsageError, one_of, positive
 from facemix_jax.data.source import SPLITS
 from facemix_jax.defenses import DefenseConfig
-from facemix_jax.fitting import Options
+from facemix_jax.fitting import DivergedError, Options
 from facemix_jax.hosts import HostsConfig
 from facemix_jax.models import ModelConfig, from_torch
 from facemix_jax.output import NOTES
 from facemix_jax.runs import RunConfig
 from facemix_jax.speed import Meter
 from facemix_jax.speed import line as speed_line
+from facemix_jax.training import TrainState
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -125,37 +126,57 @@ class Train(Output):
         source = data.load_source(config.data)
         trials.check_split(config, source, "test")
         meter = Meter()
-        states = fitting.fit_together(
-            configs,
-            workdirs,
-            source=source,
-            initial_variables=initial,
-            initial_digest=digest,
-            method=self.seeds_method,
-            choice=self.workdir / trials.CHOICE if self.num_seeds > 1 else None,
-            options=Options(
-                profile=self.workdir / "profile" if self.profile else None, meter=meter
-            ),
-        )
-        trained = [
-            runs.from_state(each, source, state)
+        states: Sequence[TrainState | None]
+        diverged: DivergedError | None = None
+        try:
+            states = fitting.fit_together(
+                configs,
+                workdirs,
+                source=source,
+                initial_variables=initial,
+                initial_digest=digest,
+                method=self.seeds_method,
+                choice=self.workdir / trials.CHOICE if self.num_seeds > 1 else None,
+                options=Options(
+                    profile=self.workdir / "profile" if self.profile else None, meter=meter
+                ),
+            )
+        except DivergedError as error:
+            if all(state is None for state in error.states):
+                raise
+            states, diverged = error.states, error  # raised when the others are scored
+        trained = {
+            each.train.seed: runs.from_state(each, source, state)
             for each, state in zip(configs, states, strict=True)
-        ]
-        speed = meter.summary(trained[0].model, config.model.compute_dtype)
-        NOTES.print(f"{trained[0].step} steps done: {speed_line(speed)}")
+            if state is not None
+        }
+        first = next(iter(trained.values()))
+        speed = meter.summary(first.model, config.model.compute_dtype)
+        NOTES.print(f"{first.step} steps done: {speed_line(speed)}")
         NOTES.print("evaluating on the test split")
         # By all processes, each for itself: none has to wait for the first.
-        scores = [trials.utilities(run, "test") for run in trained]
-        if not hosts.is_first():
-            return
+        scores = {seed: trials.utilities(run, "test") for seed, run in trained.items()}
+        if hosts.is_first():
+            self._emit(configs, scores, speed)
+        if diverged is not None:
+            raise diverged
+
+    def _emit(
+        self,
+        configs: Sequence[RunConfig],
+        scores: Mapping[int, dict[str, Any]],
+        speed: dict[str, float],
+    ) -> None:
+        """The scores of a run, or of those seeds that did not diverge."""
         if self.num_seeds == 1:
-            output.emit(self.json, {**scores[0], "speed": speed}, output.utility_table(scores[0]))
+            (alone,) = scores.values()
+            output.emit(self.json, {**alone, "speed": speed}, output.utility_table(alone))
             return
-        seeds = [each.train.seed for each in configs]
+        diverged = [each.train.seed for each in configs if each.train.seed not in scores]
         output.emit(
             self.json,
-            {"seeds": dict(zip(seeds, scores, strict=True)), "speed": speed},
-            sweep.seeds_table(seeds, scores),
+            {"seeds": scores, "diverged": diverged, "speed": speed},
+            sweep.seeds_table(scores, diverged),
         )
 
     def _members(self, config: RunConfig) -> tuple[list[RunConfig], list[Path]]:

@@ -58,7 +58,8 @@ def fit(
     Raises:
         UsageError: the configuration does not fit the images, the devices or the work directory.
         FacemixError: another process trains in the work directory.
-        DivergedError: the loss is not finite; the last checkpoint is from before that.
+        DivergedError: the loss or the network is not finite; the last checkpoint is from before
+            that.
         CheckpointError: a checkpoint cannot be written, or belongs to another model.
         StoppedError: SIGINT or SIGTERM, to any of the processes; the state was saved. A second
             SIGINT is no longer caught, and nothing more is saved.
@@ -108,7 +109,7 @@ def fit_together(
     Raises:
         UsageError: as ``fit``, or the runs differ in more.
         FacemixError: as ``fit``.
-        DivergedError: at least one run's loss is not finite; all others are done.
+        DivergedError: at least one run's loss or network is not finite; all others are done.
         CheckpointError: as ``fit``.
         StoppedError: as ``fit``.
     """

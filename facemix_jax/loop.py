@@ -28,7 +28,7 @@ from facemix_jax.training import Scalars, StepInfo, TrainConfig, TrainState
 
 
 class DivergedError(FacemixError):
-    """The loss is no longer a finite number.
+    """The loss, or a number of the network, is no longer finite.
 
     Attributes:
         reasons: work directory to what happened, where several runs trained together.
@@ -133,10 +133,10 @@ def train(
                 notes.begin(step)  # compiling is no part of the speed
             if note:
                 notes.write(step, parts)
+            if save:
+                _save(parts, step, alone=len(members) == 1)
             if all(member.diverged for member in members):
                 return
-            if save:
-                _save(parts)
             if note:
                 notes.begin(step)
             if asked and step < plan.num_steps:
@@ -174,11 +174,17 @@ def _due(
     return asked, save or asked, note or asked
 
 
-def _save(parts: Sequence[Part]) -> None:
+def _save(parts: Sequence[Part], step: int, *, alone: bool) -> None:
+    """Saves the states whose networks are finite; the others' runs diverged."""
     for part in parts:
         for index, member in enumerate(part.members):
-            if not member.diverged:
-                member.checkpoints.save(part.program.member(part.state, index))
+            if member.diverged:
+                continue
+            state = part.program.member(part.state, index)
+            if hosts.fetch(training.all_finite(state.variables)):
+                member.checkpoints.save(state)
+            else:
+                _note_diverged(member, "The network holds NaN or infinities", step, alone=alone)
 
 
 class _Notes:
@@ -224,7 +230,9 @@ class _Notes:
         for member, writer, (loss, accuracy) in zip(
             self._members, self._writers, losses, strict=True
         ):
-            _note_finite(member, loss, step, alone=len(self._members) == 1)
+            if not np.isfinite(loss) and not member.diverged:
+                what = f"The loss is {loss}"
+                _note_diverged(member, what, step, alone=len(self._members) == 1)
             if writer is not None and not member.diverged:
                 writer.write(
                     step,
@@ -319,14 +327,12 @@ def _means(found: Sequence[Sequence[StepInfo]]) -> list[tuple[float, float]]:
     return means
 
 
-def _note_finite(member: Member, loss: float, step: int, *, alone: bool) -> None:
+def _note_diverged(member: Member, what: str, step: int, *, alone: bool) -> None:
     """Notes that a run diverged; in a group the others go on."""
-    if np.isfinite(loss) or member.diverged:
-        return
     saved = member.checkpoints.latest()
     kept = "no checkpoint was written" if saved is None else f"checkpoint {saved} is kept"
     member.diverged = DivergedError(
-        f"The loss is {loss} at step {step}; training stopped and {kept}. Likely causes: (a) "
+        f"{what} at step {step}; training stopped and {kept}. Likely causes: (a) "
         f"the learning rate is too high: lower --learning-rate, (b) bfloat16 overflows: "
         f"use --compute-dtype float32, (c) the images are damaged: look at them."
         + ("" if saved is None else " With other options, give another --workdir, too.")

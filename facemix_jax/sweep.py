@@ -316,17 +316,25 @@ def write_summary(folder: Path, trials: Sequence[Trial], split: str) -> list[dic
     return rows
 
 
-def seeds_table(seeds: Sequence[int], results: Sequence[Mapping[str, Any]]) -> Table:
-    """The figures of each seed, and their mean with its 95% confidence interval."""
-    found = [
-        {short: metrics_of(result)[name] for name, short in SHOWN.items()} for result in results
-    ]
+def seeds_table(results: Mapping[int, Mapping[str, Any]], diverged: Sequence[int] = ()) -> Table:
+    """The figures of each seed, and their mean with its 95% confidence interval.
+
+    Args:
+        results: of each seed, at least one.
+        diverged: the seeds that have none; they are no part of the mean.
+    """
+    found = {
+        seed: {short: metrics_of(result)[name] for name, short in SHOWN.items()}
+        for seed, result in results.items()
+    }
+    names = tuple(SHOWN.values())
     rows = [
         (f"seed {seed}", *(f"{value:.4f}" for value in each.values()))
-        for seed, each in zip(seeds, found, strict=True)
+        for seed, each in found.items()
     ]
-    rows.append(("mean", *(_with_interval([each[name] for each in found]) for name in found[0])))
-    made = output.table(f"{results[0]['split']} split", tuple(found[0]), rows)
+    rows += [(f"seed {seed}", "diverged", *("-" for _ in names[1:])) for seed in diverged]
+    rows.append(("mean", *(_with_interval([e[name] for e in found.values()]) for name in names)))
+    made = output.table(f"{next(iter(results.values()))['split']} split", names, rows)
     made.caption = QUICK
     return made
 

@@ -17,7 +17,7 @@ import numpy as np
 import optax
 
 from facemix_jax import _validate, gaussian_codes
-from facemix_jax._types import Array, HostArray, RngKey
+from facemix_jax._types import Array, HostArray, RngKey, Variables
 from facemix_jax.data import normalize
 from facemix_jax.defenses import Defense
 from facemix_jax.models import SplitModel, isometry_penalty, with_prior
@@ -228,6 +228,19 @@ def init_state(
             "for_discriminator": gaussian_codes.OPTIMIZER.init(discriminator),
         }
     return TrainState(jnp.zeros((), jnp.int32), variables, opt_state, step_key)
+
+
+@jax.jit
+def all_finite(variables: Variables) -> Array:
+    """Whether a network's numbers are all finite: bool scalar.
+
+    The loss says it of the parameters before a step only, so that it is asked for before saving.
+
+    Args:
+        variables: of all segments.
+    """
+    found = [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(variables)]
+    return jnp.stack(found).all()
 
 
 def start_from(state: TrainState, variables: dict[str, Any]) -> TrainState:

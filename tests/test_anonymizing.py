@@ -18,6 +18,7 @@ from facemix_jax import (
     costs_paper,
     data,
     defenses,
+    fitting,
     inference,
     runs,
     training,
@@ -280,6 +281,20 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(tmp_path, source):
     (tmp_path / "part" / "anonymizer.json").write_text("{")
     with pytest.raises(UsageError, match="other options"):
         anonymizing.fit(run_config(), OPTIONS, tmp_path / "part", source=source)
+
+
+def test_a_network_that_is_not_finite_is_not_saved(tmp_path, source, monkeypatch):
+    fields = [field.name for field in dataclasses.fields(anonymizing.AnonymizerInfo)]
+
+    def step(state, *batch):
+        broken = jax.tree.map(lambda leaf: leaf * np.nan, state.variables)
+        info = anonymizing.AnonymizerInfo(**dict.fromkeys(fields, np.float32(1)))
+        return dataclasses.replace(state, step=state.step + 1, variables=broken), info
+
+    monkeypatch.setattr(anonymizing, "make_step", lambda *parts: step)
+    with pytest.raises(fitting.DivergedError, match="network holds NaN or infinities"):
+        anonymizing.fit(run_config(), OPTIONS, tmp_path / "run", source=source)
+    assert checkpoint.newest(tmp_path / "run" / "checkpoints") is None
 
 
 def test_images_that_cannot_be_scored_are_refused_before_training(

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from facemix_jax import cli, loop, speed, trials
+from facemix_jax import cli, fitting, loop, speed, trials
 
 pytestmark = pytest.mark.library_promotes  # Optax
 
@@ -29,7 +29,7 @@ def test_several_seeds_leave_ordinary_work_directories(capsys, tmp_path, quick_s
     assert cli.main(command) == 0
     captured = capsys.readouterr()
     result = json.loads(captured.out)
-    assert list(result["seeds"]) == ["5", "6"]
+    assert (list(result["seeds"]), result["diverged"]) == (["5", "6"], [])
     assert result["speed"]["steps"] == 7, "the first step compiles and does not count"
     for word in ("images/s", "ms a step", "of what matrix products reach", "waiting for data"):
         assert word in " ".join(captured.err.split())
@@ -42,6 +42,37 @@ def test_several_seeds_leave_ordinary_work_directories(capsys, tmp_path, quick_s
     one = ["train", "--workdir", str(folder / "seed-5"), *TRAIN, "--num-seeds", "2"]
     assert cli.main(one) == 2
     assert "holds one run" in " ".join(capsys.readouterr().err.split())
+
+
+def test_seeds_that_diverge_withhold_no_scores_of_the_others(
+    capsys, tmp_path, quick_scores, monkeypatch
+):
+    found = loop._means
+    monkeypatch.setattr(loop, "_means", lambda infos: [*found(infos)[:1], (float("nan"), 0.5)])
+    command = ["train", "--workdir", str(tmp_path / "seeds"), *TRAIN, "--num-seeds", "2"]
+    command += ["--seed", "5", "--seeds-method", "loop", "--json", str(tmp_path / "seeds.json")]
+    assert cli.main(command) == 1
+    captured = capsys.readouterr()
+    result = json.loads((tmp_path / "seeds.json").read_text())
+    assert (list(result["seeds"]), result["diverged"]) == (["5"], [6])
+    rows = {line.strip(" │|").split("  ")[0]: line for line in captured.out.splitlines()}
+    assert "0.7000" in rows["seed 5"]
+    assert "diverged" in rows["seed 6"]
+    assert "0.7000" in rows["mean"]
+    assert "The loss is nan at step 4" in " ".join(captured.err.split())
+
+
+def test_where_all_seeds_diverge_there_is_no_table(capsys, tmp_path, monkeypatch):
+    def diverge(configs, workdirs, **options):
+        error = fitting.DivergedError("both diverged")
+        error.states = [None, None]
+        raise error
+
+    monkeypatch.setattr(fitting, "fit_together", diverge)
+    command = ["train", "--workdir", str(tmp_path / "seeds"), *TRAIN, "--num-seeds", "2"]
+    assert cli.main([*command, "--json", str(tmp_path / "seeds.json")]) == 1
+    assert "facemix: both diverged" in capsys.readouterr().err
+    assert not (tmp_path / "seeds.json").exists()
 
 
 def test_a_folder_of_several_seeds_takes_no_single_run(capsys, tmp_path):

@@ -200,6 +200,7 @@ def test_the_last_step_is_left_to_the_cosine_whatever_the_warm_up(fraction, num_
         ({"adam_b2": 1.0}, ("adam_b2 is 1.0", "below 1", "0.999")),
         ({"adam_b2": 1 - 1e-9}, ("adam_b2 is 0.999999999", "below 1")),
         ({"learning_rate": float("inf")}, ("learning_rate is inf", "finite")),
+        ({"learning_rate": 1e39}, ("learning_rate is 1e+39", "finite number, also in float32")),
         ({"weight_decay": float("inf")}, ("weight_decay is inf", "finite")),
         ({"isometry": float("nan")}, ("isometry is nan",)),
         ({"batch_size": 0}, ("batch_size", "0")),

@@ -142,6 +142,33 @@ def test_one_that_diverges_does_not_stop_the_others(tiny_source, tmp_path):
     assert [int(states[i].step) for i in (0, 2, 3)] == [8, 8, 8]
 
 
+def test_one_network_that_is_not_finite_does_not_stop_the_others(tiny_source, tmp_path):
+    drawn = []
+
+    def poison_second(variables):
+        drawn.append(variables)
+        if len(drawn) != 2:
+            return variables
+        main = variables["main"]
+        stats = jax.tree.map(lambda leaf: leaf * np.inf, main["batch_stats"])
+        return {**variables, "main": {**main, "batch_stats": stats}}
+
+    folders = [tmp_path / str(i) for i in range(3)]
+    with pytest.raises(fitting.DivergedError, match=r"NaN or infinities at step 3.*1\.$") as caught:
+        fitting.fit_together(
+            configs()[:3],
+            folders,
+            source=tiny_source,
+            initial_variables=poison_second,
+            method="loop",
+            options=QUIET,
+        )
+    assert list(caught.value.reasons) == [folders[1]]
+    steps = [state and int(state.step) for state in caught.value.states]
+    assert steps == [8, None, 8]
+    assert [checkpoint.newest(f / "checkpoints") for f in folders] == [8, None, 8]
+
+
 def test_runs_that_differ_in_more_are_refused(tiny_source, tmp_path):
     first, second = configs()[:2]
     second = dataclasses.replace(second, train=dataclasses.replace(second.train, flip=False))
