@@ -2,8 +2,8 @@
 
 import contextlib
 import json
+import os
 import socket
-import struct
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -73,10 +73,11 @@ class _Board:
 
     def __init__(self, folder: Path, purge_step: int) -> None:
         from tensorboardX.proto.event_pb2 import Event, SessionLog
+        from tensorboardX.record_writer import RecordWriter
 
         folder.mkdir(parents=True, exist_ok=True)
-        name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}"
-        self._file = (folder / name).open("ab")
+        name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{os.getpid()}"
+        self._file = RecordWriter(str(folder / name))
         try:
             self._append(Event(wall_time=time.time(), file_version="brain.Event:2"))
             # Of earlier files TensorBoard leaves out what is of this step or later.
@@ -101,13 +102,7 @@ class _Board:
         self._append(Event(wall_time=time.time(), step=step, summary=Summary(value=found)))
 
     def _append(self, event: Any) -> None:
-        """As a TFRecord: length, its checksum, the event, its checksum; little-endian."""
-        from tensorboardX.record_writer import masked_crc32c
-
-        content = event.SerializeToString()
-        length = struct.pack("<Q", len(content))
-        sums = [struct.pack("<I", masked_crc32c(part)) for part in (length, content)]
-        self._file.write(length + sums[0] + content + sums[1])
+        self._file.write(event.SerializeToString())
         self._file.flush()
 
 
