@@ -32,16 +32,22 @@ def main() -> None:
             ) from None
 
         raise SystemExit(cloud.main(sys.argv[2:]))
-    from facemix_jax import cli
+    import jax
+
+    from facemix_jax import cli, hosts
 
     if catch:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     code = cli.main()
-    if code == INTERRUPTED:
-        # Computations may still run in other threads, and would crash in the interpreter's end.
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+    if code == INTERRUPTED or (code and jax.distributed.is_initialized()):
+        # Computations may still run in other threads, and would crash in the interpreter's end;
+        # and that waits minutes for processes of this run that did not fail.
+        try:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            hosts.let_go()
+        finally:  # the readers of both may be gone
+            os._exit(code)
     raise SystemExit(code)
 
 

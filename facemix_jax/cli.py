@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import tyro
 
 import facemix_jax
-from facemix_jax import output
+from facemix_jax import hosts, output
 from facemix_jax._files import explain
 from facemix_jax._validate import FacemixError, UsageError, one_of
 from facemix_jax.commands import Cost, Demo, Evaluate, Train
@@ -118,7 +118,7 @@ def guarded(work: Callable[[], None]) -> int:
         sys.stderr.close()
         return 1
     except Exception as error:
-        if (reason := explain(error)) is not None:
+        if (reason := explain(error) or hosts.lost(error)) is not None:
             _complain(reason)
             return 1
         traceback.print_exc()

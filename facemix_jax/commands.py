@@ -30,7 +30,7 @@ from facemix_jax._files import expanded, sha256
 from facemix_jax._types import HostArray
 from facemix_jax._validate import DataError, UsageError, one_of, positive
 from facemix_jax.data.source import SPLITS
-from facemix_jax.defenses import DefenseConfig
+from facemix_jax.defenses import OPTIONS_OF, DefenseConfig
 from facemix_jax.fitting import DivergedError, Options
 from facemix_jax.hosts import HostsConfig
 from facemix_jax.models import ModelConfig, from_torch
@@ -113,18 +113,30 @@ class Train(Output):
         configs, workdirs = self._members(config)
         for each, workdir in zip(configs, workdirs, strict=True):
             runs.check_claim(workdir, each)
+        with hosts.quiet(self.hosts):
+            scores, speed, diverged = self._scores(config, configs, workdirs)
+        if hosts.is_first():
+            self._emit(configs, scores, speed)
+        if diverged is not None:
+            raise diverged
+
+    def _scores(
+        self, config: RunConfig, configs: Sequence[RunConfig], workdirs: Sequence[Path]
+    ) -> tuple[dict[int, dict[str, Any]], dict[str, Any], DivergedError | None]:
+        """Trains; the scores of each seed, how fast it went, and whether others diverged."""
         initial = digest = None
-        if self.initial_weights is not None:
-            weights = read_weights(self.initial_weights)
-            initial = functools.partial(from_torch, weights, keep_head=True)
-            digest = sha256(self.initial_weights)[:16]
         hosts.start(self.hosts)
-        runs.check_parts(config, config.data.image_size)
-        if initial is not None:  # refused before images are read; the head is no part of it
-            model = models.build(config.model, image_size=config.data.image_size)
-            initial(jax.eval_shape(model.init, jax.random.key(0)))
-        source = data.load_source(config.data)
-        trials.check_split(config, source, "test")
+        with hosts.together():
+            runs.check_parts(config, config.data.image_size)
+            if self.initial_weights is not None:
+                weights = read_weights(self.initial_weights)
+                initial = functools.partial(from_torch, weights, keep_head=True)
+                digest = sha256(self.initial_weights)[:16]
+                # Refused before images are read; the head is no part of it.
+                model = models.build(config.model, image_size=config.data.image_size)
+                initial(jax.eval_shape(model.init, jax.random.key(0)))
+            source = data.load_source(config.data)
+            trials.check_split(config, source, "test")
         meter = Meter()
         states: Sequence[TrainState | None]
         diverged: DivergedError | None = None
@@ -144,7 +156,7 @@ class Train(Output):
         except DivergedError as error:
             if all(state is None for state in error.states):
                 raise
-            states, diverged = error.states, error  # raised when the others are scored
+            states, diverged = error.states, error  # raised when the others are shown
         trained = {
             each.train.seed: runs.from_state(each, source, state)
             for each, state in zip(configs, states, strict=True)
@@ -156,10 +168,7 @@ class Train(Output):
         NOTES.print("evaluating on the test split")
         # By all processes, each for itself: none has to wait for the first.
         scores = {seed: trials.utilities(run, "test") for seed, run in trained.items()}
-        if hosts.is_first():
-            self._emit(configs, scores, speed)
-        if diverged is not None:
-            raise diverged
+        return scores, speed, diverged
 
     def _emit(
         self,
@@ -305,19 +314,11 @@ def check_unused(given: Any, default: Any, reason: str, names: Iterable[str] = (
             )
 
 
-_OPTIONS_OF = {
-    "facemix": ("group_size", "family", "condition"),
-    "noise": ("image_noise_variance",),
-    "blur": ("blur_size",),
-}
-"""What one defence alone takes."""
-
-
 def check_defense(config: DefenseConfig) -> None:
     """Raises ``UsageError`` where an option of another defence or family is given."""
-    if config.defense not in (*_OPTIONS_OF, "none"):  # one of somebody's own may take all
+    if config.defense not in (*OPTIONS_OF, "none"):  # one of somebody's own may take all
         return
-    for name, options in _OPTIONS_OF.items():
+    for name, options in OPTIONS_OF.items():
         if name != config.defense:
             reason = f"the defence is {config.defense!r}"
             check_unused(config, DefenseConfig(), reason, options)

@@ -57,7 +57,7 @@ def fit(
 
     Raises:
         UsageError: the configuration does not fit the images, the devices or the work directory.
-        FacemixError: another process trains in the work directory.
+        FacemixError: another process trains in the work directory, or one of this run failed.
         DivergedError: the loss or the network is not finite; the last checkpoint is from before
             that.
         CheckpointError: a checkpoint cannot be written, or belongs to another model.
@@ -117,22 +117,22 @@ def fit_together(
     one_of(population.METHODS, method=method)
     _check_alike(configs)
     config = configs[0]
-    runs.check_parts(config, config.data.image_size if source is None else source.image_size)
-    source = data.load_source(config.data) if source is None else source
-    plan = _plan(config, source)
-    _mesh(config.mesh, config, plan, len(configs))  # refused before any directory is made
-    initial = None if initial_variables is None else initial_digest or "without a digest"
-    images = {**runs.images_of(source, source.image_size), "initial_weights": initial}
-    for run_config, workdir in zip(configs, workdirs, strict=True):
-        runs.check_claim(workdir, run_config, images=images)
-    hosts.wait("all have compared configurations")
+    with hosts.together():
+        runs.check_parts(config, config.data.image_size if source is None else source.image_size)
+        source = data.load_source(config.data) if source is None else source
+        plan = _plan(config, source)
+        _mesh(config.mesh, config, plan, len(configs))  # refused before any directory is made
+        initial = None if initial_variables is None else initial_digest or "without a digest"
+        images = {**runs.images_of(source, source.image_size), "initial_weights": initial}
+        for run_config, workdir in zip(configs, workdirs, strict=True):
+            runs.check_claim(workdir, run_config, images=images)
 
     identity = runs.identity(config, plan.model)
     with contextlib.ExitStack() as stack:
-        if hosts.is_first():
-            for run_config, workdir in zip(configs, workdirs, strict=True):
-                stack.enter_context(runs.alone(workdir, run_config, images=images))
-        hosts.wait("the work directories are there")
+        with hosts.together():
+            if hosts.is_first():
+                for run_config, workdir in zip(configs, workdirs, strict=True):
+                    stack.enter_context(runs.alone(workdir, run_config, images=images))
         opened = [
             stack.enter_context(Checkpoints(workdir / "checkpoints", identity))
             for workdir in workdirs

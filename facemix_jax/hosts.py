@@ -9,6 +9,9 @@ import dataclasses
 import os
 import re
 import signal
+import sys
+import threading
+from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
@@ -21,6 +24,9 @@ from facemix_jax._validate import FacemixError, UsageError
 _STOPPING = b"\nStopping as soon as all is saved; Ctrl-C once more stops at once, without saving.\n"
 
 _WAYS = ("auto", "none", "slurm", "tpu")
+
+_LET_GO_SECONDS = 5
+"""How long a process that failed waits for others that end with it."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -73,6 +79,9 @@ def _check_address(**values: str) -> None:
 def start(config: HostsConfig) -> None:
     """Joins the other processes; must come before the first computation.
 
+    Returns when all are connected: CPUs connect in the first thing that they compute together, and
+    give up after 30 s, which one of them may need for its images.
+
     Raises:
         FacemixError: they cannot be reached, or the environment does not say where they are.
     """
@@ -81,6 +90,7 @@ def start(config: HostsConfig) -> None:
         return
     try:
         jax.distributed.initialize(**options)
+        wait("all are connected")
     except (RuntimeError, ValueError, OSError) as error:
         raise FacemixError(
             f"The processes of this run cannot find each other ({config.coordinator}): {error}. "
@@ -124,6 +134,77 @@ def _options(config: HostsConfig) -> dict[str, Any] | None:
     if "," in environment.get("TPU_WORKER_HOSTNAMES", ""):
         return {"cluster_detection_method": "gketpu"}
     return None
+
+
+@contextlib.contextmanager
+def quiet(config: HostsConfig) -> Iterator[None]:
+    """Keeps standard output for results: what libraries write goes to standard error meanwhile.
+
+    Gloo, by which CPUs talk, tells descriptor 1 of every connection. Nothing changes where there
+    is one process.
+    """
+    if sys.stdout is None or _options(config) is None:
+        yield
+        return
+    sys.stdout.flush()
+    kept = os.dup(1)
+    try:
+        os.dup2(2, 1)
+        yield
+    finally:
+        sys.stdout.flush()
+        os.dup2(kept, 1)
+        os.close(kept)
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """Ends when it has ended in all processes; what goes wrong in one of them ends all.
+
+    Otherwise the others would wait for it in their next common computation. Nothing in it may be
+    computed in common.
+
+    Raises:
+        FacemixError: another process failed, and says why.
+    """
+    failed = None
+    try:
+        yield
+    except Exception as error:
+        failed = error
+    any_failed = any_of(failed is not None)
+    if failed is not None:
+        raise failed
+    if any_failed:
+        raise FacemixError(
+            "Another process of this run failed and says why; this one ends with it. Start all "
+            "again when that is mended."
+        )
+
+
+def lost(error: Exception) -> str | None:
+    """What the user can do about processes that are gone; None for other errors."""
+    # JAX raises ValueError, too, for what its libraries report without a code.
+    if not isinstance(error, RuntimeError | ValueError) or not jax.distributed.is_initialized():
+        return None
+    if not re.search("gloo|nccl|coordination service|heartbeat", str(error), re.IGNORECASE):
+        return None
+    return (
+        f"Another process of this run has ended or cannot be reached: {error}. If it failed, it "
+        f"says why. Start all again; they go on from the last checkpoint."
+    )
+
+
+def let_go() -> None:
+    """Parts from the other processes after a failure; the process must end with ``os._exit``.
+
+    Those that failed with this one leave first: without the first process they would be killed
+    before they have said why. JAX waits five minutes for those that did not.
+    """
+    if jax.distributed.is_initialized():
+        leaving = threading.Thread(target=jax.distributed.shutdown, daemon=True)
+        leaving.start()
+        leaving.join(_LET_GO_SECONDS)
 
 
 def is_first() -> bool:

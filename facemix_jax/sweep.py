@@ -1,7 +1,8 @@
 """Many runs: a grid or a search over any field of the configuration, one directory for each.
 
 A trial's directory is named by a hash of its configuration, so that the same command finds what
-is done, goes on with what is not, and never trains the same thing twice.
+is done, goes on with what is not, and never trains the same configuration twice; nor do those of a
+grid that differ only in what their defence does not take.
 """
 
 import csv
@@ -19,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from rich.table import Table
 
-from facemix_jax import metrics, output, runs
+from facemix_jax import defenses, metrics, output, runs
 from facemix_jax._files import write_atomically
 from facemix_jax._validate import UsageError, one_of
 from facemix_jax.data import DataConfig
@@ -156,6 +157,9 @@ def expand(
 ) -> list[Trial]:
     """Every combination of a grid, each with ``num_seeds`` seeds from the base's on.
 
+    Of those that differ only in what their defence does not take, as the group size of ``none``,
+    the first stands for all.
+
     Raises:
         UsageError: a combination does not fit; nothing has started then.
     """
@@ -172,7 +176,11 @@ def expand(
         for values in itertools.product(*(grid[name] for name in names))
         for seed in seeds
     ]
-    return distinct(trials)
+    first: dict[str, Trial] = {}
+    for each in trials:
+        same = dataclasses.replace(each.config, defense=defenses.used(each.config.defense))
+        first.setdefault(config_hash(same), each)
+    return list(first.values())
 
 
 def distinct(trials: Iterable[Trial]) -> list[Trial]:

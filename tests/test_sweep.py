@@ -108,6 +108,20 @@ def test_options_of_each_defence_are_given_where_the_defence_varies(tmp_path, gr
         commands_sweep._check(sweep.expand(BASE, {option: grid[option]}, 1, tmp_path))
 
 
+def test_what_a_defence_does_not_take_makes_no_second_run(tmp_path):
+    """In a directory of the same name as before: the group size stays in its configuration."""
+    grid = {"defense.defense": ["facemix", "none"], "defense.group_size": [4, 8]}
+    trials = sweep.expand(BASE, grid, 2, tmp_path)
+    assert [(t.config.defense.defense, t.config.defense.group_size) for t in trials] == [
+        *[("facemix", 4)] * 2,
+        *[("facemix", 8)] * 2,
+        *[("none", 4)] * 2,
+    ]
+    assert all(t == sweep.trial(BASE, t.setting, tmp_path) for t in trials)
+    grid = {"defense.family": ["haar", "conditioned"], "defense.condition": [2.0, 5.0]}
+    assert len(sweep.expand(BASE, grid, 1, tmp_path)) == 3
+
+
 def test_a_directory_stands_for_a_configuration_wherever_it_runs(tmp_path):
     trials = sweep.expand(BASE, {"train.learning_rate": [1e-3, 3e-3]}, 3, tmp_path)
     assert len({t.workdir for t in trials}) == len(trials) == 6

@@ -1,8 +1,10 @@
 """Any images with a table of labels."""
 
+import functools
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+import unicodedata
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -27,7 +29,7 @@ def read(
 ) -> FileSet:
     """Opens images and their labels; nothing is decoded.
 
-    Images lie in ``images.zip``, the only other zip file, a folder ``images``, or the folder
+    Images lie in ``images.zip``, a folder ``images``, the only other zip file, or the folder
     itself, with or without folders in between; images without a row are left out.
 
     Args:
@@ -53,18 +55,16 @@ def locate(names: Sequence[str], images: archives.EncodedImages, *, labels: str)
     """The image that each name means: one whose path is, or ends in, that name.
 
     Paths may begin with the folder or archive, as in ``images/0.png`` or ``./images/0.png``.
+    Letters with accents may be written as one character or as two.
 
     Raises:
         DataError: a name fits no image, or several, or an image has two names.
     """
-    ending: dict[str, list[str]] = {}
-    opened = re.sub(r"\.zip$", "", images.label.removesuffix("/"), flags=re.IGNORECASE)
-    for path in images.sizes:
-        parts = [opened, *path.split("/")]
-        for i in range(len(parts)):
-            ending.setdefault("/".join(parts[i:]), []).append(path)
     wanted = [PurePosixPath(name.replace("\\", "/")).as_posix() for name in names]
-    paths = {n: [n] if n in images.sizes else ending.get(n, []) for n in wanted}
+    paths = _paths(wanted, images, str)
+    unknown = [name for name, found in paths.items() if not found]
+    if unknown:  # files from macOS have an accent as a character of its own, most tables have not
+        paths |= _paths(unknown, images, functools.partial(unicodedata.normalize, "NFC"))
     missing = [name for name, path in zip(names, wanted, strict=True) if not paths[path]]
     if missing:
         raise DataError(
@@ -81,6 +81,21 @@ def locate(names: Sequence[str], images: archives.EncodedImages, *, labels: str)
     files = tuple(paths[name][0] for name in wanted)
     no_repeats(files, Path(labels), remedy="Keep one row for each image.")
     return files
+
+
+def _paths(
+    names: Iterable[str], images: archives.EncodedImages, form: Callable[[str], str]
+) -> dict[str, list[str]]:
+    """The images whose path is each name, or else ends in it, both brought into a form."""
+    whole: dict[str, list[str]] = {}
+    ending: dict[str, list[str]] = {}
+    opened = re.sub(r"\.zip$", "", images.label.removesuffix("/"), flags=re.IGNORECASE)
+    for path in images.sizes:
+        whole.setdefault(form(path), []).append(path)
+        parts = [opened, *path.split("/")]
+        for i in range(len(parts)):
+            ending.setdefault(form("/".join(parts[i:])), []).append(path)
+    return {n: whole.get(form(n)) or ending.get(form(n), []) for n in names}
 
 
 def files_of_type(data_dir: Path, suffix: str) -> list[Path]:
@@ -184,10 +199,10 @@ def _open_images(data_dir: Path, table: Path) -> archives.EncodedImages:
     unpacked = data_dir / "images"
     if whole in packed:
         path = whole
-    elif len(packed) == 1:
-        path = packed[0]
+    elif unpacked.is_dir():  # before archives of other names, which may be older copies
+        path = unpacked
     else:
-        path = unpacked if unpacked.is_dir() else data_dir
+        path = packed[0] if len(packed) == 1 else data_dir
     if path == data_dir and packed:
         raise DataError(
             f"{data_dir} holds {len(packed)} zip files and no images.zip. Name the one with the "

@@ -21,6 +21,7 @@ from facemix_jax.defenses.perturb import blur, noise
 
 __all__ = [
     "DEFENSES",
+    "OPTIONS_OF",
     "WIRES",
     "Defense",
     "DefenseConfig",
@@ -35,6 +36,7 @@ __all__ = [
     "none",
     "rounded",
     "rows_of",
+    "used",
     "with_blinding",
     "with_decoys",
     "with_noise",
@@ -53,6 +55,13 @@ DEFENSES: dict[str, Callable[["DefenseConfig", int], Defense]] = {
     "blur": lambda config, tiles: blur(size=config.blur_size),
 }
 """By name, from the configuration and the tiles of the network's maps."""
+
+OPTIONS_OF = {
+    "facemix": ("group_size", "family", "condition"),
+    "noise": ("image_noise_variance",),
+    "blur": ("blur_size",),
+}
+"""What one defence alone takes, and ``none`` does not; ``condition`` is of one family alone."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -124,6 +133,18 @@ class DefenseConfig:
                 f"decoys is {self.decoys}, but scatter deals rows to other groups in every tile, "
                 f"and with them the decoys. Leave one of the two out."
             )
+
+
+def used(config: DefenseConfig) -> DefenseConfig:
+    """The same defence, with what it does not take as by default: equal where defences are."""
+    if config.defense not in (*OPTIONS_OF, "none"):  # one of somebody's own may take all
+        return config
+    taken = OPTIONS_OF.get(config.defense, ())
+    others = {name for options in OPTIONS_OF.values() for name in options} - {*taken}
+    if config.family != "conditioned":
+        others.add("condition")
+    plain = DefenseConfig()
+    return dataclasses.replace(config, **{name: getattr(plain, name) for name in others})
 
 
 def build(config: DefenseConfig, *, tiles: int = 1) -> Defense:

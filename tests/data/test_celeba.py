@@ -265,3 +265,11 @@ def test_real_images_equal_a_bare_pillow_loop(tmp_path):
                     assert np.array_equal(image, np.asarray(picture))
                     seen += 1
     assert seen == len(source) == 20_000
+
+
+def test_options_belong_to_tables():
+    for name in ("labels", "columns"):
+        with pytest.raises(UsageError, match=f"{name} is for CSV files"):
+            DataConfig(dataset="celeba", data_dir="x", **{name: "y"})
+        with pytest.raises(UsageError, match=f"{name} is for CSV files"):
+            DataConfig(**{name: "y"})

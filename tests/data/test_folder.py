@@ -284,6 +284,27 @@ def test_images_are_found_in_every_place(data, place, deep):
         assert folder.read(data).file_names == tuple(members)
 
 
+def test_the_folder_images_comes_before_archives_of_other_names(data):
+    (data / "images").mkdir()
+    (data / "images.zip").rename(data / "backup.zip")
+    for name in NAMES:
+        (data / "images" / name).write_bytes(picture(200))
+    assert folder.read(data).images.label == "images/"
+
+
+def test_accents_are_found_however_they_are_written(data):
+    composed, apart = "jos\u00e9/0.png", "jose\u0301/0.png"
+    for there, here in ((composed, apart), (apart, composed)):
+        pack(data / "images.zip", dict.fromkeys([there, *NAMES[1:]], 3))
+        write(data, rows=[f"{here},{ROWS[0][10:]}", *ROWS[1:]])
+        assert folder.read(data).file_names == (there, *NAMES[1:])
+    pack(data / "images.zip", dict.fromkeys([composed, apart, *NAMES[1:]], 3))
+    assert folder.read(data).file_names[0] == composed
+    pack(data / "images.zip", dict.fromkeys([f"a/{apart}", f"b/{apart}", *NAMES[1:]], 3))
+    with pytest.raises(DataError, match="more than one image"):
+        folder.read(data)
+
+
 def test_linked_folders_are_looked_into_once(data, tmp_path):
     (data / "images").mkdir()
     with zipfile.ZipFile(data / "images.zip") as archive:
@@ -375,11 +396,3 @@ def test_empty_headers_and_spaces_are_taken(data):
     write(data, "," + HEADER.replace("Male", " Male "), rows)
     assert folder.roles(data).attributes == ("Smiling", "Male")
     assert folder.read(data).file_names == tuple(NAMES)
-
-
-def test_options_belong_to_tables():
-    for name in ("labels", "columns"):
-        with pytest.raises(UsageError, match=f"{name} is for CSV files"):
-            DataConfig(dataset="celeba", data_dir="x", **{name: "y"})
-        with pytest.raises(UsageError, match=f"{name} is for CSV files"):
-            DataConfig(**{name: "y"})
