@@ -44,6 +44,10 @@ SUMMARIES = {
         between_scales.tables(cells, "lfwa", between_scales.trained_long("lfwa", "cpu")),
         (),
     ),
+    "between_scales_celeba_cpu": lambda cells: (
+        between_scales.tables(cells, "celeba", between_scales.trained_long("celeba", "cpu")),
+        (),
+    ),
     "challenge_baseline_smoke": challenge_baseline.summarize,
     "frontier": frontier_summary.summary,
     "gaussian_codes_cpu": lambda cells: (
