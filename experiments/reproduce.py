@@ -32,7 +32,7 @@ class Config:
     reproduction`` for the scale ``cpu``. A second call goes on where one stopped: finished cells
     and runs are not done again. A script that fails does not keep the others from running.
 
-    Run time: ``smoke`` took 8 1/2 minutes on two quiet cores, nearly all of it compilation;
+    Run time: ``smoke`` took 8 1/2 to 9 minutes on two quiet cores, nearly all of it compilation;
     ``cpu`` takes a day, by what its scripts took one by one.
 
     Expected: ``reproduction/report/index.html``, and what each script's docstring says.
