@@ -148,8 +148,7 @@ def measure(config: Config, name: str, group_size: int, seed: int) -> dict[str, 
     plain = facemix(group_size, 1)
     trained_with = plain.defense if aid.mixes else DefenseConfig(defense="none")
     system = System(dataclasses.replace(plain.model, **aid.model), trained_with)
-    train = dataclasses.replace(scale.train, isometry=aid.isometry)
-    scale = dataclasses.replace(scale, train=train)
+    scale = scales.trained_otherwise(scale, isometry=aid.isometry)
     # What is trained without aid is the network of the paper's tables.
     place = places.place(config, runs_of="table2" if name == NONE else "linearity_aids")
     row = f"FaceMix, M = {group_size}, N_pre = 1" + (f", {name}" if name != NONE else "")

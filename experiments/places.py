@@ -42,11 +42,8 @@ def scale_of(dataset: Dataset, name: scales.Name) -> Scale:
     scale = scales.SCALES[name]
     if dataset == "celeba":
         return scale
-    return dataclasses.replace(
-        scale,
-        train=dataclasses.replace(scale.train, num_epochs=LFWA_EPOCHS[name]),
-        train_examples=scale.train_examples if scale.drawn else None,
-    )
+    scale = scales.trained_otherwise(scale, num_epochs=LFWA_EPOCHS[name])
+    return scale if scale.drawn else dataclasses.replace(scale, train_examples=None)
 
 
 def place(

@@ -32,7 +32,7 @@ class Config:
     reproduction`` for the scale ``cpu``. A second call goes on where one stopped: finished cells
     and runs are not done again. A script that fails does not keep the others from running.
 
-    Run time: ``smoke`` took 8 1/2 to 9 minutes on two quiet cores, nearly all of it compilation;
+    Run time: ``smoke`` took 8 1/2 to 9 minutes on two quiet cores, about half of it compilation;
     ``cpu`` takes a day, by what its scripts took one by one.
 
     Expected: ``reproduction/report/index.html``, and what each script's docstring says.
@@ -174,7 +174,7 @@ _FAST_COMPILATION = "--xla_backend_optimization_level"
 def environment(config: Config) -> dict[str, str]:
     """Of every script: they share compiled programs, which are kept in ``out``.
 
-    Nearly all of a smoke test's time is compilation. What the user has set is left alone.
+    About half of a smoke test's time is compilation. What the user has set is left alone.
     """
     found = {
         "JAX_COMPILATION_CACHE_DIR": str((config.out / "compiled").absolute()),
@@ -227,10 +227,11 @@ def results_of(out: Path) -> list[Path]:
     """All results files, in the order of the scripts."""
     order = ("table1", "accuracy_cpu", *STEPS)
 
-    def place(path: Path) -> int:
-        return next((i for i, n in enumerate(order) if path.stem.startswith(n)), len(order))
+    def place(path: Path) -> tuple[int, str]:
+        found = (i for i, n in enumerate(order) if path.stem.startswith(n))
+        return next(found, len(order)), path.name
 
-    return sorted(sorted((out / "results").glob("*.json")), key=place)
+    return sorted((out / "results").glob("*.json"), key=place)
 
 
 def main(config: Config) -> int:

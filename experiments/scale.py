@@ -2,7 +2,7 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from facemix_jax.data import DataConfig
 from facemix_jax.training import TrainConfig
@@ -110,6 +110,11 @@ SCALES: dict[str, Scale] = {
 """By name. ``paper`` is the paper's own as far as it says: network, 100 epochs (600 on LFWA),
 weight decay, four seeds. The image size is inferred from the edge columns; the attackers' effort is
 a guess of ours, and at every scale at most 300 people are to be recognised."""
+
+
+def trained_otherwise(scale: Scale, **changed: Any) -> Scale:
+    """The same size with other options of ``TrainConfig``."""
+    return dataclasses.replace(scale, train=dataclasses.replace(scale.train, **changed))
 
 
 def output(script: str, scale: str) -> Path:

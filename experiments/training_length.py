@@ -86,8 +86,7 @@ def main(config: Config) -> None:
     lengths = config.epochs or ((1, 2) if scale.drawn else LENGTHS[config.dataset])
     for seed in config.seeds or range(scale.seeds):
         for epochs in lengths:
-            train = dataclasses.replace(scale.train, num_epochs=epochs)
-            longer = dataclasses.replace(scale, train=train)
+            longer = scales.trained_otherwise(scale, num_epochs=epochs)
             part = f"{epochs} epochs"
             kept = places.within(place, f"{epochs}")
             measuring.add_gaps(cells, rows, part, longer, kept, seed)

@@ -145,7 +145,7 @@ def init_state(
     optimizer = _optimizer(train, num_steps)
     opt_state = {
         "identifier": optimizer.init(identifier["params"]),
-        "network": optimizer.init(_params(variables)),
+        "network": optimizer.init(training.params_of(variables)),
     }
     return AnonymizerState(jnp.zeros((), jnp.int32), variables, identifier, opt_state, step_key)
 
@@ -190,7 +190,7 @@ def make_step(
         def generate(params: Any) -> tuple[Array, Any]:
             return model.pre.train({**state.variables["pre"], "params": params}, x)
 
-        params = _params(state.variables)
+        params = training.params_of(state.variables)
         # The generator's layers take most of a step: computed once, for both sides.
         changed, generator_gradient, pre = jax.vjp(generate, params["pre"], has_aux=True)
 
@@ -208,7 +208,7 @@ def make_step(
         def network_loss(
             params: Any, changed: Array
         ) -> tuple[Array, tuple[AnonymizerInfo, dict[str, Any]]]:
-            variables = _with_params(state.variables, params)
+            variables = training.with_params(state.variables, params)
             features, main = model.main.train(variables["main"], changed)
             logits = model.post(variables["post"], features)
             attribute_loss = training.cross_entropy(logits, attributes)
@@ -230,7 +230,7 @@ def make_step(
         )(params, changed)
         gradient["pre"] = generator_gradient(of_changed)[0]
         updates, for_network = optimizer.update(gradient, state.opt_state["network"], params)
-        variables = _with_params(variables, optax.apply_updates(params, updates))
+        variables = training.with_params(variables, optax.apply_updates(params, updates))
         opt_state = {"identifier": for_identifier, "network": for_network}
         after = AnonymizerState(state.step + 1, variables, identifier, opt_state, state.rng_key)
         return after, info
@@ -394,11 +394,3 @@ def _optimizer(train: training.TrainConfig, num_steps: int) -> optax.GradientTra
         weight_decay=train.weight_decay,
         nesterov=train.nesterov,
     )
-
-
-def _params(variables: dict[str, Any]) -> dict[str, Any]:
-    return {name: segment["params"] for name, segment in variables.items()}
-
-
-def _with_params(variables: dict[str, Any], params: dict[str, Any]) -> dict[str, Any]:
-    return {name: {**segment, "params": params[name]} for name, segment in variables.items()}

@@ -70,9 +70,9 @@ class Linearity(Output):
         in_range(0, 2**32 - 1, seed=self.seed)
         if self.family is not None:
             one_of(mixing.FAMILIES, family=self.family)
-        if self.group_size is not None:  # the family's own refusal, before anything is loaded
-            group_size, family = self.group_size, mixing.FAMILIES[self.family or "haar"]
-            jax.eval_shape(lambda k: family(k, 1, group_size), jax.random.key(self.seed))
+            if self.group_size is not None:  # the family's own refusal, before anything is loaded
+                group_size, family = self.group_size, mixing.FAMILIES[self.family]
+                jax.eval_shape(lambda k: family(k, 1, group_size), jax.random.key(self.seed))
         if self.workdir is not None and self.weights is not None:
             raise UsageError(
                 "--workdir and --weights are both given, but one network is measured. "
@@ -108,7 +108,7 @@ class Linearity(Output):
             if name == "conditioned"
             else mixing.FAMILIES[name]
         )
-        jax.eval_shape(lambda k: family(k, 1, group_size), rng_key)
+        jax.eval_shape(lambda k: family(k, 1, group_size), rng_key)  # a run's own refuses, too
         batch = next(iter(data.eval_batches(part.source, split="test", batch_size=num_images)))
         activations = part.model.pre(part.variables["pre"], data.normalize(batch.images))
         NOTES.print("End to end, layer by layer, by cause ...")

@@ -185,11 +185,13 @@ def _optimizer(
     )
 
 
-def _params(variables: dict[str, Any]) -> dict[str, Any]:
+def params_of(variables: dict[str, Any]) -> dict[str, Any]:
+    """What is trained of a network's variables, by segment."""
     return {name: segment.get("params", {}) for name, segment in variables.items()}
 
 
-def _with_params(variables: dict[str, Any], params: dict[str, Any]) -> dict[str, Any]:
+def with_params(variables: dict[str, Any], params: dict[str, Any]) -> dict[str, Any]:
+    """The same variables with other parameters."""
     return {
         name: {**segment, "params": params[name]} if "params" in segment else segment
         for name, segment in variables.items()
@@ -217,7 +219,7 @@ def init_state(
         main = variables["main"]
         clean = jax.tree.map(jnp.copy, main["batch_stats"])  # a donated buffer has one owner
         variables = {**variables, "main": {**main, "clean_stats": clean}}
-    opt_state = _optimizer(config, num_steps, Scalars.of(config)).init(_params(variables))
+    opt_state = _optimizer(config, num_steps, Scalars.of(config)).init(params_of(variables))
     if config.discriminator_weight:
         judge_key = jax.random.fold_in(init_key, _APART)
         channels = model.spec.activation_shape[-1]
@@ -346,7 +348,7 @@ def _shared_step(
             logits, variables, codes = forward(
                 model,
                 defense,
-                _with_params(state.variables, params),
+                with_params(state.variables, params),
                 mix_rng_key,
                 x,
                 statistics=config.statistics,
@@ -358,7 +360,7 @@ def _shared_step(
                 loss = loss + penalty(codes, discriminator, penalty_key)
             return loss, (logits, variables, codes)
 
-        params = _params(state.variables)
+        params = params_of(state.variables)
         (loss, found), gradient = jax.value_and_grad(loss_of, has_aux=True)(params)
         logits, variables, codes = found
         optimizer = _optimizer(config, num_steps, scalars)
@@ -379,7 +381,7 @@ def _shared_step(
             }
         correct = jnp.argmax(logits, axis=-1) == attributes.astype(jnp.int32)
         return (
-            TrainState(state.step + 1, _with_params(variables, params), opt_state, state.rng_key),
+            TrainState(state.step + 1, with_params(variables, params), opt_state, state.rng_key),
             StepInfo(loss, jnp.mean(correct, dtype=jnp.float32)),
         )
 

@@ -171,7 +171,8 @@ def test_a_peer_that_answers_no_ping_is_cut_off(trained, monkeypatch):
             settings = bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
             acknowledged = bytes([0, 0, 0, 4, 1, 0, 0, 0, 0])
             writer.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + settings + acknowledged)
-            await asyncio.wait_for(reader.read(), 10)  # to the end
+            sent = await asyncio.wait_for(reader.read(), 10)  # to the end
+            assert bytes([0, 0, 8, 6, 0, 0, 0, 0, 0]) in sent, "it was asked"
             writer.close()
 
     asyncio.run(go())
