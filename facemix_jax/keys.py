@@ -164,19 +164,21 @@ def rotate(path: Path) -> RootSecret:
 
     Nothing mixed under the old secret can be unmixed with the new one. Processes that have
     loaded the old one go on with it until they end. Backups, snapshots and the disk's free
-    blocks may still hold it. The old file need not be readable or whole: this is the remedy
-    where others may have seen it.
+    blocks may still hold it. The old file need not be readable: this is the remedy where others
+    may have seen it. What has another length is no secret and may be anything; it is left.
 
     Args:
         path: the file.
 
     Raises:
-        KeyFileError: there is none, or it is no plain file; or it cannot be written: then the old
-            one stays.
+        KeyFileError: there is none, or it is no plain file of 32 bytes (or empty); or it cannot be
+            written: then the old one stays.
     """
     path = Path(os.path.realpath(path))  # the old secret itself is replaced, not a link to it
     if not path.is_file():
         raise _no_file(path) if os.path.lexists(path) else _missing(path)
+    if (size := path.stat().st_size) not in (0, SECRET_BYTES):
+        raise _no_secret(path, size)
     root = secrets.token_bytes(SECRET_BYTES)
     try:
         with _temporary(path, root) as temporary:
@@ -299,10 +301,7 @@ def _read(path: Path) -> tuple[RootSecret, os.stat_result]:
         if not stat.S_ISREG(status.st_mode):
             raise _no_file(path)
         if status.st_size != SECRET_BYTES:
-            raise KeyFileError(
-                f"{path} is no root secret: it is not a file of {SECRET_BYTES} bytes (it has "
-                f"{status.st_size}). Restore it, or replace it with {_command('rotate', path)}."
-            )
+            raise _no_secret(path, status.st_size)
         if status.st_uid != os.getuid():
             raise KeyFileError(
                 f"{path} belongs to user {status.st_uid}, not to {os.getuid()}, who runs this. "
@@ -353,6 +352,13 @@ def _missing(path: Path) -> KeyFileError:
 def _no_file(path: Path) -> KeyFileError:
     return KeyFileError(
         f"{path} is no root secret: it exists, but is no plain file. Give the path of a file."
+    )
+
+
+def _no_secret(path: Path, size: int) -> KeyFileError:
+    return KeyFileError(
+        f"{path} is no root secret: it is not a file of {SECRET_BYTES} bytes (it has {size}). "
+        f"Restore it, or move it away and make another with {_command('create', path)}."
     )
 
 

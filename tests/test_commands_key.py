@@ -158,6 +158,8 @@ def test_remedies_act_on_the_secret_they_speak_of(run, tmp_path, monkeypatch, sp
     before = path.read_bytes()
     spoil(path)
     _, _, err = run(command, "--path", path)
+    if spoil is damaged:
+        path.unlink()  # as the message says: what is no secret may be anything, and is left
     shown = re.search("facemix key ((?:rotate|create) .*?key['\"]?)[.,]", err)[1]
     assert run(*shlex.split(shown))[0] == 0
     assert keys.load(path).fingerprint != keys.RootSecret(before).fingerprint

@@ -137,11 +137,11 @@ def test_a_read_only_file_will_do(path):
 def test_a_file_of_another_size_is_refused_without_showing_it(path, size):
     keys.create(path)
     path.write_bytes((b"s3cret-" * 600)[:size])
-    with pytest.raises(keys.KeyFileError, match=f"it has {size}\\).*rotate") as caught:
+    with pytest.raises(
+        keys.KeyFileError, match=f"it has {size}\\).*move it away.*create"
+    ) as caught:
         keys.load(path)
     assert "s3cret" not in str(caught.value)
-    keys.rotate(path)
-    keys.load(path)
 
 
 def test_what_is_no_file_is_refused_at_once(tmp_path):
@@ -171,6 +171,21 @@ def test_rotation_leaves_no_copy_of_the_old_secret(path):
     assert [file.read_bytes() == old for file in path.parent.iterdir()] == [False]
     assert mode(path) == 0o600
     assert drawn(old_root) != drawn(new_root)
+
+
+@pytest.mark.parametrize("content", [b"a thesis", bytes(33)])
+def test_rotation_leaves_a_file_that_is_no_secret(path, content):
+    keys.create(path)
+    path.write_bytes(content)
+    with pytest.raises(keys.KeyFileError, match=f"it has {len(content)}\\).*move it away"):
+        keys.rotate(path)
+    assert path.read_bytes() == content
+
+
+def test_rotation_replaces_an_empty_file(path):
+    keys.create(path)
+    path.write_bytes(b"")  # as after a crash
+    assert keys.rotate(path).fingerprint == keys.load(path).fingerprint
 
 
 def test_rotation_through_a_link_replaces_the_secret_itself(path, tmp_path):
