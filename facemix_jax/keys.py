@@ -165,7 +165,7 @@ def rotate(path: Path) -> RootSecret:
     Nothing mixed under the old secret can be unmixed with the new one. Processes that have
     loaded the old one go on with it until they end. Backups, snapshots and the disk's free
     blocks may still hold it. The old file need not be readable: this is the remedy where others
-    may have seen it. What has another length is no secret and may be anything; it is left.
+    may have seen it. A file of another length, if not empty, may be anything; it is left.
 
     Args:
         path: the file.
