@@ -13,10 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 import onnx
 from jax import export as jax_export
+from jax.extend.core import primitives
 from onnx import helper, numpy_helper
 
 from facemix_jax._types import Array, HostArray
-from facemix_jax._validate import FacemixError, UsageError
+from facemix_jax._validate import UsageError
 
 OPSET = 17
 """Of the ONNX operators: in ONNX Runtime since 1.12 (2022), so that phones have it."""
@@ -26,6 +27,16 @@ _IR_VERSION = 8
 _FIRST = (0, 3, 1, 2)
 """Axes that move channels from last, as here, to first, as in ONNX."""
 _LAST = (0, 2, 3, 1)
+
+_CALLS = (
+    primitives.jit_p,
+    primitives.closed_call_p,
+    primitives.custom_jvp_call_p,
+    primitives.custom_vjp_call_p,
+    primitives.remat_p,
+)
+"""Operations that do what stands in them once: others that hold a function, such as loops, repeat
+it or choose."""
 
 _Value = str | HostArray
 """The name of a tensor of the graph, or what it is where that is known."""
@@ -129,15 +140,20 @@ def _convert(
 
     for equation in jaxpr.eqns:
         inputs = [read(variable) for variable in equation.invars]
-        inner = equation.params.get("jaxpr") or equation.params.get("call_jaxpr")
-        if equation.params.get("branches_platforms"):
+        params, inner = equation.params, None
+        if equation.primitive in _CALLS:
+            inner = params.get("jaxpr") or params.get("call_jaxpr")
+        if params.get("branches_platforms"):
             # The last way of writing it is for all platforms not named.
-            inner, inputs = equation.params["branches"][-1], inputs[1:]
+            inner, inputs = params["branches"][-1], inputs[1:]
         if inner is not None:
-            outputs = _convert(graph, inner.jaxpr, inner.consts, inputs)
+            # A rematerialised call gets what others hold as constants as arguments.
+            inner_jaxpr, held = getattr(inner, "jaxpr", inner), getattr(inner, "consts", ())
+            outputs = _convert(graph, inner_jaxpr, held, inputs)
         elif not any(isinstance(value, str) for value in inputs):
-            known = equation.primitive.bind(*map(jnp.asarray, inputs), **equation.params)
-            outputs = [np.asarray(known)]
+            known = equation.primitive.bind(*map(jnp.asarray, inputs), **params)
+            several = known if equation.primitive.multiple_results else [known]
+            outputs = [np.asarray(value) for value in several]
         else:
             outputs = [_operation(graph, equation, inputs)]
         values |= zip(equation.outvars, outputs, strict=True)
@@ -186,10 +202,15 @@ def _transpose(graph: _Graph, equation: Any, inputs: list[_Value]) -> str:
 
 def _matmul(graph: _Graph, equation: Any, inputs: list[_Value]) -> str:
     (left, right), (batch, batch_right) = equation.params["dimension_numbers"]
+    rank, rank_right = (variable.aval.ndim for variable in equation.invars)
+    matrices = len(batch) + 2
     _require(
         batch == batch_right == tuple(range(len(batch)))
-        and left == (len(batch) + 1,)
-        and right == (len(batch),),
+        and left == (rank - 1,)
+        and right == (len(batch),)
+        and rank_right == matrices
+        # One matrix is multiplied by what has any number of axes, as a dense layer on a map.
+        and (rank == matrices or not batch),
         equation,
     )
     return graph.add("MatMul", *inputs)
@@ -247,7 +268,7 @@ def _pads(padding: Sequence[tuple[int, int]]) -> list[int]:
 
 def _require(condition: bool, equation: Any) -> None:
     if not condition:
-        raise FacemixError(
+        raise UsageError(
             f"This form of {equation.primitive.name!r} is not converted to ONNX: {equation}. "
             f"Export the network as StableHLO."
         )
