@@ -34,6 +34,7 @@ from facemix_jax.defenses import OPTIONS_OF, DefenseConfig
 from facemix_jax.fitting import DivergedError, Options
 from facemix_jax.hosts import HostsConfig
 from facemix_jax.models import ModelConfig, from_torch
+from facemix_jax.models.torch_weights import as_array
 from facemix_jax.output import NOTES
 from facemix_jax.runs import RunConfig
 from facemix_jax.speed import Meter
@@ -330,7 +331,7 @@ def read_weights(path: Path) -> dict[str, HostArray]:
     """An .npz of torchvision's state_dict.
 
     Raises:
-        DataError: the file cannot be read, or holds numbers that float32 cannot hold.
+        DataError: the file cannot be read, or holds what ``torch_weights.as_array`` refuses.
     """
     try:
         with path.open("rb") as file, np.lib.npyio.NpzFile(file) as arrays:
@@ -341,20 +342,10 @@ def read_weights(path: Path) -> dict[str, HostArray]:
             f"where PyTorch is, with numpy.savez(path, **{{k: v.numpy() for k, v in "
             f"model.state_dict().items()}})."
         ) from error
-    for name, value in weights.items():
-        if value.dtype.kind not in "fiub":  # bfloat16 is kept as bytes without a meaning
-            raise DataError(
-                f"{path} holds {name} as {value.dtype}, which are no real numbers. Write it with "
-                f"v.float().numpy() for every tensor v."
-            )
-        with np.errstate(over="ignore"):
-            finite = np.isfinite(value.astype(np.float32, copy=False)).all()
-        if not finite:
-            raise DataError(
-                f"{path} holds numbers in {name} that are not finite in float32. Write it from a "
-                f"network whose training did not diverge."
-            )
-    return weights
+    try:
+        return {name: as_array(name, value) for name, value in weights.items()}
+    except UsageError as error:
+        raise DataError(f"{path} cannot be used: {error}") from error
 
 
 def absolute(config: RunConfig) -> RunConfig:

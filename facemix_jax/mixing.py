@@ -210,13 +210,15 @@ def sample_mix_key(
         A ``MixKey`` for ``B = G * M`` examples.
 
     Raises:
-        UsageError: a size is not positive, a name is unknown, or blocks are not whole groups.
+        UsageError: a size is not positive, a name is unknown, or blocks are negative in number or
+            not whole groups.
 
     Example:
         >>> sample_mix_key(jax.random.key(0), num_groups=2, group_size=4)
         MixKey(matrix: (2, 4, 4), order: (8,), values hidden)
     """
     _validate.positive(num_groups=num_groups, group_size=group_size)
+    _validate.in_range(0, num_groups, deal_blocks=deal_blocks)
     if isinstance(family, str):
         _validate.one_of(FAMILIES, family=family)
         family = FAMILIES[family]

@@ -44,7 +44,9 @@ def test_damaged_weights_are_refused_whatever_their_reader_makes_of_them(tmp_pat
 @pytest.mark.parametrize("value", [np.nan, 1e300])
 def test_weights_that_are_not_finite_as_networks_have_them_are_refused(tmp_path, value):
     np.savez(tmp_path / "w.npz", good=np.ones(3, int), bad=np.array([1, value]))
-    with pytest.raises(DataError, match=r"w.npz holds numbers in bad that are not finite"):
+    with pytest.raises(
+        DataError, match=r"w.npz cannot be used: bad holds numbers that are not finite"
+    ):
         commands.read_weights(tmp_path / "w.npz")
 
 
@@ -67,7 +69,9 @@ def test_training_is_told_which_weights_it_starts_from(tmp_path, tiny_source, mo
 @pytest.mark.parametrize("value", [jnp.ones(3, jnp.bfloat16), np.array("1"), np.ones(3, complex)])
 def test_weights_that_are_no_real_numbers_are_refused(tmp_path, value):
     np.savez(tmp_path / "w.npz", good=np.ones(3, bool), bad=value)
-    with pytest.raises(DataError, match=r"holds bad as .*no real numbers. Write it with v.float"):
+    with pytest.raises(
+        DataError, match=r"w.npz cannot be used: bad is .*no real numbers. Take v.float"
+    ):
         commands.read_weights(tmp_path / "w.npz")
 
 

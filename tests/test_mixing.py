@@ -268,3 +268,7 @@ def test_rows_are_dealt_within_their_block_and_come_back():
 def test_blocks_are_whole_groups():
     with pytest.raises(UsageError, match="deal_blocks 4 does not divide num_groups 6"):
         mixing.sample_mix_key(jax.random.key(0), 6, 4, deal_blocks=4)
+    with pytest.raises(
+        UsageError, match=r"deal_blocks is -1, but must lie between 0 and 6\. Choose"
+    ):
+        mixing.sample_mix_key(jax.random.key(0), 6, 4, deal_blocks=-1)

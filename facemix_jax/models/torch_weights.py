@@ -74,6 +74,15 @@ def _to_flax(path: Sequence[str], value: HostArray) -> HostArray:
     return value.T
 
 
+def _ours_alone(path: Sequence[str]) -> str | None:
+    """What brings a leaf that torchvision's networks have nothing for; None for the others."""
+    if path[0] == "generator":
+        return "an anonymizer's generator"
+    if path[:2] in (("stem", "conv2"), ("stem", "bn2")):
+        return "stem 'signed'"
+    return _OURS_ALONE.get(path[-1])
+
+
 def from_torch(
     state_dict: Mapping[str, Any], variables: Variables, *, keep_head: bool = False
 ) -> dict[str, Any]:
@@ -93,18 +102,25 @@ def from_torch(
         New variables of the same structure, shapes and dtypes.
 
     Raises:
-        UsageError: entries are missing, unexpected, of another shape or not arrays; or the network
-            has learnt activations or another norm, which torchvision's have not.
+        UsageError: entries are missing, unexpected, of another shape, or what ``as_array`` refuses;
+            or the network has learnt activations, another norm or stem, or a generator, which
+            torchvision's have not.
     """
+    if not (isinstance(state_dict, Mapping) and all(isinstance(name, str) for name in state_dict)):
+        raise _validate.UsageError(
+            f"The weights are a {type(state_dict).__name__}, but must be a mapping of names to "
+            f"arrays. Pass model.state_dict()."
+        )
     leaves, treedef = jax.tree_util.tree_flatten_with_path(variables)
     # Keys are segment, collection, unit, ..., leaf.
     paths = [tuple(str(key.key) for key in path)[2:] for path, _ in leaves]
-    others = sorted({_OURS_ALONE[path[-1]] for path in paths if path[-1] in _OURS_ALONE})
+    others = sorted({found for path in paths if (found := _ours_alone(path))})
     if others:
         raise _validate.UsageError(
-            f"This network has {' and '.join(others)}, and torchvision's have ReLUs and BatchNorm: "
-            f"their weights would make another function in it. Build it with activation='relu' and "
-            f"norm='batch'."
+            f"This network has {' and '.join(others)}, which torchvision's have not: their weights "
+            f"would make another function in it, or leave parts without. The networks for them are "
+            f"resnet18 and vgg16 with stem='pool', activation='relu' and norm='batch'. Build "
+            f"one of these."
         )
     is_vgg = any(path[0] == "conv1_1" for path in paths)
     names = [_torch_name(path, is_vgg=is_vgg) for path in paths]
@@ -123,7 +139,7 @@ def from_torch(
         if name not in state_dict:
             missing.append(name)
             continue
-        value = _as_array(name, state_dict[name])
+        value = as_array(name, state_dict[name])
         expected = _torch_shape(path, leaf.shape)
         if value.shape != expected:
             wrong.append((name, f"{name} is {list(value.shape)}, needed {list(expected)}"))
@@ -135,14 +151,42 @@ def from_torch(
     return jax.tree_util.tree_unflatten(treedef, new)
 
 
-def _as_array(name: str, value: Any) -> HostArray:
+def as_array(name: str, value: Any) -> HostArray:
+    """One entry of a ``state_dict``, in its own dtype.
+
+    Args:
+        name: torchvision's.
+        value: a tensor on the CPU or an array.
+
+    Raises:
+        UsageError: it is no array of real numbers that are finite in float32, or a variance below
+            zero.
+    """
     try:
-        return np.asarray(value)
+        array = np.asarray(value)
     except (TypeError, ValueError, RuntimeError) as error:
         raise _validate.UsageError(
             f"{name} cannot be read as an array ({error}). Pass tensors after "
             ".detach().float().cpu(), as numpy has neither bfloat16 nor other devices."
         ) from error
+    # JAX's bfloat16 is a kind of its own; in files bytes without a meaning are left of it.
+    if array.dtype.kind not in "fiub" and not jnp.issubdtype(array.dtype, jnp.floating):
+        raise _validate.UsageError(
+            f"{name} is {array.dtype}, which are no real numbers. Take v.float() of every tensor v."
+        )
+    with np.errstate(over="ignore"):
+        finite = np.isfinite(array.astype(np.float32, copy=False)).all()
+    if not finite:
+        raise _validate.UsageError(
+            f"{name} holds numbers that are not finite in float32. Take the weights of a network "
+            f"whose training did not diverge."
+        )
+    if name.endswith("running_var") and (array < 0).any():
+        raise _validate.UsageError(
+            f"{name} holds {float(array.min()):.3g}, but a variance is not negative. Take the "
+            f"weights of a network as it was trained."
+        )
+    return array
 
 
 def _raise_if_any(

@@ -9,7 +9,15 @@ import pytest
 
 from facemix_jax import linearity
 from facemix_jax._validate import UsageError
-from facemix_jax.models import ModelConfig, build, from_torch, isometry_penalty, resnet18, vgg16
+from facemix_jax.models import (
+    ModelConfig,
+    anonymizer,
+    build,
+    from_torch,
+    isometry_penalty,
+    resnet18,
+    vgg16,
+)
 from facemix_jax.models.operations import ACTIVATIONS, PRelu, ends_with_relu, kinds_in
 from facemix_jax.models.resnet import ScaleNorm
 
@@ -234,12 +242,14 @@ def test_nothing_is_added_to_other_networks():
         ({"activation": "shifted"}, ("activation 'shifted'", "norm='batch'")),
         ({"norm": "scale"}, ("norm 'scale'", "norm='batch'")),
         ({"norm": "unshifted"}, ("unexpected", "shifts")),
+        ({"stem": "signed"}, ("stem 'signed'", "stem='pool'")),
+        ({"build": anonymizer}, ("anonymizer's generator", "resnet18 and vgg16")),
     ],
     ids=str,
 )
 def test_torchvisions_weights_are_refused(options, words):
-    def empty(**options):
-        model = resnet18(image_size=(40, 36), width=2, num_attributes=3, **options)
+    def empty(build=resnet18, **options):
+        model = build(image_size=(40, 36), width=2, num_attributes=3, **options)
         shapes = jax.eval_shape(model.init, jax.random.key(0))
         return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
 

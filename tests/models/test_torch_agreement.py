@@ -269,5 +269,41 @@ def test_misfits_are_named_with_a_remedy():
     assert "another network" in message(_torch_shapes_filled("vgg16", 4))
 
 
+@pytest.mark.parametrize(
+    ("name", "change", "words"),
+    [
+        ("bn1.weight", lambda v: v * np.nan, "bn1.weight holds numbers .*not finite.*diverge"),
+        ("bn1.weight", lambda v: v * 1e300, "not finite in float32"),
+        ("bn1.weight", lambda v: v * 1j, "bn1.weight is complex.*no real numbers.*v.float"),
+        ("bn1.weight", lambda v: v.astype(str), "bn1.weight is <U.*no real numbers"),
+        ("bn1.weight", lambda v: None, "bn1.weight is object.*no real numbers"),
+        ("bn1.running_var", lambda v: -v, "bn1.running_var holds -.*variance is not negative"),
+    ],
+)
+def test_entries_that_are_no_weights_are_refused(name, change, words):
+    case = ("resnet18", 8, (64, 48), 0)
+    state, _ = _drawn(*case)
+    wrong = {**state, name: change(state[name].astype(np.float64))}
+    with pytest.raises(_validate.UsageError, match=words):
+        from_torch(wrong, _empty(_model(*case[:3])))
+
+
+def test_real_numbers_of_any_dtype_are_read():
+    case = ("resnet18", 8, (64, 48), 0)
+    state, _ = _drawn(*case)
+    empty = _empty(_model(*case[:3]))
+    ones = {name: np.ones(value.shape) for name, value in state.items()}
+    expected = from_torch(ones, empty)
+    for dtype in (np.float16, np.int8, bool, jnp.bfloat16):
+        other = from_torch({n: v.astype(dtype) for n, v in ones.items()}, empty)
+        jax.tree.map(np.testing.assert_array_equal, other, expected)
+
+
+@pytest.mark.parametrize("weights", [None, object(), [("a", 1)], {0: np.ones(1)}])
+def test_what_is_no_state_dict_is_refused(weights):
+    with pytest.raises(_validate.UsageError, match=r"mapping of names to arrays. Pass model\."):
+        from_torch(weights, _empty(_model("resnet18", 8, (64, 48))))
+
+
 def _torch_shapes_filled(network, width):
     return {name: np.zeros(shape) for name, shape in _torch_shapes(network, width).items()}
