@@ -200,7 +200,11 @@ def _tables(result: dict[str, Any]) -> list[Any]:
     ]
     interaction, share = (_cell(causes[k]["mean"]) for k in ("interaction", "interaction_share"))
     rows.append(("interaction", interaction, "", share))
-    rows.append(("rounding", _cell(causes["rounding"]["mean"], ".1e"), "", ""))
+    rest = "rounding and what is unknown" if causes["unknown"] else "rounding"
+    rows.append((rest, _cell(causes["rounding"]["mean"], ".1e"), "", ""))
+    by_cause = output.table("cause", ("alone", "without it", "share of the error"), rows)
+    if causes["unknown"]:
+        by_cause.caption = _UNKNOWN
     layers = result["layers"]
     parts = [
         (
@@ -212,10 +216,16 @@ def _tables(result: dict[str, Any]) -> list[Any]:
     ]
     return [
         output.table(title, header, ends),
-        output.table("cause", ("alone", "without it", "share of the error"), rows),
+        by_cause,
         output.table("layer", ("by itself", "up to here", "adds at the end", "share"), parts),
     ]
 
+
+_UNKNOWN = (
+    "The last line is far above rounding: operations that are none of these are at work too, in "
+    "every line. Write activations and pools as modules of facemix_jax.models.operations, such as "
+    "Relu() for nn.relu."
+)
 
 _END_TO_END = ("mean", "standard_deviation", "standard_deviation_over_inputs")
 

@@ -91,7 +91,7 @@ def test_tables_leave_out_what_no_number_says():
         "relative_unmix_error": {"features": {**none, "standard_deviation_over_inputs": None}},
         "causes": {
             **{"names": ["relu"], "alone": of_one, "without": of_one, "shares": of_one},
-            **{"interaction": none, "interaction_share": none, "rounding": none},
+            **{"interaction": none, "interaction_share": none, "rounding": none, "unknown": False},
         },
         "layers": {"names": ["pool"], "pairs": of_pairs, "made": of_one, "shares": of_one},
     }
@@ -99,6 +99,12 @@ def test_tables_leave_out_what_no_number_says():
     for made, first in ((ends, "of the features"), (causes, "relu"), (layers, "pool")):
         assert str(next(iter(made.columns[0].cells))) == first
         assert {str(cell) for column in made.columns[1:] for cell in column.cells} == {""}
+    assert str(list(causes.columns[0].cells)[-1]) == "rounding"
+    assert causes.caption is None
+    result["causes"]["unknown"] = True
+    _, causes, _ = commands_linearity._tables(result)
+    assert str(list(causes.columns[0].cells)[-1]) == "rounding and what is unknown"
+    assert "facemix_jax.models.operations" in causes.caption
 
 
 def test_wrong_usage_says_what_to_do(capsys, workdir):

@@ -45,7 +45,7 @@ def test_bring_your_own_runs_as_written(tmp_path, monkeypatch):
     from facemix_jax.attacks.suite import ATTACKS
     from facemix_jax.commands import check_defense
     from facemix_jax.defenses import DEFENSES, DefenseConfig
-    from facemix_jax.models import MODELS, ModelConfig, build
+    from facemix_jax.models import MODELS, ModelConfig, build, operations
 
     monkeypatch.setitem(MODELS, "small", None)  # restored, whatever the page registers
     monkeypatch.setitem(DEFENSES, "scaled", None)
@@ -53,6 +53,9 @@ def test_bring_your_own_runs_as_written(tmp_path, monkeypatch):
     names = run_page("bring_your_own.md", {}, monkeypatch, tmp_path)
     assert names["source"].attribute_names == ("Smiling", "Young")
     assert {"loudest", "robust"} <= names["found"].results.keys()
+    model, main = names["model"], names["variables"]["main"]
+    x = jax.ShapeDtypeStruct((1, *model.spec.activation_shape), "float32")
+    assert operations.kinds_in(model.main.apply, main, x) == ("shift", "relu")
     for block in PYTHON["bring_your_own.md"]:
         assert block.count("\n") < 60
 

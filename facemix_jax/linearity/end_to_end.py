@@ -172,6 +172,12 @@ def draw_keys(
     return [draw(k) for k in jax.random.split(rng_key, num_keys)]
 
 
+def condition_of(mix_key: mixing.MixKey) -> Array:
+    """``UnmixError.condition`` of one key, a scalar, or of keys stacked along a leading axis."""
+    squares = (jnp.square(a).sum((-2, -1)) for a in (mix_key.matrix, mix_key.inverse))
+    return jnp.sqrt(jnp.mean(functools.reduce(jnp.multiply, squares), -1)) / mix_key.group_size
+
+
 def at_least_float32(*arrays: Array) -> tuple[Array, ...]:
     """All in the widest of their dtypes, and no narrower than float32: norms need it."""
     dtypes = (jnp.dtype("float32"), *(a.dtype for a in arrays))
@@ -211,9 +217,4 @@ def _compare(
     difference = recovered.reshape(num_keys, num_groups, -1) - wanted
     errors, sizes = (jnp.sum(jnp.square(a), axis=2) for a in (difference, wanted))
     per_key = jnp.sqrt(errors.sum(1) / sizes.sum(1))
-    condition = jnp.sqrt(
-        jnp.mean(
-            jnp.square(mix_keys.matrix).sum((2, 3)) * jnp.square(mix_keys.inverse).sum((2, 3)), 1
-        )
-    )
-    return per_key, jnp.sqrt(errors / sizes), condition / group_size
+    return per_key, jnp.sqrt(errors / sizes), condition_of(mix_keys)

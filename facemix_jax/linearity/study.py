@@ -46,7 +46,8 @@ def examine(
         ``{"relative_unmix_error", "nonnegative_floor", "layers", "causes", "local"}``. Means and
         standard deviations are over keys, in ``"local"`` over rows (examples, or their tiles), of
         which those are left out (and counted in ``"left_out"``) whose result is zero or not
-        finite. What no number says is None, as the deviation of a single value. The floor is None
+        finite. What no number says is None, as the deviation of a single value, and the causes'
+        shares and interaction where ``"unknown"``, as in ``CauseErrors``. The floor is None
         where it does not apply: where main does not end with a ReLU, averages aside.
 
     Raises:
@@ -87,6 +88,7 @@ def examine(
             "interaction": _mean_and_deviation(causes.interaction),
             "interaction_share": _mean_and_deviation(causes.interaction_share),
             "rounding": _mean_and_deviation(causes.rounding),
+            "unknown": causes.unknown,
         },
         "local": {
             "additivity": _over_examples(local.additivity_error(main, _pairs(x, model.spec.tiles))),

@@ -5,8 +5,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
-from facemix_jax import linearity, models
+from facemix_jax import linearity, mixing, models
 from facemix_jax._validate import UsageError
 from facemix_jax.linearity import study
 from facemix_jax.models import operations
@@ -88,6 +89,30 @@ def test_causes_of_a_network_and_their_sum():
     assert errors.rounding.max() < 1e-5
     assert errors.alone.min() > 1e-3
     np.testing.assert_allclose(errors.shares.sum(1) + errors.interaction_share, 1, atol=1e-6)
+
+
+@pytest.mark.parametrize("activate", [operations.Relu(), nn.relu])
+def test_shares_are_said_only_where_all_operations_are_known(x, activate):
+    main = nn.Sequential([nn.Dense(6, bias_init=nn.initializers.normal()), activate, nn.Dense(6)])
+    variables = main.init(jax.random.key(1), x)
+    errors = linearity.cause_errors(main.apply, variables, x, **OPTIONS)
+    known = activate is not nn.relu
+    assert errors.causes == (("bias", "relu") if known else ("bias",))
+    assert errors.unknown is not known
+    assert (errors.rounding.max() < 1e-5) == known
+    for part in (errors.shares, errors.interaction, errors.interaction_share):
+        assert bool(jnp.isfinite(part).all()) == known
+
+
+def test_rounding_in_bfloat16_and_by_matrices_that_amplify_it_is_no_unknown_operation():
+    model = models.vgg16(width=2, cut=12, image_size=(33, 33), dtype=jnp.bfloat16)
+    variables = model.init(jax.random.key(0))["main"]
+    x = jax.random.normal(jax.random.key(1), (8, *model.spec.activation_shape), jnp.bfloat16)
+    errors = linearity.cause_errors(
+        model.main.apply, variables, x, **OPTIONS, family=mixing.conditioned(1000.0)
+    )
+    assert errors.rounding.max() > 0.05
+    assert not errors.unknown
 
 
 @pytest.mark.library_promotes

@@ -52,6 +52,10 @@ def test_additivity_is_that_of_pairs_of_examples_tile_by_tile(tile, examples):
     additivity = found["local"]["additivity"]
     assert additivity["mean"] == pytest.approx(np.mean(errors), rel=1e-5)
     assert additivity["left_out"] == 0
+    # Squares are no module of ``models.operations``.
+    causes = found["causes"]
+    assert causes["unknown"] is True
+    assert causes["interaction"]["mean"] is causes["interaction_share"]["mean"] is None
 
 
 def test_the_only_example_is_paired_with_itself():
