@@ -84,7 +84,13 @@ def run_config(config: Config, name: str, seed: int) -> RunConfig:
 
 def main(config: Config) -> None:
     """Trains and evaluates what the JSON file lacks."""
-    cells = report.Cells(config.output, config, chooses=("seeds",), summarize=summarize)
+    cells = report.Cells(
+        config.output,
+        config,
+        images=report.celeba_images(config.data_dir),
+        chooses=("seeds",),
+        summarize=summarize,
+    )
     for name in ("plain", "facemix, centred", "facemix"):
         for seed in config.seeds:
             if not cells.has(run=name, seed=seed):

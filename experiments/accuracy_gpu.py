@@ -69,6 +69,7 @@ def main(config: Config) -> None:
     cells = report.Cells(
         config.output or scales.output("accuracy", config.scale),
         config,
+        images=places.images(scale, place),
         chooses=("rows", "seeds"),
         summarize=lambda cells: summarize(cells, scale),
     )

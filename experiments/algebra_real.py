@@ -67,7 +67,12 @@ def main(config: Config) -> None:
     rng_key = jax.random.key(config.seed)
     recording = attacks.record(target, rows, rng_key=jax.random.fold_in(rng_key, 0), shuffled=True)
     effort = attacks.AttackConfig(num_groups=config.num_groups, steps=config.steps)
-    cells = report.Cells(config.output, config, summarize=algebra_summary.summarize)
+    cells = report.Cells(
+        config.output,
+        config,
+        images={"data": report.images_of(run.config.data)},
+        summarize=algebra_summary.summarize,
+    )
     which = report.run_hash(run)
 
     def part(name: str, measure: Callable[[], Any]) -> None:

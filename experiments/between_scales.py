@@ -100,7 +100,9 @@ def main(config: Config) -> None:
     cells = report.Cells(
         config.output or scales.output(script, config.scale),
         config,
-        name=f"between scales, scale {config.scale}",
+        name=places.named("between scales", config.dataset, scale, config.scale),
+        formerly=f"between scales, scale {config.scale}",
+        images=places.images(scale, place),
         chooses=("rows", "changes", "seeds"),
         summarize=lambda cells: (tables(cells, config.dataset, scale), ()),
     )

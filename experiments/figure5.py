@@ -137,6 +137,7 @@ def main(config: Config) -> None:
         config.output or output("figure5", config.scale),
         config,
         name=f"figure5, {config.scale}",
+        images={"data": report.images_of(images)},
         chooses=("systems",),
         summarize=lambda cells: (tables(cells, drawn=chosen.drawn), ()),
     )

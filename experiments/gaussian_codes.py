@@ -110,6 +110,7 @@ def main(config: Config) -> None:
         config.output or scales.output("gaussian_codes", config.scale),
         config,
         name=f"Gaussian codes, scale {config.scale}",
+        images=report.celeba_images(None if config.scale == "smoke" else config.data_dir),
         chooses=("maps", "group_sizes", "noises", "attacks", "seed"),
         summarize=lambda cells: ((table(cells, config),), ()),
     )

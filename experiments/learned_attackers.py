@@ -78,11 +78,26 @@ class Config:
     output: Path = Path(__file__).parent / "results" / "learned_attackers.json"
 
 
+def images(config: Config) -> dict[str, dict[str, Any]]:
+    """``report.images_of`` what the networks were trained on, by data set, and the people."""
+    found = {}
+    for workdir in config.workdirs:
+        trained_on = runs.read_config(workdir).data
+        if config.data_dir is not None:
+            trained_on = dataclasses.replace(trained_on, data_dir=config.data_dir)
+        found[trained_on.dataset] = report.images_of(trained_on)
+    if config.identity_dir is not None:
+        people = persons.data_config(config.identity_dir, config.cache_dir, (109, 89))
+        found["people"] = report.images_of(people)
+    return found
+
+
 def main(config: Config) -> None:
     """Runs the cells that the JSON file lacks, and writes each into it."""
     cells = report.Cells(
         config.output,
         config,
+        images=images(config),
         chooses=("attacks", "weak", "steps", "batch_size"),
         summarize=summarize,
     )

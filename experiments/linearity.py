@@ -112,6 +112,7 @@ def main(config: Config) -> None:
     cells = report.Cells(
         config.output,
         config,
+        images=report.celeba_images(config.data_dir),
         chooses=("figures",),
         summarize=summarize,
     )

@@ -132,6 +132,7 @@ def main(config: Config) -> None:
         config.output or scales.output("linearity_aids", config.scale),
         config,
         name=f"linearity aids, scale {config.scale}",
+        images=report.celeba_images(None if config.scale == "smoke" else config.data_dir),
         chooses=("aids", "larger", "larger_group_size", "seeds"),
         summarize=summarize,
     )

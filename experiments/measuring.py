@@ -11,7 +11,7 @@ import numpy as np
 import persons
 import report
 import scale as scales
-from places import Place, prepare
+from places import Place, images, prepare
 from scale import Scale, data_config
 from systems import CLOUD, SYSTEMS, System
 
@@ -328,6 +328,7 @@ def fill(
         config.output or scales.output(name, config.scale),
         config,
         name=f"{name}, scale {config.scale}",
+        images=images(scale, place),
         chooses=chooses,
         summarize=summarize,
     )

@@ -62,6 +62,7 @@ def main(config: Config) -> None:
         output,
         config,
         name=f"other systems, scale {config.scale}",
+        images=places.images(scale, place),
         summarize=lambda cells: summarize(
             cells, f"{summaries.images(scale, 'CelebA')}, {summaries.size(scale)}"
         ),

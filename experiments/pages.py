@@ -11,6 +11,7 @@ from pathlib import Path
 
 from facemix_jax import rendering, results
 from facemix_jax._files import write_atomically
+from facemix_jax.provenance import commits
 
 ROOT = Path(__file__).parents[1]
 PAGES = tuple(ROOT / "docs" / f"{name}.md" for name in ("defenses", "linearity", "reproduction"))
@@ -22,10 +23,8 @@ def filled(page: str) -> str:
 
     def tables(match: re.Match[str]) -> str:
         found = results.load(Path(__file__).parent / "results" / f"{match[2]}.json")
-        # Older files say it once, for all cells; outside a checkout it is not known.
-        commits = {cell.get("commit") or "" for cell in found.cells} - {""}
-        commits = commits or {found.provenance["commit"] or ""} - {""}
-        made_by = f", commits {', '.join(sorted({name[:9] for name in commits}))}" * bool(commits)
+        by = commits(found.provenance, found.cells)  # outside a checkout it is not known
+        made_by = f", commits {', '.join(by)}" * bool(by)
         made = [rendering.markdown(table) for table in found.tables]
         source = (
             f"*{found.provenance['device']}, {found.provenance['cores']} cores, "

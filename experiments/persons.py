@@ -19,24 +19,38 @@ def people(identity_dir: str, cache_dir: str | None, image_size: tuple[int, int]
 
     ``labels.csv`` has columns of image names, ``identity``, ``partition`` and attributes.
     """
-    table = tables.read_table(Path(identity_dir).expanduser() / "labels.csv")
-    ignored = ",".join(name for name in _NOT_ATTRIBUTES if name in table.columns)
-    columns = "identity=identity split=partition" + (f" ignore={ignored}" if ignored else "")
-    source = data.load_source(
-        DataConfig(
-            dataset="folder",
-            data_dir=identity_dir,
-            cache_dir=cache_dir,
-            image_size=image_size,
-            labels="labels.csv",
-            columns=columns,
-        )
-    )
+    config = data_config(identity_dir, cache_dir, image_size)
+    source = data.load_source(config)
+    table = _table(identity_dir)
     if "dlib_dist" not in table.columns:
         return source
     assert isinstance(source, FileSource)
-    labelled, _ = tables.attribute_values(table, tables.find_roles(table, columns))
+    labelled, _ = tables.attribute_values(table, tables.find_roles(table, config.columns))
     distances = np.array([float(table.columns["dlib_dist"][row] or 0) for row in labelled])
     keep = distances <= _SAME_PERSON
     splits = {split: rows[keep[rows]] for split, rows in source.splits.items()}
     return dataclasses.replace(source, splits=splits)
+
+
+def data_config(
+    identity_dir: str, cache_dir: str | None, image_size: tuple[int, int]
+) -> DataConfig:
+    """All of these images, doubtful ones included.
+
+    Raises:
+        DataError: there is no table of labels.
+    """
+    columns = _table(identity_dir).columns
+    ignored = ",".join(name for name in _NOT_ATTRIBUTES if name in columns)
+    return DataConfig(
+        dataset="folder",
+        data_dir=identity_dir,
+        cache_dir=cache_dir,
+        image_size=image_size,
+        labels="labels.csv",
+        columns="identity=identity split=partition" + (f" ignore={ignored}" if ignored else ""),
+    )
+
+
+def _table(identity_dir: str) -> tables.Table:
+    return tables.read_table(Path(identity_dir).expanduser() / "labels.csv")

@@ -118,6 +118,7 @@ def main(config: Config) -> None:
         config.output or output("phase", config.scale),
         config,
         name=f"phase, {config.scale}",
+        images={"data": report.images_of(run.config.data)},
         chooses=("group_sizes", "noises", "wires", "seeds"),
         summarize=summarize,
     )

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import persons
+import report
 import scale as scales
 from scale import Scale, data_config
 
@@ -80,6 +81,27 @@ def place(
         identity_dir=identity_dir,
         workdirs=config.workdirs / f"{runs_of}_{config.scale}",
     )
+
+
+def images(scale: Scale, place: Place) -> dict[str, dict[str, Any]]:
+    """``report.images_of`` the data set and the people, for ``report.Cells``.
+
+    Raises:
+        FacemixError: files are missing or damaged.
+    """
+    found = {}
+    if not scale.drawn and place.data_dir is not None:
+        config = data_config(scale, place.data_dir, place.cache_dir, place.dataset, place.columns)
+        found["data"] = report.images_of(config)
+    if place.identity_dir is not None:
+        people = persons.data_config(place.identity_dir, place.cache_dir, scale.image_size)
+        found["people"] = report.images_of(people)
+    return found
+
+
+def named(script: str, dataset: Dataset, scale: Scale, size: scales.Name) -> str:
+    """A script's name in its results file, with the data set where faces are not drawn."""
+    return f"{script}{'' if scale.drawn else f' on {LABELS[dataset]}'}, scale {size}"
 
 
 def within(place: Place, folder: str) -> Place:

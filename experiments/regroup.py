@@ -97,7 +97,13 @@ def main(config: Config) -> None:
         run = runs.load(config.workdir, data_dir=config.data_dir)
         settings["trained stem"] = run.model, run.variables
         which["trained stem"] = report.run_hash(run)
-    cells = report.Cells(config.output, config, chooses=("most",), summarize=summarize)
+    cells = report.Cells(
+        config.output,
+        config,
+        images=report.celeba_images(config.data_dir),
+        chooses=("most",),
+        summarize=summarize,
+    )
     for group_size, num_groups in sorted(CELLS, key=lambda cell: cell[0] * cell[1]):
         for name, (model, variables) in settings.items():
             what = {"setting": name, "group_size": group_size, "groups": num_groups}

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import fcntl
+import hashlib
 import inspect
 import json
 import os
@@ -11,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+import numpy as np
 import scale as scales
 import tyro
 
@@ -49,6 +51,43 @@ def celeba(data_dir: str, cache_dir: str | None, image_size: tuple[int, int]) ->
     )
 
 
+def images_of(config: data.DataConfig) -> dict[str, Any]:
+    """What tells the images of a folder from others, wherever it lies; ready for JSON.
+
+    Names, encoded bytes, labels, people and splits count, of all images that are there; none is
+    read.
+
+    Returns:
+        How many images each split has, and a digest; empty where faces are drawn.
+
+    Raises:
+        FacemixError: files are missing or damaged.
+    """
+    if config.data_dir is None:
+        return {}
+    files = data.open_files(config)
+    digest = hashlib.sha256("\n".join(files.attribute_names).encode())
+    for name in files.file_names:
+        digest.update(f"{name} {files.images.sizes[name]}\n".encode())
+    digest.update(np.asarray(files.attributes, np.int8).tobytes())
+    digest.update(np.asarray(files.identities, np.int32).tobytes())
+    for split, rows in sorted(files.splits.items()):
+        digest.update(f"{split}\n".encode() + np.asarray(rows, np.int64).tobytes())
+    counts = {split: len(rows) for split, rows in files.splits.items()}
+    return {**counts, "digest": digest.hexdigest()[:16]}
+
+
+def celeba_images(data_dir: str | None) -> dict[str, dict[str, Any]]:
+    """``images_of`` CelebA from its official files, for ``Cells``; empty without a folder.
+
+    Raises:
+        FacemixError: files are missing or damaged.
+    """
+    if data_dir is None:
+        return {}
+    return {"data": images_of(data.DataConfig(dataset="celeba", data_dir=data_dir))}
+
+
 def without_main(target: attacks.Target) -> attacks.Target:
     """The same target for attacks that read only what is sent.
 
@@ -69,11 +108,25 @@ def _same(variables: Variables, x: Array) -> Array:
 
 def options(config: Any) -> dict[str, Any]:
     """A script's options without those that name places on this machine."""
+    return _without_places(dataclasses.asdict(config))
+
+
+def _without_places(options: Mapping[str, Any]) -> dict[str, Any]:
     return {
         name: value
-        for name, value in dataclasses.asdict(config).items()
+        for name, value in options.items()
         if not isinstance(value, Path) and not name.endswith(("_dir", "workdirs"))
     }
+
+
+def _defaults(config: Any) -> dict[str, Any]:
+    """What ``options`` are where a call gives none; without those that have to be given."""
+    fields = dataclasses.fields(config)
+    found = {f.name: f.default for f in fields if f.default is not dataclasses.MISSING}
+    made = {
+        f.name: f.default_factory() for f in fields if f.default_factory is not dataclasses.MISSING
+    }
+    return _without_places({**found, **made})
 
 
 def run_hash(run: runs.Run) -> str:
@@ -156,6 +209,21 @@ def _holds(cells: Sequence[Mapping[str, Any]], what: Mapping[str, Any]) -> bool:
     return any(what.items() <= cell.items() for cell in cells)
 
 
+def _is_written_here(stored: Any) -> bool:
+    """Whether this is what ``Cells`` writes, as far as it is read again."""
+    kinds = {"name": str, "provenance": dict, "config": dict, "cells": list}
+    if not isinstance(stored, dict):
+        return False
+    if not all(isinstance(stored.get(name), kind) for name, kind in kinds.items()):
+        return False
+    before = stored["provenance"]
+    # Older cells do not say where they were measured, but their file does.
+    return isinstance(before.get("images", {}), dict) and all(
+        isinstance(cell, dict) and isinstance(cell.get("device", before.get("device")), str)
+        for cell in stored["cells"]
+    )
+
+
 def _script(config: Any) -> str:
     """The name of the file that a script's options are defined in."""
     return Path(inspect.getfile(type(config))).stem
@@ -165,12 +233,15 @@ class Cells:
     """Measurements in a results file, written one by one: a script goes on where it stopped.
 
     Several processes may add to one file at the same time; of two that measure the same cell the
-    first counts. The file names the devices of all of its cells.
+    first counts. The file names the devices of all of its cells, and the images.
 
     Args:
         output: the file.
         config: the script's options.
         name: of the script, with its scale; None for that of the file that it is.
+        formerly: what the name was in older files.
+        images: ``images_of`` what is measured, by what it is for: the file's cells must be of the
+            same. Older files do not say, and what is empty is not compared.
         chooses: options that only choose among cells; the others must be those that the file was
             begun with.
         summarize: makes tables and charts of all cells, after each.
@@ -179,7 +250,7 @@ class Cells:
         cells: what there was when this process last looked.
 
     Raises:
-        UsageError: the file was begun with other options, or holds something else.
+        UsageError: the file was begun with other options or images, or holds something else.
     """
 
     def __init__(
@@ -188,31 +259,17 @@ class Cells:
         config: Any,
         *,
         name: str | None = None,
+        formerly: str | None = None,
+        images: Mapping[str, Mapping[str, Any]] | None = None,
         chooses: Sequence[str] = (),
         summarize: Callable[[list[dict[str, Any]]], Summary] = lambda cells: ((), ()),
     ) -> None:
         self._output, self._options, self._summarize = output, options(config), summarize
-        self._name = name or _script(config)
+        self._defaults, self._chooses = _defaults(config), chooses
+        self._name, self._formerly = name or _script(config), formerly
+        self._images = {what: dict(found) for what, found in (images or {}).items() if found}
         self._missing: list[dict[str, Any]] = []
-        stored = self._stored()
-        self.cells: list[dict[str, Any]] = stored.get("cells", [])
-        begun = stored.get("name", self._name)
-        # Scripts were once named after their files.
-        if begun != self._name and begun not in (
-            f"{self._name}_{scale}" for scale in scales.SCALES
-        ):
-            raise UsageError(
-                f"{output} holds results of {begun!r}, but this is {self._name!r}. Give another "
-                f"--output."
-            )
-        # As JSON has them: tuples are lists there.
-        mine = json.loads(json.dumps(self._options))
-        for option, value in stored.get("config", {}).items():
-            if option not in chooses and mine.get(option, value) != value:
-                raise UsageError(
-                    f"{output} was begun with {option} {value}, but {option} is {mine[option]}. "
-                    "Use that value, or another --output."
-                )
+        self.cells: list[dict[str, Any]] = self._stored().get("cells", [])
 
     def has(self, of_run: str | None = None, /, **what: Any) -> bool:
         """Whether there is a cell of this description.
@@ -254,27 +311,62 @@ class Cells:
             stored = self._stored()
             before = stored.get("provenance", {})
             kept = [
-                # Older cells do not say where they were measured, but their file does.
-                {**cell, "device": cell.get("device", before["device"])}
+                {**cell, "device": cell.get("device", before.get("device"))}
                 for cell in stored.get("cells", [])
                 if instead_of is None or not instead_of.items() <= cell.items()
             ]
             there = [what for what in self._missing if _holds(kept, what)]
             new = [cell for cell in more if not any(_holds([cell], what) for what in there)]
             self.cells = [*kept, *new]
-            self._write(provenance() if new or not before else before)
+            if new or not before:
+                images = {**before.get("images", {}), **self._images}
+                before = {**provenance(), **({"images": images} if images else {})}
+            self._write(before)
 
     def _stored(self) -> dict[str, Any]:
+        """What the file holds, which this script may go on with; empty where there is none."""
+        if not self._output.exists():
+            return {}
         try:
-            stored = json.loads(self._output.read_text()) if self._output.exists() else {}
+            stored = json.loads(self._output.read_text())
         except ValueError:
             stored = None
-        if not isinstance(stored, dict):
+        except IsADirectoryError:
+            raise UsageError(f"{self._output} is a folder. Give a file as --output.") from None
+        if not _is_written_here(stored):
             raise UsageError(
-                f"{self._output} is there and holds no results. Give another --output, or restore "
-                f"or remove it."
+                f"{self._output} is there and holds no results of an experiment, or damaged ones. "
+                f"Give another --output, or restore or remove it."
             )
-        return stored
+        self._check(stored)
+        return dict(stored)
+
+    def _check(self, stored: Mapping[str, Any]) -> None:
+        """Raises ``UsageError`` where a file was begun by another script, or otherwise."""
+        # Scripts were once named after their files.
+        older = (self._formerly, *(f"{self._name}_{scale}" for scale in scales.SCALES))
+        if stored["name"] not in (self._name, *older):
+            raise UsageError(
+                f"{self._output} holds results of {stored['name']!r}, but this is {self._name!r}. "
+                f"Give another --output."
+            )
+        # As JSON has them: tuples are lists there.
+        mine = json.loads(json.dumps(self._options))
+        # An option that is newer than the file was at its default.
+        begun = {**json.loads(json.dumps(self._defaults)), **stored["config"]}
+        for option, value in mine.items():
+            if option not in self._chooses and begun.get(option, value) != value:
+                raise UsageError(
+                    f"{self._output} was begun with {option} {begun[option]}, but {option} is "
+                    f"{value}. Use that value, or another --output."
+                )
+        for what, found in stored["provenance"].get("images", {}).items():
+            if self._images.get(what, found) != found:
+                raise UsageError(
+                    f"{self._output} was begun with other images ({what}): {found} there, "
+                    f"{self._images[what]} here. Give the folder of the same ones, or another "
+                    f"--output."
+                )
 
     def _write(self, made: dict[str, Any]) -> None:
         tables, charts = self._summarize(self.cells)

@@ -10,15 +10,16 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 import places
+import report
 import scale as scales
-import tyro
 
 import facemix_jax
+from facemix_jax import gathering
 from facemix_jax._files import write_atomically
-from facemix_jax._validate import UsageError, one_of
+from facemix_jax._validate import FacemixError, UsageError, one_of
 
 HERE = Path(__file__).parent
 
@@ -199,13 +200,19 @@ def fingerprint() -> str:
 class Finished:
     """Scripts that came to their end, so that they are not even started again.
 
+    Where the file is damaged none is known: the scripts find what they have done.
+
     Args:
         out: folder of the reproduction.
     """
 
     def __init__(self, out: Path) -> None:
         self._path = out / "finished.json"
-        self._known = json.loads(self._path.read_text()) if self._path.exists() else {}
+        try:
+            known = json.loads(self._path.read_text()) if self._path.exists() else {}
+        except ValueError:
+            known = {}
+        self._known = known if isinstance(known, dict) else {}
 
     def has(self, name: str, words: Sequence[str], code: str) -> bool:
         """Whether the same code has done the same, and the results are still there."""
@@ -239,9 +246,13 @@ def main(config: Config) -> int:
 
     Returns:
         How many scripts failed.
+
+    Raises:
+        UsageError: an unknown name, a data set is missing, or ``out`` cannot be written.
     """
     planned = commands(config)
-    (config.out / "results").mkdir(parents=True, exist_ok=True)
+    for folder in (config.out, config.out / "results"):
+        gathering.check_folder(folder)
     env, code, finished = environment(config), fingerprint(), Finished(config.out)
     waiting = []
     for name, words in planned.items():
@@ -276,15 +287,24 @@ def main(config: Config) -> int:
                 if good:
                     finished.add(name, planned[name], code)
                 failed += not good
-    report = [sys.executable, "-m", "facemix_jax", "report", "--out", str(config.out / "report")]
+    page = [sys.executable, "-m", "facemix_jax", "report", "--out", str(config.out / "report")]
     files = map(str, results_of(config.out))
-    done = subprocess.run([*report, "--results", *files], check=False)
+    done = subprocess.run([*page, "--results", *files], check=False)
     return failed + (done.returncode != 0)
 
 
+def start() -> NoReturn:
+    """Runs everything with the command line's options; the exit code is 1 where a script failed."""
+
+    def run(config: Config) -> None:
+        if failed := main(config):
+            raise FacemixError(
+                f"{failed} of the scripts failed; their names and logs stand above. The same "
+                f"command runs them again."
+            )
+
+    report.script(run, Config)
+
+
 if __name__ == "__main__":
-    try:
-        sys.exit(main(tyro.cli(Config)))
-    except UsageError as error:
-        print(f"reproduce.py: {error}", file=sys.stderr)
-        sys.exit(2)
+    start()

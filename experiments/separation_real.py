@@ -83,7 +83,11 @@ def main(config: Config) -> None:
     source = report.faces(config.data_dir, config.cache_dir, config.image_size)
     order = np.random.default_rng(config.seed).permutation(source.splits["test"])
     cells = report.Cells(
-        config.output, config, chooses=("cuts", "group_sizes"), summarize=summarize
+        config.output,
+        config,
+        images=report.celeba_images(config.data_dir),
+        chooses=("cuts", "group_sizes"),
+        summarize=summarize,
     )
     for cut in config.cuts:
         model = models.build(

@@ -78,7 +78,13 @@ def main(config: Config) -> None:
         settings["trained stem"] = run.model, run.variables
         which["trained stem"] = report.run_hash(run)
 
-    cells = report.Cells(config.output, config, chooses=("noises",), summarize=summarize)
+    cells = report.Cells(
+        config.output,
+        config,
+        images=report.celeba_images(config.data_dir),
+        chooses=("noises",),
+        summarize=summarize,
+    )
     for name, (model, variables) in settings.items():
         for noise in config.noises:
             what = {"setting": name, "noise": noise}

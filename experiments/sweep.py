@@ -79,6 +79,7 @@ def keep(config: Config, rows: list[dict[str, Any]]) -> None:
         config.output or scales.output("sweep", config.scale),
         config,
         name=f"sweep, scale {config.scale}",
+        images=report.celeba_images(None if scale.drawn else config.data_dir),
         chooses=("grid", "seeds"),
         summarize=lambda cells: ((table(cells, scale),), ()),
     )

@@ -79,7 +79,9 @@ def main(config: Config) -> None:
     cells = report.Cells(
         config.output or scales.output(script, config.scale),
         config,
-        name=f"training length, scale {config.scale}",
+        name=places.named("training length", config.dataset, scale, config.scale),
+        formerly=f"training length, scale {config.scale}",
+        images=places.images(scale, place),
         chooses=("rows", "epochs", "seeds"),
         summarize=lambda cells: ((), (chart(cells, scale, config.dataset),)),
     )

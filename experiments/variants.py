@@ -137,6 +137,7 @@ def main(config: Config) -> None:
         config.output or scales.output("variants", config.scale),
         config,
         name=f"variants, scale {config.scale}",
+        images=places.images(scale, place),
         chooses=("variants", "parts", "seed"),
         summarize=lambda cells: (variants_summary.tables(cells, size), ()),
     )

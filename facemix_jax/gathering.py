@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from facemix_jax import charts, rendering, report, results
 from facemix_jax._files import write_atomically
 from facemix_jax._validate import FacemixError, UsageError
-from facemix_jax.provenance import provenance
+from facemix_jax.provenance import commits, provenance
 from facemix_jax.rendering import MEANING
 from facemix_jax.report import Labelled, Note, Section, Small, Table
 from facemix_jax.results import TRUTH, Results
@@ -112,7 +112,7 @@ def write(
     for name, each in found.items():
         say(f"drawing {each.name}")
         files: dict[str, str | bytes] = {}
-        blocks: list[report.Block] = [Small(_source(each.provenance))]
+        blocks: list[report.Block] = [Small(_source(each.provenance, each.cells))]
         for stem, content, shown in _parts(name, each):
             files |= {f"{stem}.{ending}": value for ending, value in content.items()}
             blocks += [*shown, Small(f"Files: {', '.join(f'{stem}.{e}' for e in content)}")]
@@ -160,16 +160,22 @@ def _page(sections: Sequence[Section], remarks: Sequence[str]) -> str:
     )
 
 
-def _source(made: Mapping[str, Any]) -> str:
-    """Date, commit, device and versions in one line, as far as they are known."""
-    commit = str(made.get("commit") or "unknown")
-    dirty = commit.endswith("-dirty")
+def _source(made: Mapping[str, Any], cells: Sequence[Mapping[str, Any]] = ()) -> str:
+    """Date, commits, device and versions in one line, as far as they are known.
+
+    Args:
+        made: provenance; of a results file that of its last writing.
+        cells: of the file, of several commits perhaps.
+    """
+    names = commits(made, cells) or ("unknown",)
     cores = f", {made['cores']} cores" if made.get("cores") else ""
     processor = f" ({made['processor']}{cores})" if made.get("processor") else cores
     versions = ", ".join(f"{name} {version}" for name, version in made.get("versions", {}).items())
     known = {
-        "date": str(made.get("date", "")).replace("T", " ").replace("+00:00", " UTC"),
-        "commit": commit.removesuffix("-dirty") + (" with changes" if dirty else ""),
+        "last written" if cells else "date": str(made.get("date", ""))
+        .replace("T", " ")
+        .replace("+00:00", " UTC"),
+        "commit" if len(names) == 1 else "commits": ", ".join(names),
         "device": f"{made.get('device', 'unknown')}{processor}",
         "versions": f"{versions}, Python {made['python']}" if "python" in made else versions,
     }

@@ -4,6 +4,7 @@ import datetime
 import os
 import platform
 import subprocess
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,29 @@ def provenance() -> dict[str, Any]:
         },
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
     }
+
+
+def commits(made: Mapping[str, Any], cells: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    """By whose code a file's measurements are.
+
+    Args:
+        made: the file's ``provenance``, which is that of its last writing.
+        cells: its measurements, each with its ``commit``; older files say it once, in ``made``.
+
+    Returns:
+        Nine digits of each commit that is known, in their order, followed by "with changes" where
+        files differed from it.
+    """
+
+    def named(*records: Mapping[str, Any]) -> set[str]:
+        return {str(record["commit"]) for record in records if record.get("commit")}
+
+    return tuple(
+        sorted(
+            name.removesuffix("-dirty")[:9] + " with changes" * name.endswith("-dirty")
+            for name in named(*cells) or named(made)
+        )
+    )
 
 
 def _commit() -> str | None:

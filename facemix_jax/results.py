@@ -206,6 +206,10 @@ class Results:
 
     def __post_init__(self) -> None:
         """Checks the name, and that what is looked up in is a mapping."""
+        if not isinstance(self.cells, (list, tuple)):
+            raise UsageError(f"cells is {self.cells!r}, but must be a list.")
+        for cell in self.cells:
+            _mappings(cell=cell)
         _texts(name=self.name)
         _mappings(provenance=self.provenance, config=self.config)
         _mappings(versions=self.provenance.get("versions", {}))

@@ -19,6 +19,7 @@ from facemix_jax import (
     cli,
     defenses,
     fitting,
+    gathering,
     models,
     results,
     run_tables,
@@ -379,3 +380,20 @@ def test_the_page_fits_a_phone_and_a_screen_in_light_and_dark(capsys, files, tmp
     assert len(shown.complaints) >= 2, "the control"
     assert grounds[False][0] != grounds[True][0]
     assert grounds[False][1] != grounds[True][1]
+
+
+def test_a_page_names_the_commits_of_all_cells(tmp_path):
+    made = {"date": "2026-01-02T03:04:05+00:00", "commit": "c" * 40, "device": "cpu"}
+    several = [{"commit": "b" * 40 + "-dirty"}, {"commit": "a" * 40}, {}, {"commit": "a" * 40}]
+    for name, cells, says in (
+        ("several", several, "commits aaaaaaaaa, bbbbbbbbb with changes; "),
+        ("one", several[1:2], "commit aaaaaaaaa; "),
+        ("older", [{}], "commit ccccccccc; "),
+    ):
+        file = tmp_path / f"{name}.json"
+        results.save(file, dataclasses.replace(RESULTS, cells=cells, provenance=made))
+        found = gathering.read([file]).found
+        gathering.check_folder(tmp_path / "out")
+        gathering.write(tmp_path / "out", found)
+        page = (tmp_path / "out" / gathering.PAGE).read_text()
+        assert f"Last written 2026-01-02 03:04:05 UTC; {says}device cpu" in page

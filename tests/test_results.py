@@ -73,6 +73,8 @@ def test_the_interval_is_students():
         (lambda: Results(name="x", provenance={"versions": ["1"]}), r"versions is \['1'\]"),
         (lambda: Results(name="x", provenance={"versions": None}), "versions is None"),
         (lambda: Results(name="x", config=[]), r"config is \[\]"),
+        (lambda: Results(name="x", cells=None), "cells is None"),
+        (lambda: Results(name="x", cells=[1]), "cell is 1"),
         (lambda: Row(label=None, cells=()), "label is None"),
         (
             lambda: dataclasses.replace(

@@ -1,7 +1,9 @@
 """Results files: which cells count as measured, and which a later call measures again."""
 
 import dataclasses
+import importlib
 import json
+import shutil
 from pathlib import Path
 
 import anonymizer_weights
@@ -9,6 +11,7 @@ import figure4
 import frontier_summary
 import gaussian_codes
 import measuring
+import numpy as np
 import other_systems
 import persons
 import places
@@ -19,9 +22,10 @@ import scale as scales
 import summaries
 import systems
 import table3
+from data.layouts import noisy_jpeg, write_celeba
 from PIL import Image
 
-from facemix_jax import results
+from facemix_jax import data, results
 from facemix_jax._validate import DataError, UsageError
 from facemix_jax.runs import Run, RunConfig
 
@@ -46,12 +50,150 @@ def test_a_cell_of_another_network_is_refused(tmp_path):
         cells.has("two", attack="pix2pix")
 
 
-@pytest.mark.parametrize("content", ["a letter", "[1]", '{"cells": ['])
+NO_RESULTS = {
+    "text": "a letter",
+    "a list": "[1]",
+    "half": '{"cells": [',
+    "other JSON": '{"precious": [1, 2], "device": "x"}',
+    "no name": '{"cells": [], "provenance": {}, "config": {}}',
+    "no cells": '{"name": "test_cells", "cells": null, "provenance": {}, "config": {}}',
+    "words": '{"name": "test_cells", "cells": ["x"], "provenance": {}, "config": {}}',
+    "no device": '{"name": "test_cells", "cells": [{"a": 1}], "provenance": {}, "config": {}}',
+    "images": '{"name": "test_cells", "cells": [], "provenance": {"images": 1}, "config": {}}',
+}
+
+
+@pytest.mark.parametrize("content", NO_RESULTS.values(), ids=NO_RESULTS)
 def test_a_file_of_another_kind_is_not_replaced(tmp_path, content):
     (tmp_path / "x.json").write_text(content)
     with pytest.raises(UsageError, match=r"x\.json is there .*--output"):
         cells_in(tmp_path)
     assert (tmp_path / "x.json").read_text() == content
+
+
+def test_a_folder_is_no_output(tmp_path):
+    with pytest.raises(UsageError, match=r"is a folder\. Give a file as --output"):
+        report.Cells(tmp_path, Config())
+
+
+@dataclasses.dataclass(frozen=True)
+class Later:
+    """``Config`` with options that came later."""
+
+    rows: tuple[str, ...]
+    scale: str = "cpu"
+    flip: bool = False
+    sizes: tuple[int, ...] = dataclasses.field(default_factory=lambda: (1, 2))
+    place: Path = Path("here")
+    cache_dir: str | None = None
+
+
+def test_options_that_a_file_does_not_name_were_at_their_defaults(tmp_path):
+    cells_in(tmp_path).add({"row": "a"})
+    output, before = tmp_path / "x.json", (tmp_path / "x.json").read_text()
+    for changed in ({"flip": True}, {"sizes": (1, 3)}, {"scale": "gpu"}):
+        (option,) = changed
+        with pytest.raises(UsageError, match=f"was begun with {option} .*, but {option} is"):
+            report.Cells(output, Later(("a",), **changed))
+    assert output.read_text() == before
+    for anywhere in ({}, {"place": Path("there"), "cache_dir": "there"}):
+        assert report.Cells(output, Later(("a",), **anywhere)).has(row="a")
+    assert report.Cells(output, Later(("a",), flip=True), chooses=("flip",)).has(row="a")
+
+
+def test_cells_of_other_images_are_not_taken_over(tmp_path):
+    output = tmp_path / "x.json"
+    for name, of in (("a", [0, 0, 2]), ("b", [0, 2, 2])):
+        write_celeba(tmp_path / name, ("Male", "Young"), of)
+    shutil.copytree(tmp_path / "a", tmp_path / "copy", copy_function=shutil.copy)
+
+    def cells(name: str | None) -> report.Cells:
+        images = report.celeba_images(name and str(tmp_path / name))
+        return report.Cells(output, Config(), images=images)
+
+    first = cells("a")
+    other = cells("b")
+    first.add({"row": "a"})
+    before = output.read_text()
+    with pytest.raises(UsageError, match=r"begun with other images .*'train': 2.*'train': 1"):
+        cells("b")
+    with pytest.raises(UsageError, match="begun with other images"):
+        other.add({"row": "b"})
+    assert output.read_text() == before
+    cells("copy").add({"row": "c"})
+    cells(None).add({"row": "d"})
+    assert [cell["row"] for cell in cells("a").cells] == ["a", "c", "d"]
+    # The control: older files do not say, and a call that adds nothing does not, either.
+    stored = json.loads(output.read_text())
+    del stored["provenance"]["images"]
+    output.write_text(json.dumps(stored))
+    cells("b").save()
+    assert "images" not in json.loads(output.read_text())["provenance"]
+    cells("a").add({"row": "e"})
+    assert json.loads(output.read_text())["provenance"]["images"]["data"]["train"] == 2
+
+
+def test_images_of_a_folder_are_told_by_pictures_and_labels(tmp_path):
+    found = []
+    for name, picture, names in (
+        ("a", None, ("Male", "Young")),
+        ("b", lambda i: noisy_jpeg(np.random.default_rng(i)), ("Male", "Young")),
+        ("c", None, ("Male", "Old")),
+    ):
+        write_celeba(tmp_path / name, names, [0, 1, 2], picture)
+        found.append(report.celeba_images(str(tmp_path / name))["data"])
+    assert len({each.pop("digest") for each in found}) == 3
+    assert found == [{"train": 1, "valid": 1, "test": 1}] * 3
+    assert report.images_of(data.DataConfig()) == {}, "drawn"
+
+
+CELEBA = (
+    *("table2", "figure4", "training_length", "anonymizer_weights", "accuracy_cpu", "accuracy_gpu"),
+    *("other_systems", "variants", "frontier", "linearity", "linearity_aids", "gaussian_codes"),
+    *("regroup", "separation_real", "separation_variants"),
+)
+LFWA = ("table3", "between_scales")
+
+
+@pytest.mark.parametrize("name", [*CELEBA, *LFWA])
+def test_scripts_say_which_images_they_measure(name, tmp_path, monkeypatch, tiny_source):
+    class StartedError(Exception):
+        pass
+
+    def started(*arguments, images, **options):
+        raise StartedError(images)
+
+    write_celeba(tmp_path / "data", ("Male", "Young"), [0, 1, 2])
+    monkeypatch.setattr(report, "Cells", started)
+    monkeypatch.setattr(data, "load_source", lambda config: tiny_source)
+    script = importlib.import_module(name)
+    if name in LFWA:
+        files = tmp_path / "data"
+        (files / "img_align_celeba.zip").rename(files / "images.zip")
+        lines = ["file,identity,split,person,imagenum,male_human,smile_human,Male"]
+        lines += ["000001.jpg,1,train,a,1,0,0,1", "000003.jpg,2,test,b,1,0,0,0"]
+        (files / "labels.csv").write_text("\n".join(lines))
+    with pytest.raises(StartedError) as found:
+        script.main(script.Config(data_dir=str(tmp_path / "data")))
+    (images,) = found.value.args
+    counts = {split: count for split, count in images["data"].items() if count}
+    digest = counts.pop("digest")
+    assert len(digest) == 16
+    assert counts == {"train": 1, "test": 1} | ({} if name in LFWA else {"valid": 1})
+
+
+def test_a_name_says_the_data_set_and_older_files_are_continued(tmp_path):
+    smoke, real = scales.SCALES["smoke"], scales.SCALES["cpu"]
+    assert places.named("length", "lfwa", real, "cpu") == "length on LFWA, scale cpu"
+    assert places.named("length", "lfwa", smoke, "smoke") == "length, scale smoke"
+    output = tmp_path / "x.json"
+    report.Cells(output, Config(), name="length, scale cpu").add({"row": "a"})
+    now = {"name": "length on LFWA, scale cpu", "formerly": "length, scale cpu"}
+    cells = report.Cells(output, Config(), **now)
+    assert cells.has(row="a")
+    cells.save()
+    assert results.load(output).name == "length on LFWA, scale cpu"
+    assert report.Cells(output, Config(), **now).has(row="a")
 
 
 def test_results_of_another_script_are_not_taken_over(tmp_path):

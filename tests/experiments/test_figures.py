@@ -169,6 +169,7 @@ def test_the_images_of_a_given_run_are_where_they_are_now(
 
     monkeypatch.setattr(report, "celeba", lambda *arguments: tiny_source)
     monkeypatch.setattr(runs, "load", load)
+    monkeypatch.setattr(report, "celeba_images", lambda data_dir: {})
     config = script.Config(data_dir="now", workdir=tmp_path, image_size=tiny_source.image_size)
     with pytest.raises(LoadedError, match="now"):
         script.main(config)

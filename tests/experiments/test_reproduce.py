@@ -88,6 +88,42 @@ def test_a_finished_script_is_started_again_only_for_a_reason(tmp_path):
     assert not again.has("table2", words, "code")
 
 
+@pytest.mark.parametrize("content", ['{"table2": [', "[1]", "null", "\xff"])
+def test_where_it_is_not_known_what_is_finished_nothing_is(tmp_path, content):
+    (tmp_path / "finished.json").write_bytes(content.encode("latin-1"))
+    words = reproduce.commands(config(tmp_path, scale="smoke"))["table2"]
+    found = reproduce.Finished(tmp_path)
+    assert not found.has("table2", words, "code")
+    found.add("table2", words, "code")
+    assert set(json.loads((tmp_path / "finished.json").read_text())) == {"table2"}
+
+
+@pytest.mark.parametrize("place", ["file", "file/below", "results"])
+def test_a_file_where_the_folder_should_be_is_said_in_a_paragraph(
+    tmp_path, place, monkeypatch, capsys
+):
+    (tmp_path / "file").touch()
+    if place == "results":
+        (tmp_path / place).touch()
+    out = tmp_path if place == "results" else tmp_path / place
+    monkeypatch.setattr("sys.argv", ["reproduce.py", "--scale", "smoke", "--out", str(out)])
+    with pytest.raises(SystemExit) as stopped:
+        reproduce.start()
+    said = capsys.readouterr().err
+    assert stopped.value.code == 2
+    assert "Choose another --out" in said
+    assert "Traceback" not in said
+
+
+def test_failures_are_counted_in_one_exit_code(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(reproduce, "main", lambda config: 2)
+    monkeypatch.setattr("sys.argv", ["reproduce.py", "--out", str(tmp_path)])
+    with pytest.raises(SystemExit) as stopped:
+        reproduce.start()
+    assert stopped.value.code == 1
+    assert "2 of the scripts" in capsys.readouterr().err
+
+
 def test_scripts_wait_for_those_that_they_go_on_from(tmp_path, monkeypatch, capfd):
     note = (
         "import pathlib, sys, time; file = pathlib.Path(sys.argv[1]).open('a'); "

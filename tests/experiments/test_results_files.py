@@ -1,4 +1,4 @@
-"""The committed results files hold the tables of their cells, each figure with its mark."""
+"""The committed results files hold tables and charts of their cells, each figure with its mark."""
 
 import dataclasses
 import functools
@@ -81,14 +81,35 @@ PAPERS = {
 
 
 @pytest.mark.parametrize("name", [*SUMMARIES, *PAPERS])
-def test_a_results_file_holds_the_tables_of_its_cells(name):
+def test_a_results_file_holds_the_tables_and_charts_of_its_cells(name):
     found = results.load(RESULTS / f"{name}.json")
     tables, charts = {**SUMMARIES, **PAPERS}[name](list(found.cells))
     assert tables or charts
     assert dataclasses.asdict(dataclasses.replace(found, tables=tuple(tables))) == (
         dataclasses.asdict(found)
     )
-    assert [chart.title for chart in charts] == [chart.title for chart in found.charts]
+    # With their curves: pages and pictures are drawn from what the file holds.
+    assert [dataclasses.asdict(chart) for chart in charts] == (
+        [dataclasses.asdict(chart) for chart in found.charts]
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class NoOptions:
+    pass
+
+
+def test_results_files_can_be_gone_on_with():
+    for name in (*SUMMARIES, *PAPERS):
+        path = RESULTS / f"{name}.json"
+        found = results.load(path)
+        assert report.Cells(path, NoOptions(), name=found.name).cells == found.cells
+
+
+def test_no_two_results_files_have_the_same_name():
+    paths = [path for path in RESULTS.glob("*.json") if '"tables"' in path.read_text()]
+    names = [results.load(path).name for path in paths]
+    assert len(set(names)) == len(names) > 20
 
 
 @pytest.mark.parametrize("name", SUMMARIES)

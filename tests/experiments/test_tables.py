@@ -153,7 +153,11 @@ def test_the_page_holds_the_tables_of_the_results():
 
 @pytest.mark.parametrize(
     ("commits", "words"),
-    [([None, "b" * 40, "a" * 40], "commits aaaaaaaaa, bbbbbbbbb;"), ([None], "2026-01-01;")],
+    [
+        ([None, "b" * 40, "a" * 40], "commits aaaaaaaaa, bbbbbbbbb;"),
+        (["a" * 40, "a" * 40 + "-dirty"], "commits aaaaaaaaa, aaaaaaaaa with changes;"),
+        ([None], "2026-01-01;"),
+    ],
 )
 def test_pages_name_the_commits_that_are_known(monkeypatch, commits, words):
     made = {"device": "cpu", "cores": 2, "date": "2026-01-01T00", "commit": None}
