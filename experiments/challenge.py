@@ -20,6 +20,7 @@ import tyro
 from challenge_scoring import (
     ABOUT,
     KNOWN,
+    MARGIN,
     MIXTURES,
     NETWORK,
     PUBLIC,
@@ -28,8 +29,10 @@ from challenge_scoring import (
     VERSION,
     Score,
     Secrets,
+    flat,
     keys_of,
     npz,
+    public_target,
     read_public,
     score,
 )
@@ -37,14 +40,12 @@ from scale import SCALES, Name
 
 from facemix_jax import (
     _runtime,
-    attacks,
     cli,
     data,
     defenses,
     fitting,
     keys,
     mixing,
-    models,
     output,
     runs,
 )
@@ -53,7 +54,7 @@ from facemix_jax._types import Array, HostArray, ImageSize, Variables
 from facemix_jax._validate import UsageError, positive
 from facemix_jax.attacks import grouping, robust
 from facemix_jax.data import face_model, synthetic
-from facemix_jax.defenses import Defense, DefenseConfig
+from facemix_jax.defenses import DefenseConfig
 from facemix_jax.defenses.noisy import NoisySecret
 from facemix_jax.models import ModelConfig, SplitModel
 
@@ -304,33 +305,6 @@ def baseline(config: Baseline) -> None:
     print(f"{config.submission}: separated by {choice.name}")
 
 
-def public_target(public: Path, about: Mapping[str, Any]) -> attacks.Target:
-    """The network and the defence that were published, and faces of the attacker's own."""
-    image_size = (about["image_size"][0], about["image_size"][1])
-    model = models.build(
-        ModelConfig(**about["network"]),
-        image_size=image_size,
-        num_attributes=about["num_attributes"],
-    )
-    like = jax.eval_shape(model.init, jax.random.key(0))
-    with np.load(public / NETWORK) as stored:
-        names = flat(like)
-        leaves = [jnp.asarray(stored[name]) for name in names]
-    defense: Defense = defenses.build(DefenseConfig(**about["defense"]), tiles=model.spec.tiles)
-    return attacks.Target(
-        model=model,
-        defense=defense,
-        variables=jax.tree.unflatten(jax.tree.structure(like), leaves),
-        source=synthetic.load(image_size, train_examples=256, test_examples=64),
-    )
-
-
-def flat(variables: Mapping[str, Any]) -> dict[str, Any]:
-    """Leaves by their path, such as ``main/params/head/kernel``, in JAX's order."""
-    leaves, _ = jax.tree.flatten_with_path(dict(variables))
-    return {"/".join(str(part.key) for part in path): leaf for path, leaf in leaves}
-
-
 def _write_private(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -372,13 +346,19 @@ file.
 
 Submit an NPZ file with one float array `{SUBMITTED}`, shaped as the mixtures: the activations, rows
 in any order, each with either sign. The score is the mean |correlation| of the best one-to-one
-match, beside it the share of rows at 0.9 or more and the squared error. `chance`, `mean of known
-activations` and `no attack` (the mixtures as they are) are what needs no method; the owner of the
-matrices gets `owner`. After the end the hidden file is published, and everybody can check it
-against the commitment.
+match, beside it the share of rows at 0.9 or more and the squared error.
+
+What is smooth correlates with whatever is smooth, so that faces of other people score well and can
+lie above the owner of the matrices who filters nothing. Every side is therefore also scored
+`filtered`, with the best of a few public linear filters (`facemix_jax.attacks.denoising`).
+`chance`, `mean of known activations`, `other faces` (drawn ones, as many as there are rows) and
+`no attack` (the mixtures as they are) are what needs no method; the owner of the matrices gets
+`owner`. A submission is a finding only if it, filtered, lies more than {MARGIN} above the best of
+what needs no method. Where not even the owner does, the noise has left nothing to find. After the
+end the hidden file is published, and everybody can check it against the commitment.
 
 Plain FaceMix falls: `challenge.py baseline` regroups the rows, separates them and scores close to
-the owner. A defence is worth something where no submission comes near.
+the owner. A defence is worth something where the owner is a finding and no submission comes near.
 """
 
 

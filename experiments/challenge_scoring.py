@@ -1,4 +1,9 @@
-"""How submissions to a challenge are read and scored; ``challenge.py`` is the program."""
+"""How submissions to a challenge are read and scored; ``challenge.py`` is the program.
+
+Maps of faces are smooth and alike, so that faces of other people correlate well with the hidden
+ones. With noise on the mixtures they lie above the owner of the matrices who filters nothing. A
+score alone therefore says little: it is compared with what needs no method, all sides filtered.
+"""
 
 import dataclasses
 import io
@@ -8,14 +13,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import report
 
-from facemix_jax import metrics, mixing
+from facemix_jax import attacks, defenses, metrics, mixing, models
 from facemix_jax._files import sha256
-from facemix_jax._types import HostArray
+from facemix_jax._types import HostArray, Variables
 from facemix_jax._validate import DataError, UsageError
+from facemix_jax.attacks import denoising
+from facemix_jax.attacks.groups import auxiliary_by_tile
+from facemix_jax.data import synthetic
+from facemix_jax.defenses import Defense, DefenseConfig
+from facemix_jax.models import ModelConfig
 from facemix_jax.output import check_apart
 
 VERSION = 1
@@ -28,9 +39,27 @@ ABOUT, MIXTURES, NETWORK, KNOWN, RULES = (
 )
 PUBLIC = (ABOUT, MIXTURES, NETWORK, KNOWN, RULES)
 """All files of the public folder."""
+_FIELDS: dict[str, type] = {
+    "commitment": str,
+    "group_size": int,
+    "image_size": list,
+    "num_attributes": int,
+    "network": dict,
+    "defense": dict,
+    "files": dict,
+}
+"""What is read of ``challenge.json`` beside its version."""
 SUBMITTED = "recovered"
 LARGEST = 1e100
 """Of what may be submitted, so that squares stay finite."""
+NO_METHOD = ("chance", "mean of known activations", "other faces", "no attack")
+"""What can be submitted by somebody who attacks nothing."""
+FILTERED = ", filtered"
+MARGIN = 0.05
+"""By how much a finding lies above what needs no method. It covers the luck of which other faces
+are drawn, and what averages of many faces have over as many single ones."""
+_DRAWN = 256
+"""Faces of the attacker's own, unless there are more rows."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,9 +69,10 @@ class Score:
     Command: ``python experiments/challenge.py score --public CHALLENGE --private HIDDEN.npz
     --submission MINE.npz``
 
-    Run time: a few seconds.
+    Run time: under half a minute at ``smoke`` on two cores, most of it drawing other faces.
 
-    Expected: a random submission at ``chance``, the mixtures themselves at ``no attack``.
+    Expected: a random submission at ``chance``, the mixtures themselves at ``no attack``, faces of
+    other people at ``other faces``, and none of them a finding.
 
     Attributes:
         public: folder of the challenge.
@@ -95,13 +125,13 @@ class Scores(NamedTuple):
 
 
 def score(config: Score) -> dict[str, Any]:
-    """Scores of the submission, beside chance, no attack and the owner; prints and writes them.
+    """Scores of the submission, of what needs no method and of the owner; prints and writes them.
 
     Args:
         config: whose ``output`` is none of the files that are read.
 
     Returns:
-        What is printed, ready for JSON.
+        What is printed, ready for JSON: all scores, best first, and the verdict.
 
     Raises:
         UsageError: a path is wrong, or the submission is none.
@@ -117,15 +147,30 @@ def score(config: Score) -> dict[str, Any]:
         mean = known["activations"].mean(0)
     drawn = Secrets(**{name: hidden[name] for name in Secrets._fields})
     rng = np.random.default_rng(0)
-    others = {
+    own = drawn_activations(config.public, about, len(truth))
+    found = {
+        "submission": mine,
         "chance": rng.standard_normal(truth.shape),
         "mean of known activations": np.broadcast_to(mean, truth.shape),
+        "other faces": own[:, : len(truth) // len(own)].reshape(truth.shape),
         "no attack": sent,
         "owner": np.asarray(mixing.unmix(keys_of(drawn), jnp.asarray(sent))),
     }
-    found = {"submission": mine, **others}
-    scores = {name: rounded(scores_of(rows, truth)) for name, rows in found.items()}
-    answer = {"commitment": about["commitment"], "rows": len(truth), "scores": scores}
+    by_tile, shuffled = denoising.learn(own), denoising.learn(own.reshape(1, -1, own.shape[2]))
+    scores = {name: scores_of(rows, truth) for name, rows in found.items()}
+    for name, rows in found.items():
+        # Mixtures are shuffled among tiles: without the key nobody knows the tile of a row.
+        filters = by_tile if name in ("owner", "other faces") else shuffled
+        scores[name + FILTERED] = best_filtered(filters, rows, truth)
+    answer = {
+        "commitment": about["commitment"],
+        "rows": len(truth),
+        "scores": {
+            name: rounded(scores[name])
+            for name in sorted(scores, key=lambda name: -scores[name].correlation)
+        },
+        **judged({name: found.correlation for name, found in scores.items()}),
+    }
     print(json.dumps(answer, indent=1))
     if config.output is not None:
         report.write(config.output, answer)
@@ -149,6 +194,51 @@ def scores_of(recovered: HostArray, truth: HostArray) -> Scores:
     )
 
 
+def best_filtered(filters: denoising.Filters, rows: HostArray, truth: HostArray) -> Scores:
+    """Scores with the filter that does best: an upper bound of any choice.
+
+    Args:
+        filters: of ``T`` tiles.
+        rows: ``[R, ...]``, finite; tile by tile where ``T`` is more than 1.
+        truth: likewise.
+    """
+    flattened = rows.reshape(len(filters.axes), -1, filters.axes.shape[1])
+    return max(
+        (
+            scores_of(filters(flattened, strength).reshape(truth.shape), truth)
+            for strength in denoising.STRENGTHS
+        ),
+        key=lambda scores: scores.correlation,
+    )
+
+
+def judged(correlations: Mapping[str, float]) -> dict[str, Any]:
+    """Whether a submission says anything of the hidden faces that anybody could not have said.
+
+    Args:
+        correlations: of the submission, the owner and ``NO_METHOD``, as they are and filtered.
+
+    Returns:
+        The best that needs no method, how far the filtered submission and owner lie above it,
+        whether the submission is a finding, and the same in words.
+    """
+    needless = [name for name in correlations if name.removesuffix(FILTERED) in NO_METHOD]
+    best = max(needless, key=lambda name: correlations[name])
+    leads = {
+        side: round(correlations[side + FILTERED] - correlations[best], 4)
+        for side in ("submission", "owner")
+    }
+    finding = leads["submission"] > MARGIN
+    verdict = (
+        f"{'A finding' if finding else 'No finding'}: filtered, the submission has "
+        f"{correlations['submission' + FILTERED]:.3f}, and {best!r}, the best that needs no "
+        f"method, {correlations[best]:.3f}. A finding lies more than {MARGIN} above that."
+    )
+    if leads["owner"] <= MARGIN:
+        verdict += " Not even the owner does: the noise has left nothing to find."
+    return {"best without a method": best, "leads": leads, "finding": finding, "verdict": verdict}
+
+
 def rounded(scores: Scores) -> dict[str, float]:
     """Ready for JSON."""
     return {name: round(value, 4) for name, value in scores._asdict().items()}
@@ -164,7 +254,7 @@ def read_public(public: Path) -> tuple[dict[str, Any], HostArray]:
     """``challenge.json`` and the mixtures.
 
     Raises:
-        UsageError: the folder is no challenge.
+        UsageError: the folder is no challenge, or its ``challenge.json`` lacks a field.
         DataError: a file of it was changed.
     """
     try:
@@ -173,12 +263,22 @@ def read_public(public: Path) -> tuple[dict[str, Any], HostArray]:
         raise UsageError(
             f"{public} is no challenge: {error}. Name the folder that 'make' wrote."
         ) from error
-    known = isinstance(about, dict) and about.get("version") == VERSION
-    files = about.get("files") if known else None
-    if not isinstance(files, dict) or not {MIXTURES, NETWORK, KNOWN} <= files.keys():
+    if not isinstance(about, dict) or about.get("version") != VERSION:
         raise UsageError(
-            f"{public} is no challenge: {ABOUT} is none of version {VERSION} that lists its files. "
-            f"Name the folder that 'make' wrote."
+            f"{public} is no challenge: {ABOUT} is none of version {VERSION}. Name the folder that "
+            f"'make' wrote."
+        )
+    for field, kind in _FIELDS.items():
+        if not isinstance(about.get(field), kind):
+            raise UsageError(
+                f"{public / ABOUT} has no {field!r} that is a {kind.__name__}, and so is no "
+                f"challenge. Copy it again from where it was published."
+            )
+    files = about["files"]
+    if missing := {MIXTURES, NETWORK, KNOWN} - files.keys():
+        raise UsageError(
+            f"{public / ABOUT} lists no {min(missing)} in 'files', and so is no challenge. Copy it "
+            f"again from where it was published."
         )
     for name, digest in files.items():
         if not (public / name).is_file() or sha256(public / name) != digest:
@@ -188,6 +288,53 @@ def read_public(public: Path) -> tuple[dict[str, Any], HostArray]:
             )
     with np.load(public / MIXTURES) as stored:
         return about, stored["mixtures"]
+
+
+def public_target(public: Path, about: Mapping[str, Any], rows: int = 0) -> attacks.Target:
+    """The network and the defence that were published, and faces of the attacker's own.
+
+    Args:
+        public: folder of the challenge.
+        about: its ``challenge.json``.
+        rows: that there should be faces enough for.
+
+    Raises:
+        UsageError: the network or the defence is described as none that there is.
+    """
+    try:
+        height, width = about["image_size"]
+        network, defended = ModelConfig(**about["network"]), DefenseConfig(**about["defense"])
+    except (TypeError, ValueError) as error:  # a value refused is a ValueError, too
+        raise UsageError(
+            f"{public / ABOUT} was changed, or another version made it: {error}. Copy it again "
+            f"from where it was published."
+        ) from error
+    model = models.build(
+        network, image_size=(height, width), num_attributes=about["num_attributes"]
+    )
+    like = jax.eval_shape(model.init, jax.random.key(0))
+    with np.load(public / NETWORK) as stored:
+        leaves = [jnp.asarray(stored[name]) for name in flat(like)]
+    defense: Defense = defenses.build(defended, tiles=model.spec.tiles)
+    variables: Variables = jax.tree.unflatten(jax.tree.structure(like), leaves)
+    faces = max(_DRAWN, rows // model.spec.tiles)
+    drawn = synthetic.load((height, width), train_examples=faces, test_examples=64)
+    return attacks.Target(model=model, defense=defense, variables=variables, source=drawn)
+
+
+def drawn_activations(public: Path, about: Mapping[str, Any], rows: int) -> HostArray:
+    """Of drawn faces that have nothing to do with the hidden ones: float32 ``[T, n, P]``.
+
+    ``n`` is at least the number of images that ``rows`` are of.
+    """
+    target = public_target(public, about, rows)
+    return auxiliary_by_tile(target, len(target.source.splits[target.auxiliary_split]))
+
+
+def flat(variables: Mapping[str, Any]) -> dict[str, Any]:
+    """Leaves by their path, such as ``main/params/head/kernel``, in JAX's order."""
+    leaves, _ = jax.tree.flatten_with_path(dict(variables))
+    return {"/".join(str(part.key) for part in path): leaf for path, leaf in leaves}
 
 
 def read_private(private: Path, about: Mapping[str, Any]) -> dict[str, HostArray]:

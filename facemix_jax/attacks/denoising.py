@@ -18,7 +18,7 @@ from facemix_jax.attacks.groups import auxiliary_by_tile
 _AUXILIARY = 2048
 """The attacker's own images; a quarter of them for whole maps, whose rows are long."""
 
-_STRENGTHS = (0.0, 1e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0)
+STRENGTHS = (0.0, 1e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0)
 """Noise that is reckoned with, in shares of the energy along the first axis; 0 filters nothing."""
 
 
@@ -53,7 +53,11 @@ class Filters(NamedTuple):
 def fit(target: Target) -> Filters:
     """Learns the axes on the attacker's own images."""
     tiles = target.model.spec.tiles
-    own = auxiliary_by_tile(target, _AUXILIARY if tiles > 1 else _AUXILIARY // 4)
+    return learn(auxiliary_by_tile(target, _AUXILIARY if tiles > 1 else _AUXILIARY // 4))
+
+
+def learn(own: HostArray) -> Filters:
+    """Learns the axes of rows ``[T, n, P]``."""
     decomposed = [np.linalg.svd(rows, full_matrices=False)[1:] for rows in own]
     axes = np.stack([directions.T for _, directions in decomposed])
     energy = np.stack([lengths**2 / own.shape[1] for lengths, _ in decomposed])
@@ -71,7 +75,7 @@ def filtered_correlation(filters: Filters, rows: HostArray, truth: HostArray) ->
     by_tile = rows.reshape(len(filters.axes), -1, filters.axes.shape[1])
     return max(
         float(blind.recovery(filters(by_tile, s).reshape(rows.shape), truth).mean())
-        for s in _STRENGTHS
+        for s in STRENGTHS
     )
 
 

@@ -13,21 +13,13 @@ from facemix_jax.attacks import blind, denoising, membership, tile_faces
 from facemix_jax.models.split import cut_tiles, put_tiles_back
 
 
-def filters_of(rows):
-    """Of rows ``[T, n, P]``."""
-    parts = [np.linalg.svd(x, full_matrices=False)[1:] for x in rows]
-    axes = np.stack([v.T for _, v in parts])
-    energy = np.stack([s**2 / rows.shape[1] for s, _ in parts])
-    return denoising.Filters(axes, energy, rows)
-
-
 def test_filters_take_noise_from_rows_near_few_directions_and_from_no_others():
     rng = np.random.default_rng(0)
     for rank, helps in ((3, True), (40, False)):
         basis = np.linalg.qr(rng.standard_normal((40, rank)))[0].T
         own, true = (rng.standard_normal((2, n, rank)) @ basis for n in (400, 6))
         noisy = true + 0.2 * rng.standard_normal(true.shape)
-        filters = filters_of(own)
+        filters = denoising.learn(own)
         truth = true.reshape(2, 6, 40)
         plain = blind.recovery(noisy, truth).mean()
         filtered = denoising.filtered_correlation(filters, noisy, truth)
@@ -41,7 +33,7 @@ def test_a_guess_is_worth_what_images_have_in_common():
     shared = rng.standard_normal((1, 1, 40))
     for likeness, least, most in ((0.0, 0.1, 0.6), (3.0, 0.8, 1.0)):
         own, truth = (rng.standard_normal((1, n, 40)) + likeness * shared for n in (400, 6))
-        assert least < denoising.guessed_correlation(filters_of(own), truth) < most
+        assert least < denoising.guessed_correlation(denoising.learn(own), truth) < most
 
 
 def test_members_lie_in_the_row_spaces_of_their_group_and_others_do_not():

@@ -18,6 +18,7 @@ import pytest
 from facemix_jax import data, defenses, fitting, models, runs
 from facemix_jax._files import write_atomically
 from facemix_jax._validate import DataError, UsageError
+from facemix_jax.data import synthetic
 
 SHAPE = (8, 5, 4, 2)
 
@@ -127,23 +128,24 @@ def test_the_scale_of_a_submission_does_not_count(factor):
 # The challenge's two sides.
 
 
-def published(folder, source):
+def published(folder, source, noise=0.1, groups=2, tile=None):
     config = challenge.Make(
         public=folder / "public",
         private=folder / "hidden.npz",
         group_size=4,
-        groups=2,
+        groups=groups,
         known_groups=2,
-        noise=0.1,
+        noise=noise,
+        tile=tile,
     )
     run_config = runs.RunConfig(
         data=data.DataConfig(image_size=source.image_size),
-        model=models.ModelConfig(width=4),
-        defense=defenses.DefenseConfig(group_size=4, noise=0.1),
+        model=models.ModelConfig(width=4, tile=tile),
+        defense=defenses.DefenseConfig(group_size=4, noise=noise),
     )
     model = runs.build_model(run_config, source)
     variables = model.init(jax.random.key(0))
-    defense = defenses.build(run_config.defense)
+    defense = defenses.build(run_config.defense, tiles=model.spec.tiles)
     challenge.publish(config, runs.Run(run_config, source, model, defense, variables, 0))
     return config
 
@@ -183,23 +185,59 @@ def test_secrets_are_new_every_time(sides):
         assert (getattr(first, name) != getattr(second, name)).any(), name
 
 
-def score_of(sides, rows, folder):
+def answer_to(sides, rows, folder):
     path = submitted(folder / "mine.npz", recovered=rows)
-    return scoring.score(
-        scoring.Score(public=sides.public, private=sides.private, submission=path)
-    )["scores"]
+    return scoring.score(scoring.Score(public=sides.public, private=sides.private, submission=path))
 
 
 def test_truth_and_mixtures_stand_where_they_should(sides, tmp_path):
     with np.load(sides.private) as hidden:
         truth = hidden["truth"]
-    scores = score_of(sides, -truth[::-1], tmp_path)
+    answer = answer_to(sides, -truth[::-1], tmp_path)
+    assert answer["finding"]
+    scores = answer["scores"]
     assert scores["submission"]["correlation"] == pytest.approx(1, abs=1e-4)
+    ranked = [found["correlation"] for found in scores.values()]
+    assert ranked == sorted(ranked, reverse=True)
     assert scores["chance"]["correlation"] < scores["no attack"]["correlation"]
     assert scores["no attack"]["correlation"] < scores["owner"]["correlation"]
     with np.load(sides.public / scoring.MIXTURES) as stored:
-        again = score_of(sides, stored["mixtures"], tmp_path)
-    assert again["submission"] == again["no attack"]
+        again = answer_to(sides, stored["mixtures"], tmp_path)
+    assert again["scores"]["submission"] == again["scores"]["no attack"]
+    assert not again["finding"]
+
+
+@pytest.mark.parametrize("tile", [None, (5, 3)])
+def test_other_faces_are_no_finding_although_they_lie_above_the_owner(tmp_path, tile):
+    faces = synthetic.load((40, 36), train_examples=8, test_examples=8)
+    noisy = published(tmp_path, faces, noise=1.0, groups=16, tile=tile)
+    with np.load(noisy.public / scoring.KNOWN) as known, np.load(noisy.private) as hidden:
+        repeated = np.resize(known["activations"], hidden["truth"].shape)
+    answer = answer_to(noisy, repeated, tmp_path)
+    scores = {name: found["correlation"] for name, found in answer["scores"].items()}
+    assert scores["submission"] > scores["owner"] + 0.05, "which filters nothing"
+    assert not answer["finding"]
+    assert answer["verdict"].startswith("No finding")
+    for name in (*scoring.NO_METHOD, "owner", "submission"):
+        assert scores[name + scoring.FILTERED] >= scores[name]
+
+
+@pytest.mark.parametrize(
+    ("mine", "owner", "finding", "words"),
+    [
+        (0.86, 0.94, True, "A finding: filtered, the submission has 0.860, and 'other faces, "),
+        (0.84, 0.94, False, "No finding"),
+        (0.84, 0.84, False, "Not even the owner does"),
+    ],
+)
+def test_a_finding_lies_clearly_above_the_best_that_needs_no_method(mine, owner, finding, words):
+    sides = {"submission": mine, "owner": owner, "other faces": 0.8, "no attack": 0.7}
+    filtered = {name + scoring.FILTERED: value for name, value in sides.items()}
+    filtered |= dict.fromkeys(sides, 0.5) | {"other faces": 0.8}
+    answer = scoring.judged(filtered)
+    assert answer["finding"] == finding
+    assert answer["leads"] == pytest.approx({"submission": mine - 0.8, "owner": owner - 0.8})
+    assert words in answer["verdict"]
 
 
 def test_a_changed_truth_or_challenge_is_refused(sides, tmp_path):
@@ -237,6 +275,26 @@ def test_other_files_of_the_name_are_no_challenge(tmp_path, content):
     (tmp_path / scoring.ABOUT).write_text(content)
     with pytest.raises(UsageError, match="is no challenge"):
         scoring.read_public(tmp_path)
+
+
+@pytest.mark.parametrize("field", scoring._FIELDS)
+def test_a_field_that_is_missing_is_named(sides, tmp_path, field):
+    about = json.loads((sides.public / scoring.ABOUT).read_text())
+    for changed in ({**about, field: None}, {k: v for k, v in about.items() if k != field}):
+        (tmp_path / scoring.ABOUT).write_text(json.dumps(changed))
+        with pytest.raises(UsageError, match=f"{scoring.ABOUT} has no '{field}' .* Copy it again"):
+            scoring.read_public(tmp_path)
+
+
+def test_files_that_are_not_listed_and_networks_that_there_are_not_are_named(sides, tmp_path):
+    about = json.loads((sides.public / scoring.ABOUT).read_text())
+    del about["files"][scoring.NETWORK]
+    (tmp_path / scoring.ABOUT).write_text(json.dumps(about))
+    with pytest.raises(UsageError, match=f"lists no {scoring.NETWORK} in 'files'"):
+        scoring.read_public(tmp_path)
+    for change in ({"network": {"depth": 3}}, {"image_size": [40]}, {"defense": {"noise": -1}}):
+        with pytest.raises(UsageError, match="was changed, or another version made it"):
+            scoring.public_target(sides.public, {**about, **change})
 
 
 def test_places_that_cannot_be_written_are_refused_before_any_work(tmp_path, monkeypatch):
