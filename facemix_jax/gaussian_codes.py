@@ -6,10 +6,11 @@ zero have rotations of exactly their own distribution, and nobody could tell whi
 Two terms bring codes nearer to that: the negentropy of their gradients, on which gradient ICA
 feeds, and the advantage of a discriminator that learns to tell single codes from mixed ones.
 
-Codes of a network have a mean that all share, and no term takes it away: the negentropy is of what
-deviates from it. Mixture ``k`` holds the mean times the sum of row ``k`` of the matrix. Whoever has
-codes of other images knows the mean, estimates these sums, and with them, the matrix being
-orthogonal, the sum of the group's codes. The rotations left to guess are those that keep it.
+Codes of a network have a mean that all share. The negentropy is of what deviates from it, and the
+discriminator need not drive it to zero. Mixture ``k`` holds the mean times the sum of row ``k`` of
+the matrix. Whoever has codes of other images knows the mean, estimates these sums, and with them,
+the matrix being orthogonal, the sum of the group's codes. The rotations left to guess are those
+that keep it.
 
 Gram matrices and row spaces of a group are what they were: an orthogonal matrix keeps them,
 whatever the distribution.
