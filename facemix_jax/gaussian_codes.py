@@ -1,10 +1,16 @@
 """Codes that look the same after a rotation: what training adds so that mixing could hide them.
 
 Blind separation finds the matrix of a group because single activations (codes) are not Gaussian:
-rotate them, and they look different. Codes that are jointly Gaussian with equal covariance have
-rotations of exactly their own distribution, and nobody could tell which one was applied. Two terms
-bring codes nearer to that: the negentropy of their gradients, on which gradient ICA feeds, and the
-advantage of a discriminator that learns to tell single codes from mixed ones.
+rotate them, and they look different. Codes that are jointly Gaussian with equal covariance and mean
+zero have rotations of exactly their own distribution, and nobody could tell which one was applied.
+Two terms bring codes nearer to that: the negentropy of their gradients, on which gradient ICA
+feeds, and the advantage of a discriminator that learns to tell single codes from mixed ones.
+
+Codes of a network have a mean that all share. The negentropy is of what deviates from it, and the
+discriminator need not drive it to zero. Mixture ``k`` holds the mean times the sum of row ``k`` of
+the matrix. Whoever has codes of other images knows the mean, estimates these sums, and with them,
+the matrix being orthogonal, the sum of the group's codes. The rotations left to guess are those
+that keep it.
 
 Gram matrices and row spaces of a group are what they were: an orthogonal matrix keeps them,
 whatever the distribution.

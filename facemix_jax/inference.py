@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from facemix_jax import _validate, mixing
 from facemix_jax._types import Array, HostArray, RngKey, Variables
-from facemix_jax.defenses import Defense
+from facemix_jax.defenses import Defense, rows_of
 from facemix_jax.models import SplitModel
 
 
@@ -62,9 +62,18 @@ def infer(
     """Logits float32 ``[B, K, classes]`` for any number of images.
 
     An incomplete last group is filled with the batch's own first images. See ``trace`` for the
-    arguments and errors.
+    arguments.
+
+    Raises:
+        UsageError: as ``trace``, but for the number of images; or a single image with decoys.
     """
     check_images(model, images)
+    if len(images) == 1 and rows_of(defense).sent > defense.group_size:
+        raise _validate.UsageError(
+            "There is 1 image, but decoys are drawn with the mean and the deviation of a request's "
+            "images: those of one image would be that image itself. Send 2 different images or "
+            "more at a time."
+        )
     padded = mixing.pad_groups(images, defense.group_size)
     return trace(model, defense, variables, rng_key, padded).logits[: images.shape[0]]
 

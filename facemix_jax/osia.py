@@ -51,12 +51,26 @@ def principal_components(x: HostArray, components: int) -> Components:
     """Principal component analysis of float ``[n, P]`` by singular value decomposition.
 
     Raises:
-        UsageError: more components than examples or numbers.
+        UsageError: fewer than 2 examples; as many components as examples, of which deviations from
+            the mean span one dimension less, or more than numbers.
+        DataError: NaN or infinities, or examples that are all the same.
     """
-    _validate.in_range(1, min(x.shape), components=components)
+    _check_number(components, len(x))
+    _validate.in_range(1, x.shape[1], components=components)
+    if not np.isfinite(x).all():
+        raise _validate.DataError(
+            "Activations hold NaN or infinities, which have no components. Use variables of a "
+            "training that did not diverge."
+        )
+    # The same image in another chunk may differ in the last bits.
+    if np.ptp(x, axis=0).max() <= 1e-6 * np.abs(x).max():
+        raise _validate.DataError(
+            f"The activations of all {len(x)} images are the same: they have no variance, and so "
+            f"no components. Use variables of a network that learnt, and images that differ."
+        )
     mean = x.mean(0)
     _, values, axes = np.linalg.svd(x - mean, full_matrices=False)
-    variances = values**2 / max(len(x) - 1, 1)
+    variances = values**2 / (len(x) - 1)
     share = float(variances[:components].sum() / max(variances.sum(), 1e-30))
     return Components(mean, axes[:components], variances[:components], share)
 
@@ -86,12 +100,14 @@ def reduce(
         The network and its variables; ``variables["pre"]["pca"]`` and that of main hold the fit.
 
     Raises:
-        UsageError: more components than images or activation elements, or a network with tiles.
+        UsageError: more components than images less one or activation elements, or a network with
+            tiles.
+        DataError: activations are NaN or infinite, or the same for all images.
     """
     _validate.one_of(source.splits, split=split)
     _validate.positive(max_images=max_images)
     rows = source.splits[split][:max_images]
-    _validate.in_range(1, len(rows), components=components)
+    _check_number(components, len(rows))
     reduced = with_projection(model, components)
     pre = jax.jit(model.pre.apply)
     parts = np.array_split(rows, -(-len(rows) // _CHUNK))
@@ -176,6 +192,15 @@ def with_projection(model: SplitModel, components: int) -> SplitModel:
         model.spec, name=f"{model.spec.name} with PCA", activation_shape=(1, 1, components)
     )
     return SplitModel(init, pre, main, model.post, spec)
+
+
+def _check_number(components: int, examples: int) -> None:
+    if examples < 2:
+        raise _validate.UsageError(
+            f"Components are of what differs between examples, but there is only {examples}. Give "
+            f"more than {max(components, 1)}."
+        )
+    _validate.in_range(1, examples - 1, components=components)
 
 
 def _check_whole(model: SplitModel) -> None:

@@ -71,6 +71,13 @@ class RunConfig:
                 f"{self.train.discriminator_weight}, but the defence {self.defense.defense!r} "
                 f"mixes nothing that these could hide. Set both to 0, or use the defence 'facemix'."
             )
+        if self.defense.decoys and self.train.discriminator_weight:
+            raise UsageError(
+                f"discriminator_weight is {self.train.discriminator_weight} and decoys "
+                f"{self.defense.decoys}, but the discriminator would learn from groups that are "
+                f"mixed without decoys, which no cloud sees. Leave one of the two out, or use "
+                f"negentropy_weight alone."
+            )
 
 
 PLACES = ("data_dir", "cache_dir", "device_resident")

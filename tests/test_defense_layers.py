@@ -142,6 +142,31 @@ def test_blinding_is_right_for_an_additive_main_and_not_for_another():
         assert (alike > 0.9999) == right
 
 
+def test_company_changes_the_size_of_blinded_answers_by_one_factor_and_nothing_else():
+    weights = jax.random.normal(RNG_KEY, (90, 7))
+    defense, mixed = built(blinding=1.0), built()
+    answers, deviations = [], []
+    for z in (Z, Z.at[4:].multiply(3.0)):  # another group, louder
+        secret, sent = played(defense, z)
+        answers.append(defense.recover(secret, sent.reshape(len(sent), -1) @ weights)[:4])
+        deviations.append(jnp.std(mixed.protect(secret.inner, z)))
+    assert deviations[1] > 1.5 * deviations[0]
+    own = Z[:4].reshape(4, -1) @ weights
+    for found, deviation in zip(answers, deviations, strict=True):
+        np.testing.assert_allclose(found * deviation, own, atol=1e-2)
+
+
+def test_a_single_image_that_padding_would_make_the_decoys_of_is_refused():
+    model, variables = with_main(averages)
+    image = jax.random.normal(RNG_KEY, (1, 40, 36, 3))
+    with pytest.raises(UsageError, match="1 image, but decoys"):
+        inference.infer(model, built(decoys=2), variables, RNG_KEY, image)
+    for options in ({}, {"blinding": 1.0}, {"clouds": 2}):
+        assert len(inference.infer(model, built(**options), variables, RNG_KEY, image)) == 1
+    both = jnp.concatenate([image, -image])
+    assert len(inference.infer(model, built(decoys=2), variables, RNG_KEY, both)) == 2
+
+
 def test_rounding_rounds_and_lets_gradients_pass():
     defense, exact = built(wire="int4"), built()
     secret, sent = played(defense)

@@ -106,6 +106,36 @@ def test_a_few_steps_down_its_slope_make_samples_more_gaussian():
     assert float(loss(bend)) < 0.2 * start
 
 
+# What Gaussian codes hide.
+
+
+def off_the_mean(rows, mean):
+    """Rows less the share of the mean that they hold."""
+    return rows - np.outer(rows @ mean / (mean @ mean), mean)
+
+
+@pytest.mark.parametrize("deviations", [0.5, 0.0])
+def test_a_common_mean_of_gaussian_codes_gives_the_sum_of_a_group_away(deviations):
+    """Mixture k holds the mean times the sum of row k; with a mean of zero it tells nothing."""
+    rng = np.random.default_rng(0)
+    direction = rng.normal(size=720)  # the attacker's, from codes of other images
+    mean = deviations * direction
+    codes = (mean + rng.normal(size=(8, 720))).astype(np.float32)
+    mix_key = mixing.sample_mix_key(jax.random.key(0), 1, 8, shuffle=False)
+    mixtures = np.asarray(mixing.mix(mix_key, codes))
+    sums = mixtures @ direction
+    found, true, *single = off_the_mean(
+        np.stack([sums @ mixtures, codes.sum(0), *mixtures]), direction
+    )
+    reached = np.corrcoef(found, true)[0, 1]
+    floor = max(abs(np.corrcoef(row, true)[0, 1]) for row in single)
+    if deviations:
+        np.testing.assert_allclose(sums / (mean @ direction), mix_key.matrix[0].sum(1), atol=0.3)
+        assert floor < 0.6 < 0.98 < reached
+    else:
+        assert abs(reached) < floor
+
+
 # The discriminator.
 
 
@@ -219,6 +249,13 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(tmp_path, tiny_source):
     other = dataclasses.replace(run_config(), train=train_config(negentropy_weight=5.0))
     with pytest.raises(UsageError, match="negentropy_weight"):
         fitting.fit(other, tmp_path / "part", source=tiny_source, show_progress=False)
+
+
+def test_a_discriminator_of_groups_without_the_decoys_is_refused():
+    decoyed = DefenseConfig(decoys=4)
+    with pytest.raises(UsageError, match=r"discriminator_weight is 1\.0 and decoys 4.*alone"):
+        RunConfig(defense=decoyed, train=train_config(discriminator_weight=1.0))
+    RunConfig(defense=decoyed, train=train_config(negentropy_weight=1.0))
 
 
 def test_terms_without_mixing_are_refused():

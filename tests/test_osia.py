@@ -7,7 +7,7 @@ import pytest
 from sklearn.decomposition import PCA
 
 from facemix_jax import attacks, costs, data, defenses, inference, osia, training
-from facemix_jax._validate import UsageError
+from facemix_jax._validate import DataError, UsageError
 from facemix_jax.attacks import suite
 from facemix_jax.models import resnet18, vgg16
 
@@ -39,12 +39,32 @@ def test_components_are_those_of_scikit_learn(shape):
     np.testing.assert_allclose(cosines, 1, atol=1e-3)
 
 
-def test_more_components_than_images_are_refused(system):
+def test_as_many_components_as_images_are_refused(system):
+    """Forty deviations from their own mean span 39 dimensions."""
     model, variables, source = system
-    with pytest.raises(UsageError, match="components is 41"):
-        osia.reduce(model, variables, source, components=41, max_images=40)
+    with pytest.raises(UsageError, match="components is 40, but must lie between 1 and 39"):
+        osia.reduce(model, variables, source, components=40, max_images=40)
+    with pytest.raises(UsageError, match=r"only 1\. Give more than 3"):
+        osia.reduce(model, variables, source, components=3, max_images=1)
+    x = np.random.default_rng(0).standard_normal((5, 9)).astype(np.float32)
+    assert osia.principal_components(x, 4).variances.min() > 0.01
+    for wrong in (x, x.repeat(5, axis=0)[:, :4]):
+        with pytest.raises(UsageError, match="components is 5, but must lie between 1 and 4"):
+            osia.principal_components(wrong, 5)
     with pytest.raises(UsageError, match="max_images is 0"):
         osia.reduce(model, variables, source, components=4, max_images=0)
+
+
+def test_activations_without_components_are_refused(system):
+    model, variables, source = system
+    for change, words in ((np.nan, "hold NaN"), (np.inf, "hold NaN"), (0.0, "no variance")):
+        pre = jax.tree.map(lambda a, change=change: a * change, variables["pre"])
+        with pytest.raises(DataError, match=words):
+            osia.reduce(model, {**variables, "pre": pre}, source, components=4, max_images=40)
+    level = np.full((20, 9), 5.3, np.float32)
+    level[10:] = np.nextafter(level[10:], np.float32(6))
+    with pytest.raises(DataError, match="all 20 images are the same"):
+        osia.principal_components(level, 2)
 
 
 def test_networks_with_tiles_are_refused(system):

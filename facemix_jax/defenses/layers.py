@@ -26,7 +26,8 @@ def with_decoys(defense: Defense, decoys: int) -> Defense:
     each position. Members from a secret pool of pictures need no code: they are images of the
     request whose answers nobody reads, at the price of pre for each of them.
 
-    To gradient ICA they are more members, no less.
+    To gradient ICA they are more members, no less. Several copies of one image count as one, and
+    their decoys are that image: ``inference.infer``, which fills groups up, refuses to.
 
     Args:
         defense: mixes groups of ``M`` rows: images and decoys together.
@@ -88,6 +89,10 @@ def with_blinding(defense: Defense, blinding: float) -> Defense:
     and Boneh 2019, whose blinding is uniform and exact where this one is neither).
 
     ``r`` hides rows statistically, as noise of the same size does, and must serve once.
+
+    Answers come in units of the whole request's deviation: in louder company an image's are
+    smaller, by one factor for all answers of the request. A fixed unit would not do that, but a
+    network could then drown ``r``, which is drawn before rows are seen, by sending larger numbers.
 
     Args:
         defense: what makes ``x``.

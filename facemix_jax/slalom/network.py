@@ -12,6 +12,8 @@ the integers are those of ordinary arithmetic, and the prime shows in nothing bu
 """
 
 import dataclasses
+import functools
+import hashlib
 from collections.abc import Callable
 from typing import Any
 
@@ -64,6 +66,19 @@ class QuantizedNetwork:
     layers: tuple[Layer, ...] = dataclasses.field(repr=False)
     prime: int
     activation_max: int
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """Of all that pads and challenges depend on: the prime, the weights and their geometry.
+
+        Scales are left out: networks that differ in these alone ask the same of the cloud.
+        """
+        found = hashlib.sha256(str(self.prime).encode())
+        for layer in self.layers:
+            what = layer.weights.shape, layer.geometry, layer.input_shape
+            found.update(repr(what).encode())
+            found.update(np.ascontiguousarray(layer.weights).data)
+        return found.hexdigest()
 
     def encode(self, index: int, x: HostArray) -> HostArray:
         """Activations float32 to integers int64 of layer ``index``.

@@ -72,12 +72,14 @@ class Blinding:
         pads: ``r`` of every layer, int64 ``[B, ...]``.
         unblinding: ``W r`` of every layer.
         challenges: of every layer.
+        network: ``QuantizedNetwork.digest`` of the network that it is for.
         used: a pad that is used twice gives the difference of two activations away.
     """
 
     pads: list[HostArray] = dataclasses.field(repr=False)
     unblinding: list[HostArray] = dataclasses.field(repr=False)
     challenges: list[Challenge] = dataclasses.field(repr=False)
+    network: str
     used: bool = False
 
 
@@ -103,7 +105,7 @@ def precompute(
     """
     _validate.positive(batch_size=batch_size, repetitions=repetitions)
     _validate.in_range(2, network.prime, challenge_set=challenge_set)
-    blinding = Blinding([], [], [])
+    blinding = Blinding([], [], [], network.digest)
     for layer in network.layers:
         pad = uniform((batch_size, *layer.input_shape), network.prime, random_bytes)
         blinding.pads.append(pad)
@@ -166,11 +168,16 @@ def infer(
 
     Raises:
         TamperedError: an answer of the cloud is wrong; nothing that came after it was used.
-        UsageError: the blinding was used before or is for another number of images, or these have
-            another size or type.
+        UsageError: the blinding was used before, or is for another network or number of images, or
+            these have another size or type.
         DataError: images or activations are NaN or infinite.
     """
     check_images(network.model, images)
+    if blinding.network != network.digest:
+        raise _validate.UsageError(
+            "The blinding is for another network: its prime or its weights are others, and right "
+            "answers would be taken for wrong ones. Call precompute for this network."
+        )
     if blinding.used or len(blinding.pads[0]) != len(images):
         raise _validate.UsageError(
             f"The blinding is for one request of {len(blinding.pads[0])} images"

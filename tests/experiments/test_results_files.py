@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 from pathlib import Path
 
 import accuracy_cpu
@@ -186,3 +187,21 @@ def test_what_follows_without_a_measurement_is_not_called_measured():
         )
         for column in columns:
             assert list(cell(table, label, column)) == ["derived"], (name, column)
+
+
+def test_the_options_of_gaussian_codes_by_default_are_those_of_the_committed_run():
+    cells = results.load(RESULTS / "gaussian_codes_cpu.json").cells
+    names = "map", "group_size", "noise", "attack", "training"
+    config = gaussian_codes.Config()
+    wanted = set(
+        itertools.product(
+            config.maps,
+            config.group_sizes,
+            config.noises,
+            (None, *config.attacks),
+            gaussian_codes.WEIGHTS,
+        )
+    )
+    measured = {tuple(cell[n] for n in names) for cell in cells if cell["seed"] == config.seed}
+    assert wanted <= measured
+    assert {cell["attack"] for cell in cells} - {None, *config.attacks} == {"iva", "nonnegative"}
