@@ -27,6 +27,9 @@ _MARKERS = "osD^vP*"
 _FEW = 12
 """Points up to which each has its marker and error bar; beyond, intervals are bands."""
 
+_HOTTEST = 2.0
+"""Relative unmix error at which a heat map's colours end: 1 is an error as large as the result."""
+
 
 class Drawn(NamedTuple):
     """A chart as two files, and as two SVGs without its title for light and for dark pages."""
@@ -132,23 +135,25 @@ def _svg(figure: Any, chart: Chart) -> bytes:
 def heat_map(values: HostArray, names: Sequence[str], *, title: str) -> bytes:
     """A PNG of an upper triangle of errors, from the row's layer on and up to the column's.
 
+    Colours mean the same in every such picture, so that two networks' can be compared.
+
     Args:
         values: float ``[L, L]``; NaN is left blank.
         names: of the layers.
         title: above the picture.
     """
     figure, axes = _axes(1.2 + 0.75 * len(names), 1.3 + 0.55 * len(names))
-    image = axes.imshow(values, cmap="viridis", vmin=0, aspect="auto")
+    image = axes.imshow(values, cmap="viridis", vmin=0, vmax=_HOTTEST, aspect="auto")
     axes.set_xticks(range(len(names)), names, rotation=45, ha="right")
     axes.set_yticks(range(len(names)), names)
     axes.set_xlabel("unmixed after")
     axes.set_ylabel("mixed before")
     axes.set_title(title)
-    middle = 0.7 * np.nanmax(values)
+    middle = 0.65 * _HOTTEST
     for i, j in zip(*np.nonzero(np.isfinite(values)), strict=True):
         colour = "black" if values[i, j] > middle else "white"
         axes.text(j, i, f"{values[i, j]:.2f}", ha="center", va="center", color=colour, fontsize=8)
-    figure.colorbar(image, ax=axes, label="relative unmix error")
+    figure.colorbar(image, ax=axes, label="relative unmix error", extend="max")
     return _png(figure)
 
 

@@ -36,6 +36,7 @@ from facemix_jax.hosts import HostsConfig
 from facemix_jax.models import ModelConfig, from_torch
 from facemix_jax.models.torch_weights import as_array
 from facemix_jax.output import NOTES
+from facemix_jax.run_files import check_not_own
 from facemix_jax.runs import RunConfig
 from facemix_jax.speed import Meter
 from facemix_jax.speed import line as speed_line
@@ -110,8 +111,10 @@ class Train(Output):
         one_of(population.METHODS, seeds_method=self.seeds_method)
         check_defense(self.config.defense)
         config = absolute(self.config)
+        output.check_apart({"--json": self.json}, [self.initial_weights])
         output.check_outside({"--json": self.json}, config.data.data_dir)
         configs, workdirs = self._members(config)
+        check_not_own(self.json, "--json", workdirs=(self.workdir, *workdirs))
         for each, workdir in zip(configs, workdirs, strict=True):
             runs.check_claim(workdir, each)
         with hosts.quiet(self.hosts):

@@ -11,6 +11,7 @@ from facemix_jax.commands import absolute
 from facemix_jax.defenses import DefenseConfig
 from facemix_jax.models import ModelConfig
 from facemix_jax.output import NOTES
+from facemix_jax.run_files import check_not_own
 from facemix_jax.runs import RunConfig
 
 
@@ -36,6 +37,8 @@ class Anonymize:
     def run(self) -> None:
         """Runs the command."""
         config = absolute(self.config)
+        check_not_own(self.json, "--json", workdirs=[self.workdir])
+        output.check_outside({"--json": self.json}, config.data.data_dir)
         anonymizing.check(config, self.workdir, config.data.image_size)
         source = data.load_source(config.data)
         trials.check_split(config, source, "test")

@@ -17,14 +17,15 @@ from facemix_jax.data.config import FILES
 from facemix_jax.data.source import SPLITS
 from facemix_jax.data.statistics import AT_LEAST, Statistics, statistics
 from facemix_jax.output import NOTES
+from facemix_jax.run_files import check_not_own
 
 _PAIRS = 10
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Files:
-    dataset: str = data.DataConfig.dataset
-    """Which data set; as in facemix train."""
+    dataset: str
+    """Which data set: celeba, lfwa, folder or prepared; as in facemix train."""
     data_dir: str | None = None
     """Folder with its files."""
     labels: str | None = None
@@ -59,6 +60,7 @@ class Prepare(_Files):
         """Runs the command."""
         from facemix_jax.data import prepare
 
+        check_not_own(self.output, "--output")
         # The configuration refuses sizes that make no sense.
         size = {} if self.image_size is None else {"image_size": self.image_size}
         written = prepare.prepare(
@@ -74,6 +76,8 @@ class Show(_Files):
     Example: facemix data show --dataset celeba --data-dir ~/celeba --out sheet.png --people
     """
 
+    dataset: str = data.DataConfig.dataset
+    """Which data set; as in facemix train."""
     out: Path | None = None
     """Write a sheet of faces to this PNG file."""
     people: bool = False

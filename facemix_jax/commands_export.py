@@ -9,6 +9,7 @@ from facemix_jax import output
 from facemix_jax._arguments import Folder
 from facemix_jax._validate import UsageError
 from facemix_jax.output import NOTES
+from facemix_jax.run_files import check_not_own
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,6 +45,7 @@ class Export:
 
         written = {f"{name} of --out": self.out / name for name in export.FILES}
         output.check_apart({**written, "--json": self.json}, [])
+        check_not_own(self.out, "--out")
         manifest = export.write(self.workdir, self.out, self.format)
         rows = [
             (name, f"{facts['bytes']:,}", facts["sha256"][:16])

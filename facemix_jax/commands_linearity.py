@@ -82,6 +82,7 @@ class Linearity(Output):
             check_unused(self.model, Linearity.model, "the network is that of --workdir")
         else:
             check_unused(self, Linearity(), "drawn faces are measured", ("data_dir",))
+        output.check_apart({"--json": self.json}, [self.weights])
         if self.out is not None:
             gathering.check_folder(self.out)
         rng_key = jax.random.key(self.seed)

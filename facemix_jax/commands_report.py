@@ -1,6 +1,7 @@
 """``facemix report``: results files and runs as one page, and as files for papers."""
 
 import dataclasses
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ class Report(Output):
     def run(self) -> None:
         """Runs the command."""
         # Imported here: matplotlib takes time.
-        from facemix_jax import gathering, run_tables, scores
+        from facemix_jax import gathering, run_images, run_tables, scores
         from facemix_jax.provenance import provenance
 
         if not self.results and not self.workdirs:
@@ -46,6 +47,8 @@ class Report(Output):
         read = gathering.read(self.results)
         steps, unfinished = run_tables.find(self.workdirs)
         run_tables.check_distinct(steps)
+        page = {f"{gathering.PAGE} of --out": self.out / gathering.PAGE}
+        output.check_apart({**page, "--json": self.json}, self.results)
         gathering.check_folder(self.out)
         skipped = {**read.skipped, **unfinished}
         for reason in skipped.values():
@@ -53,6 +56,7 @@ class Report(Output):
 
         found = dict(read.found)
         if steps:
+            digest = functools.cache(run_images.scored)  # seeds have the same images
             scored = [
                 run_tables.Scored(
                     workdir,
@@ -61,6 +65,7 @@ class Report(Output):
                         split=self.split,
                         data_dir=self.data_dir,
                         say=lambda text: NOTES.print(text, soft_wrap=True),
+                        digest=digest,
                     ),
                 )
                 for workdir in steps

@@ -88,6 +88,8 @@ class Sweep(Output):
         if self.runner != "submitit_debug":  # the trials' processes need the accelerator
             jax.config.update("jax_platforms", "cpu")
         base, folder = absolute(self.config), self._folder
+        written = {f"{name} of --workdir": folder / name for name in sweep.SUMMARIES}
+        output.check_apart({**written, "--json": self.json}, [])
         problems: list[str] = []
 
         def execute(trials: Sequence[Trial]) -> None:

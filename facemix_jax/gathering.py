@@ -13,6 +13,7 @@ from facemix_jax.provenance import commits, provenance
 from facemix_jax.rendering import MEANING
 from facemix_jax.report import Labelled, Note, Section, Small, Table
 from facemix_jax.results import TRUTH, Results
+from facemix_jax.run_files import check_not_own
 
 PAGE = "index.html"
 RUNS = "runs"
@@ -73,8 +74,9 @@ def check_folder(out: Path) -> None:
     """Makes the folder, or checks that it can be written.
 
     Raises:
-        UsageError: it cannot.
+        UsageError: it cannot, or is a folder that a run keeps.
     """
+    check_not_own(out, "--out")
     try:
         out.mkdir(parents=True, exist_ok=True)
         probe = out / f".probe.{os.getpid()}"

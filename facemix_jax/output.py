@@ -14,6 +14,7 @@ from facemix_jax._files import behind_links, expanded, is_special, write_atomica
 from facemix_jax._validate import FacemixError, UsageError
 from facemix_jax.attacks import Figure
 from facemix_jax.provenance import provenance
+from facemix_jax.run_files import check_not_own
 
 NOTES = Console(stderr=True, highlight=False, markup=False)
 """Progress and remarks; brackets, as in paths and shapes, are no markup."""
@@ -40,7 +41,22 @@ def utility_table(result: dict[str, Any]) -> Table:
     title = f"{result['split']} split, {result['clean']['examples']} images"
     made = table(title, ("accuracy", "balanced"), rows)
     made.caption = "That attack is a quick one: facemix attack runs the strongest."
+    made.caption += _one_class(result["clean"])
     return made
+
+
+def _one_class(scores: Mapping[str, Any]) -> str:
+    """Why a constant answer is balanced to more than one half; empty where it is not."""
+    balanced = scores["majority_balanced_accuracy"]
+    if balanced == 0.5:
+        return ""
+    count = len(scores["per_attribute"])
+    alone = round((2 * balanced - 1) * count)  # each adds 1 to the mean, the others 0.5
+    return (
+        f"\nAttributes of which these images show one class only: {alone} of {count}. Their "
+        f"balanced accuracy is the recall of that class, 100% for always giving it; so the more "
+        f"frequent class has {balanced:.2%} and not 50%."
+    )
 
 
 def figures_table(title: str, figures: Sequence[Figure]) -> Table:
@@ -81,7 +97,8 @@ def check_file(path: str | Path | None, option: str) -> None:
         option: where it was given.
 
     Raises:
-        UsageError: there is no such folder, it cannot be written, or the path is a folder.
+        UsageError: there is no such folder, it cannot be written, or the path is a folder or what
+            a run keeps.
     """
     if path is None or path == "-":
         return
@@ -99,6 +116,8 @@ def check_file(path: str | Path | None, option: str) -> None:
             reason = f"{os.path.dirname(os.path.realpath(place))}: {error.strerror}"
     if reason is not None:
         raise UsageError(f"{place} cannot be written: {reason}. Choose another {option} path.")
+    if not is_special(place):
+        check_not_own(place, option)
 
 
 def check_apart(

@@ -1,5 +1,6 @@
 """Scores of a work directory against the strongest attack, kept in it as ``scores.json``."""
 
+import dataclasses
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -9,16 +10,16 @@ from typing import Any
 import jax
 import numpy as np
 
-from facemix_jax import checkpoint, output, runs, trials
+from facemix_jax import checkpoint, output, run_images, runs, trials
 from facemix_jax._files import expanded, write_atomically
 from facemix_jax._validate import UsageError
 from facemix_jax.attacks import Figure, Target
 from facemix_jax.attacks.base import own_split, truth_by_group
 from facemix_jax.attacks.blind import CORRELATION, recovery
 from facemix_jax.attacks.restoration import RESTORATION
-from facemix_jax.data import denormalize, normalize
+from facemix_jax.data import DataConfig, denormalize, normalize
 from facemix_jax.provenance import provenance
-from facemix_jax.runs import Run
+from facemix_jax.runs import Run, RunConfig
 
 SCORES = "scores.json"
 _FACES = "pix2pix"
@@ -49,18 +50,20 @@ def scores(
     split: str,
     data_dir: str | None = None,
     say: Callable[[str], None] = lambda text: None,
+    digest: Callable[[DataConfig, tuple[str, str]], str] = run_images.scored,
 ) -> dict[str, Any]:
     """Utility and the strongest attack's figures of a run's newest checkpoint.
 
     What was found before is read instead of computed, if it was of this network, step and split
-    and of images from the same folder, however it is named; a sweep's ``result.json`` serves for
-    the utility.
+    and of the same images and labels in the same folder, however it is named; where the folder is
+    not there any more, as it was. On drawn faces a sweep's ``result.json`` serves for the utility.
 
     Args:
         workdir: of the run.
         split: whose images are scored and attacked.
         data_dir: where the images are now; None for where they were.
-        say: told what takes time, and where scores cannot be kept.
+        say: told what takes time, and where scores cannot be kept or compared with their images.
+        digest: ``run_images.scored``, or that with a memory for many runs on the same images.
 
     Returns:
         As ``trials.utilities``, with ``strongest`` (a figure, and ``attack``, which reached it),
@@ -72,13 +75,24 @@ def scores(
         UsageError: ``data_dir`` begins with the folder of an unknown user.
     """
     asked = {"step": newest_step(workdir), "split": split}
-    of = _of(workdir, data_dir)
+    config = _placed(runs.read_config(workdir), data_dir)
+    of = _of(workdir, config)
+    place = of["data_dir"]  # None for drawn faces, which follow from the configuration
+    gone = place is not None and not os.path.isdir(place)
+    if place is not None and not gone:
+        of["scored"] = digest(config.data, (split, own_split(split)))  # the attacker's own, too
     stored = _read(workdir / SCORES, {**asked, **of})
     if stored is not None:
+        if gone:
+            say(
+                f"{place} is not there: the scores kept in {workdir} are shown without a look at "
+                f"its images and labels, which may have changed"
+            )
         return stored
     say(f"evaluating {workdir} ...")
     run = runs.load(workdir, data_dir=data_dir)
-    found = _read(workdir / trials.RESULT, asked) if of == _of(workdir, None) else None
+    # What a sweep kept says nothing of the labels that were scored.
+    found = _read(workdir / trials.RESULT, asked) if place is None else None
     found = found or trials.utilities(run, split)
     found = {**found, **of, **_attack(run, found, split, say), "provenance": provenance()}
     try:
@@ -88,10 +102,16 @@ def scores(
     return found
 
 
-def _of(workdir: Path, data_dir: str | None) -> dict[str, Any]:
+def _placed(config: RunConfig, data_dir: str | None) -> RunConfig:
+    """The configuration with images in another folder; None for its own."""
+    if data_dir is None:
+        return config
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, data_dir=data_dir))
+
+
+def _of(workdir: Path, config: RunConfig) -> dict[str, Any]:
     """What else scores depend on, as JSON has it: run, images, where they are read, attacks."""
-    config = runs.read_config(workdir)
-    place = config.data.data_dir if data_dir is None else data_dir
+    place = config.data.data_dir
     of = {
         "config": runs.portable(config),
         "images": runs.read_images(workdir),

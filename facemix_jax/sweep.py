@@ -305,6 +305,10 @@ def summarize(trials: Iterable[Trial], split: str) -> list[dict[str, Any]]:
     return table
 
 
+SUMMARIES = ("summary.csv", "summary.md", "summary.json", "summary.png")
+"""Files of a sweep's folder; the last is the command's ``picture``."""
+
+
 def write_summary(folder: Path, trials: Sequence[Trial], split: str) -> list[dict[str, Any]]:
     """Writes ``summary.csv``, ``.json`` and ``.md``, and returns the rows."""
     rows = summarize(trials, split)

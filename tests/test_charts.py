@@ -100,3 +100,12 @@ def test_colours_stand_out_on_their_ground(theme, ground):
     assert contrast(charts._INK[theme][0]) >= 4.5
     other = charts._INK["dark" if theme == "light" else "light"][0]
     assert contrast(other) < 3, "the control"
+
+
+def test_colours_of_heat_maps_mean_the_same_in_all(monkeypatch):
+    figures = []
+    monkeypatch.setattr(charts, "_png", figures.append)
+    for largest in (1e-6, 1.6, 2.3):
+        charts.heat_map(np.array([[largest, 0.5], [np.nan, 0.1]]), ["a", "b"], title="x")
+    limits = {figure.axes[0].images[0].get_clim() for figure in figures}
+    assert limits == {(0, 2)}

@@ -8,7 +8,16 @@ from pathlib import Path
 import pytest
 from cli_support import SMALL, TRAIN, run
 
-from facemix_jax import attacks, cli, commands_attack, demo, output
+from facemix_jax import (
+    attacks,
+    cli,
+    commands_attack,
+    demo,
+    output,
+    run_files,
+    scores,
+    trials,
+)
 from facemix_jax.data import DataConfig
 from facemix_jax.training import TrainConfig
 
@@ -39,6 +48,31 @@ def test_tables_never_show_accuracy_without_leakage(capsys, workdir):
     _, out, _ = run(capsys, "evaluate", "--workdir", workdir)
     for word in ("clean", "protected", "balanced", "leakage", "floor", "owner"):
         assert word in out
+
+
+def test_the_table_says_why_a_constant_answer_is_balanced_to_more_than_one_half(capsys):
+    clean = {"accuracy": 0.8, "balanced_accuracy": 0.7, "majority_accuracy": 0.8, "examples": 32}
+    names = dict.fromkeys("abcdefgh")
+    figure = {"name": "x", "value": 1.0, "floor": 0.5, "owner": 1.0}
+    result = {"split": "test", "attack": "quick", "leakage": [figure]}
+
+    def shown(balanced):
+        scores = {**clean, "majority_balanced_accuracy": balanced, "per_attribute": names}
+        table = output.utility_table({**result, "clean": scores})
+        output.emit(None, {}, table)
+        return " ".join(capsys.readouterr().out.split())
+
+    assert "one class only: 3 of 8" in (said := shown((5 * 0.5 + 3) / 8))
+    assert "68.75% and not 50%" in said
+    assert "one class" not in shown(0.5)
+
+
+def test_a_run_keeps_no_other_names_than_those_that_no_result_may_have(workdir):
+    with trials._alone(workdir):
+        written = {path.name for path in workdir.iterdir()}
+    assert {"config.json", "checkpoints", ".lock"} < written
+    written |= {trials.RESULT, trials.FAILURE, trials.CHOICE, scores.SCORES}
+    assert written <= run_files.OWN
 
 
 def test_attack_writes_its_figures_to_a_file(capsys, workdir, tmp_path):

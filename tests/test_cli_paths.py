@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 from cli_support import run
+from test_results import RESULTS
 
+from facemix_jax import results
 from facemix_jax._files import write_atomically
 from facemix_jax._validate import UsageError
 from facemix_jax.data import cache
@@ -107,6 +109,121 @@ def test_empty_paths_are_wrong_usage(capsys, tmp_path, monkeypatch, command):
 def test_a_cache_of_an_unknown_user_is_wrong_usage(tmp_path):
     with pytest.raises(UsageError, match="whom this system does not know"):
         cache.places(tmp_path, "~no-such-user/cache")
+
+
+@pytest.fixture
+def kept(tmp_path):
+    """A folder of runs, one of which has begun, and a link to its configuration."""
+    for name in ("m8/checkpoints/4", "m8/tensorboard", "new", "anonymizer"):
+        (tmp_path / name).mkdir(parents=True)
+    for name in ("config.json", "images.json", "metrics.jsonl", "checkpoints/4/weights"):
+        (tmp_path / "m8" / name).write_text("{}")
+    (tmp_path / "store.json").write_text("{}")
+    (tmp_path / "m8" / "scores.json").symlink_to(tmp_path / "store.json")
+    (tmp_path / "link.json").symlink_to("m8/config.json")
+    (tmp_path / "folder").symlink_to("m8")
+    (tmp_path / "face.png").write_bytes(b"")
+    return tmp_path
+
+
+def assert_refused(capsys, folder, option, command):
+    before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    code, out, err = run(capsys, *command)
+    assert (code, out) == (2, "")
+    assert f"Choose another {option} path" in err
+    assert "keeps its own" in err
+    assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "demo --json",
+        "train --workdir m8 --json",
+        "anonymize --workdir m8 --json",
+        "sweep --workdir s --grid train.seed=1 --json",
+        "evaluate --workdir m8 --json",
+        "attack --workdir m8 --json",
+        "attack --workdir m8 --pictures",
+        "linearity --workdir m8 --json",
+        "report --workdirs m8 --json",
+        "cost --json",
+        "data show --json",
+        "data show --out",
+        "data check --dataset celeba --data-dir d --json",
+        "infer --workdir m8 --cloud localhost:1 face.png --json",
+        "infer --workdir m8 --cloud localhost:1 face.png --csv",
+        "infer --workdir m8 --cloud localhost:1 face.png --sheet",
+        "key show --json",
+        "export --workdir m8 --out phone --json",
+    ],
+)
+def test_no_result_replaces_what_a_run_keeps(capsys, kept, monkeypatch, command):
+    monkeypatch.chdir(kept)
+    for own in ("m8/config.json", "m8/images.json", "m8/training.lock", "m8/Metrics.JSONL"):
+        assert_refused(capsys, kept, command.split()[-1], [*command.split(), own])
+    for own in ("m8/scores.json", "link.json", "folder/config.json", "m8/checkpoints/4/weights"):
+        assert_refused(capsys, kept, command.split()[-1], [*command.split(), own])
+    assert_refused(capsys, kept, command.split()[-1], [*command.split(), kept / "m8/config.json"])
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "demo --out",
+        "linearity --out",
+        "export --workdir m8 --out",
+        "data prepare --dataset celeba --data-dir d --output",
+    ],
+)
+def test_no_folder_of_results_is_one_that_a_run_keeps(capsys, kept, monkeypatch, command):
+    monkeypatch.chdir(kept)
+    for own in ("m8/checkpoints", "folder/checkpoints/more"):
+        assert_refused(capsys, kept, command.split()[-1], [*command.split(), own])
+
+
+@pytest.mark.parametrize("command", ["train", "anonymize"])
+def test_no_result_replaces_what_a_run_is_going_to_keep(capsys, kept, monkeypatch, command):
+    monkeypatch.chdir(kept)
+    for own in ("new/config.json", "./m8/../new/anonymizer.json"):
+        assert_refused(capsys, kept, "--json", [command, "--workdir", "new", "--json", own])
+
+
+def test_other_names_in_a_work_directory_are_the_users(capsys, kept):
+    for name in ("m8/attack.json", "config.json", "m8/tables/config.json"):
+        (kept / name).parent.mkdir(exist_ok=True)
+        assert run(capsys, "cost", "--json", kept / name)[0] == 0
+        assert json.loads((kept / name).read_text())["provenance"]
+    inner = kept / "checkpoints" / "m8"  # config.json lies around it now, too
+    inner.mkdir(parents=True)
+    (inner / "config.json").write_text("{}")
+    assert run(capsys, "cost", "--json", inner / "attack.json")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("command", "read"),
+    [
+        ("train --workdir w --initial-weights", "weights.npz"),
+        ("linearity --weights", "weights.npz"),
+        ("report --results", "results.json"),
+    ],
+)
+def test_no_result_replaces_what_a_command_reads(capsys, tmp_path, monkeypatch, command, read):
+    monkeypatch.chdir(tmp_path)
+    results.save(tmp_path / read, RESULTS)
+    before = (tmp_path / read).read_bytes()
+    code, _, err = run(capsys, *command.split(), read, "--json", f"./{read}")
+    assert (code, "is a file that this command reads" in err) == (2, True)
+    assert (tmp_path / read).read_bytes() == before
+    assert list(tmp_path.iterdir()) == [tmp_path / read]
+
+
+@pytest.mark.parametrize("name", ["summary.json", "summary.png"])
+def test_no_result_replaces_the_summary_of_a_sweep(capsys, tmp_path, name):
+    given = ("sweep", "--workdir", tmp_path, "--grid", "train.seed=1", "--json", tmp_path / name)
+    code, _, err = run(capsys, *given)
+    assert (code, f"{name} of --workdir and --json name the same file" in err) == (2, True)
+    assert not list(tmp_path.iterdir())
 
 
 def test_damaged_data_exits_1(capsys, tmp_path):

@@ -222,7 +222,9 @@ def test_prepared_data_show_and_check_like_their_files(capsys, faces, tmp_path):
     [
         ((), ("prepare", "show", "check")),
         (("chek",), ("check",)),
-        (("check",), ("no files to check", "'celeba'")),
+        (("check",), ("--dataset", "celeba")),
+        (("check", "--data-dir", "d"), ("--dataset", "celeba")),
+        (("check", "--dataset", "synthetic"), ("no files to check", "'celeba'")),
         (("check", "--dataset", "celeba"), ("needs data_dir",)),
         (("check", "--dataset", "celebA", "--data-dir", "d"), ("Did you mean 'celeba'",)),
         (("show", "--rows", "0"), ("rows is 0", "greater than 0")),
@@ -234,7 +236,8 @@ def test_prepared_data_show_and_check_like_their_files(capsys, faces, tmp_path):
         (("show", "--out", "."), ("a folder", "--out")),
         (("prepare",), ("output",)),
         (("prepare", "--dataset", "celeba", "--output", "o"), ("needs data_dir",)),
-        (("prepare", "--output", "o"), ("synthetic", "celeba")),
+        (("prepare", "--output", "o"), ("--dataset", "celeba")),
+        (("prepare", "--dataset", "synthetic", "--output", "o"), ("synthetic", "celeba")),
     ],
     ids=lambda value: "-".join(value) or "none",
 )

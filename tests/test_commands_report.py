@@ -10,6 +10,7 @@ import browser
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 from test_report import Parser
 from test_results import CHART, RESULTS, TABLE
 
@@ -206,7 +207,6 @@ def test_only_scores_of_the_same_network_and_images_are_taken(workdir, tmp_path,
         (folder / "scores.json").write_text(content)
 
     assert_computed(split="valid")
-    assert_computed(data_dir="elsewhere")
     for name, change in (
         ("config.json", lambda of: of["train"].update(seed=7)),
         ("images.json", lambda of: of.update(labels="others")),
@@ -242,11 +242,70 @@ def test_scores_belong_to_a_folder_of_images_however_it_is_named(workdir, tmp_pa
     monkeypatch.setattr(scores.trials, "utilities", lambda run, split: {"step": 4, "split": split})
     attack = Mock(side_effect=[{"of": "here"}, {"of": "there"}])
     monkeypatch.setattr(scores, "_attack", attack)
+
+    def found(data_dir):
+        images = Mock(return_value="the same")
+        return scores.scores(folder, split="test", data_dir=data_dir, digest=images)
+
     monkeypatch.chdir(tmp_path / "here")
     for data_dir in ("faces", "./faces/", "../here/faces", str(faces), "../link", None):
-        assert scores.scores(folder, split="test", data_dir=data_dir)["of"] == "here"
+        assert found(data_dir)["of"] == "here"
     monkeypatch.chdir(tmp_path / "there")
-    assert scores.scores(folder, split="test", data_dir="faces")["of"] == "there"
+    assert found("faces")["of"] == "there"
+
+
+@pytest.fixture
+def labelled(tmp_path):
+    """A folder of drawn noise with labels, and what writes them."""
+    folder = tmp_path / "faces"
+    (folder / "images").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for i in range(12):
+        Image.fromarray(rng.integers(0, 256, (40, 36, 3), np.uint8)).save(
+            folder / "images" / f"{i}.png"
+        )
+
+    def label(smiling=lambda i: i % 2):
+        lines = [f"{i}.png,{i},{'train' if i < 8 else 'test'},{smiling(i)}" for i in range(12)]
+        (folder / "labels.csv").write_text("\n".join(["file,identity,split,Smiling", *lines]))
+
+    label()
+    return folder, label
+
+
+def test_scores_are_found_again_where_images_or_labels_have_changed(
+    workdir, labelled, tmp_path, monkeypatch
+):
+    (faces, label), folder = labelled, tmp_path / "run"
+    shutil.copytree(workdir, folder, ignore=shutil.ignore_patterns("scores.json"))
+    place = {"dataset": "folder", "data_dir": str(faces)}
+    place |= {"train_examples": None, "test_examples": None}
+    changed(folder / "config.json", lambda config: config["data"].update(place))
+    monkeypatch.setattr(runs, "load", Mock())
+    computed = Mock(side_effect=lambda run, split: {"step": 4, "split": split})
+    monkeypatch.setattr(scores.trials, "utilities", computed)
+    monkeypatch.setattr(scores, "_attack", lambda *_: {})
+    # A sweep's result is of labels that nobody knows any more.
+    (folder / "result.json").write_text('{"step": 4, "split": "test", "stale": true}')
+    said = []
+
+    def times():
+        assert "stale" not in scores.scores(folder, split="test", say=said.append)
+        return computed.call_count
+
+    assert [times(), times()] == [1, 1]
+    label(lambda i: i % 2 if i < 8 else 1 - i % 2)  # of the test split
+    assert [times(), times()] == [2, 2]
+    label(lambda i: 1 - i % 2 if i == 0 else i % 2)  # of the images that the attacker has
+    assert [times(), times()] == [3, 3]
+    Image.new("RGB", (36, 40)).save(faces / "images" / "11.png")
+    assert [times(), times()] == [4, 4]
+    changed(folder / "scores.json", lambda kept: kept.pop("scored"))  # as older releases left it
+    assert [times(), times()] == [5, 5]
+    assert not any("may have changed" in text for text in said)
+    faces.rename(tmp_path / "away")
+    assert times() == 5
+    assert f"{faces} is not there" in said[-1]
 
 
 def test_the_page_is_one_file_with_the_truth_first(capsys, files, tmp_path):
@@ -288,8 +347,10 @@ def test_files_of_one_name_do_not_overwrite_each_other(capsys, files, tmp_path):
 
 def test_wrong_arguments_are_refused_before_any_work(capsys, files, tmp_path, monkeypatch):
     monkeypatch.setattr(scores, "scores", None)
-    blocked = tmp_path / "file"
+    blocked, run = tmp_path / "file", tmp_path / "runs" / "m8"
     blocked.write_text("")
+    run.mkdir(parents=True)
+    (run / "config.json").write_text("{}")
     good = ("--results", files / "new.json")
     for arguments, words in (
         ((), "nothing to report"),
@@ -300,6 +361,8 @@ def test_wrong_arguments_are_refused_before_any_work(capsys, files, tmp_path, mo
         ((*good, "--workdirs", files / "none"), "none is not there"),
         ((*good, "--workdirs", tmp_path), "holds no run"),
         ((*good, "--out", blocked / "out"), "cannot be written"),
+        ((*good, "--out", run / "checkpoints"), "keeps its own checkpoints"),
+        ((*good, "--out", run, "--json", run / "index.html"), "name the same file"),
         ((*good, "--split", "tset"), "Did you mean 'test'"),
     ):
         code, printed, notes = report(capsys, *arguments)

@@ -11,7 +11,7 @@ import facemix_jax
 
 PACKAGE = Path(facemix_jax.__file__).parent
 LAYERS = (
-    ("_arguments", "_types", "_validate", "_files", "_runtime", "provenance"),
+    ("_arguments", "_types", "_validate", "_files", "_runtime", "provenance", "run_files"),
     ("hosts", "sharding"),
     ("mixing", "group_products", "metrics", "models", "data"),
     ("costs", "costs_paper", "defenses", "gaussian_codes", "keys", "key_ring", "results"),
