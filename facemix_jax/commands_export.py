@@ -55,6 +55,7 @@ class Export:
         output.emit(self.json, manifest, table)
         NOTES.print(
             f"Model {manifest['model_id']}, step {manifest['step']}, groups of "
-            f"{manifest['group_size']}. Draw a fresh matrix for each group of each request.",
+            f"{manifest['group_size']}, sent as {manifest['wire']} in training. Draw a fresh "
+            f"matrix for each group of each request.",
             soft_wrap=True,
         )

@@ -47,8 +47,8 @@ class Infer:
     key: Annotated[str | None, tyro.conf.arg(metavar="FILE|keyring:NAME")] = None
     """File of the root secret, by default facemix/key in $XDG_CONFIG_HOME or ~/.config; or an entry
     of the system's keyring."""
-    wire: Annotated[str, tyro.conf.arg(metavar="float32|bfloat16|int8")] = "float32"
-    """What mixtures travel as."""
+    wire: Annotated[str | None, tyro.conf.arg(metavar="float32|bfloat16|int8")] = None
+    """What mixtures travel as; by default what they were rounded to in training."""
     insecure: bool = False
     """Allow plain text to an address that is not loopback."""
     ca: Path | None = None
@@ -100,6 +100,7 @@ class Infer:
         root = place.load()
         with edge.EdgeClient(self.workdir, root, connection, config, NOTES.print) as client:
             size, names = client.segments.spec.image_size, client.segments.attribute_names
+            wire = self.wire or client.segments.wire
             pictures = np.stack([_read(path, size) for path in self.images])
             if self.timing:
                 noise = np.random.default_rng(0).integers(0, 256, pictures.shape, np.uint8)
@@ -107,7 +108,7 @@ class Infer:
             NOTES.print(f"{len(pictures)} pictures through {', '.join(self.cloud)} ...")
             found = client.infer(pictures)
         probabilities = _probabilities(found.logits)
-        self._emit(found, probabilities, names)
+        self._emit(found, probabilities, names, wire)
         if self.csv is not None:
             _write_csv(self.csv, self.images, probabilities, names)
         if self.sheet is not None:
@@ -128,7 +129,9 @@ class Infer:
             (*self.images, key, self.token, self.ca, self.certificate, self.private_key),
         )
 
-    def _emit(self, found: "Prediction", probabilities: HostArray, names: tuple[str, ...]) -> None:
+    def _emit(
+        self, found: "Prediction", probabilities: HostArray, names: tuple[str, ...], wire: str
+    ) -> None:
         result: dict[str, Any] = {
             "images": [
                 {
@@ -137,7 +140,7 @@ class Infer:
                 }
                 for path, row in zip(self.images, probabilities, strict=True)
             ],
-            "wire": self.wire,
+            "wire": wire,
             **{n: v for n, v in found._asdict().items() if n not in ("logits", "timing")},
         }
         rows = [

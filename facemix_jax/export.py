@@ -195,6 +195,7 @@ def _manifest(
         "network": segments.spec.name,
         "cut": segments.spec.cut,
         "group_size": segments.group_size,
+        "wire": segments.wire,
         "attribute_names": list(segments.attribute_names),
         "functions": {function.name: function.signature() for function in both},
         "stablehlo_platforms": list(PLATFORMS),

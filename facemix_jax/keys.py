@@ -38,6 +38,8 @@ from facemix_jax._types import HostArray
 from facemix_jax.mixing import MixKey
 
 SECRET_BYTES = 32
+_ROTATED_BYTES = (0, SECRET_BYTES)
+"""Sizes of files that ``rotate`` replaces: a secret, and what a crash may leave of one."""
 REQUEST_ID_BYTES = 16
 
 
@@ -150,6 +152,11 @@ def create(path: Path) -> RootSecret:
     except FileExistsError:
         if not path.is_file():
             raise _no_file(path) from None
+        if path.stat().st_size not in _ROTATED_BYTES:
+            raise _validate.UsageError(
+                f"{path} exists and is left as it is: it is no root secret, which has "
+                f"{SECRET_BYTES} bytes. Choose another path."
+            ) from None
         raise _validate.UsageError(
             f"{path} exists and is left as it is. Replace it with {_command('rotate', path)}, or "
             f"choose another path."
@@ -177,7 +184,7 @@ def rotate(path: Path) -> RootSecret:
     path = Path(os.path.realpath(path))  # the old secret itself is replaced, not a link to it
     if not path.is_file():
         raise _no_file(path) if os.path.lexists(path) else _missing(path)
-    if (size := path.stat().st_size) not in (0, SECRET_BYTES):
+    if (size := path.stat().st_size) not in _ROTATED_BYTES:
         raise _no_secret(path, size)
     root = secrets.token_bytes(SECRET_BYTES)
     try:

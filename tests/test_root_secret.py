@@ -103,6 +103,16 @@ def test_an_existing_file_is_left_alone(path):
     assert os.listdir(path.parent) == ["key"]
 
 
+@pytest.mark.parametrize("content", [b"a thesis", bytes(33)])
+def test_no_one_is_told_to_rotate_a_file_that_is_no_secret(path, content):
+    path.parent.mkdir(parents=True)
+    path.write_bytes(content)
+    with pytest.raises(UsageError, match=r"left as it is.*no root secret.*another path") as caught:
+        keys.create(path)
+    assert "key rotate" not in str(caught.value)
+    assert path.read_bytes() == content
+
+
 def test_a_file_in_the_place_of_the_folder_is_named(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(keys.KeyFileError, match=r"file/key cannot be written.*another path"):

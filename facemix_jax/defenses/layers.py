@@ -16,7 +16,7 @@ from facemix_jax.defenses.noisy import NoisySecret
 
 WIRES: dict[str, int | None] = {"float32": None, "bfloat16": None, "int8": 127, "int4": 7}
 """Largest integer sent, by what travels. int8 is rounded as ``serving.wire`` rounds it; int4
-follows the same rule, and no client sends it."""
+follows the same rule; no client sends it, so runs with it are refused there."""
 
 
 def with_decoys(defense: Defense, decoys: int) -> Defense:

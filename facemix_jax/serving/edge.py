@@ -253,7 +253,7 @@ class AsyncEdgeClient:
                 version=wire.VERSION,
                 model_id=self.segments.model_id,
                 request_id=request_id,
-                activations=wire.encode(rows, self.config.wire),
+                activations=wire.encode(rows, self.config.wire or self.segments.wire),
             )
         return key, request
 

@@ -20,7 +20,8 @@ class EdgeConfig:
     """How the edge sends.
 
     Attributes:
-        wire: what mixtures travel as: ``float32``, ``bfloat16`` or ``int8``.
+        wire: what mixtures travel as: ``float32``, ``bfloat16`` or ``int8``; None for what they
+            were rounded to in training.
         request_rows: the most rows of one request, rounded down to whole groups. Clouds that take
             fewer get fewer; rows are then shuffled among fewer groups.
         timeout_s: of one attempt, in seconds; at most a day.
@@ -30,7 +31,7 @@ class EdgeConfig:
         unprotected: allow a run with the defence ``none``, which sends activations as they are.
     """
 
-    wire: str = "float32"
+    wire: str | None = None
     request_rows: int = 64
     timeout_s: float = 30.0
     give_up_s: float = 120.0
@@ -39,7 +40,8 @@ class EdgeConfig:
 
     def __post_init__(self) -> None:
         """Checks names and ranges."""
-        one_of(wire.DTYPES, wire=self.wire)
+        if self.wire is not None:
+            one_of(wire.DTYPES, wire=self.wire)
         positive(request_rows=self.request_rows, timeout_s=self.timeout_s, give_up_s=self.give_up_s)
         in_range(0, _DAY_S, timeout_s=self.timeout_s, give_up_s=self.give_up_s)
         in_range(0, self.request_rows, spot_checks=self.spot_checks)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from facemix_jax import checkpoint, models, sharding
@@ -94,6 +95,16 @@ def find(workdir: Path, step: int | None = None) -> Found:
         config = ModelConfig(**{name: identity[name] for name in names})
         height, width = identity["image_size"]
         num_attributes, num_classes = identity["logits_shape"]
+    except UsageError as error:  # a name that is not registered, or a value refused
+        start = (
+            "If it is of your own, register it first. Otherwise it"
+            if "is unknown" in str(error)
+            else "It"
+        )
+        raise FacemixError(
+            f"The network of checkpoint {step} in {directory} cannot be built: "
+            f"{str(error).rstrip('.')}. {start} was written by another version; train again."
+        ) from error
     except (KeyError, TypeError, ValueError) as error:
         raise FacemixError(
             f"The checkpoint {step} in {directory} does not say what network it holds: {error}. "
@@ -113,8 +124,11 @@ def find(workdir: Path, step: int | None = None) -> Found:
 
 @functools.cache
 def jitted_main(model: SplitModel) -> Callable[[Variables, Array | HostArray], Array]:
-    """Main of inference, compiled once for all checkpoints of a network."""
-    return jax.jit(model.main.apply)
+    """Main of inference, compiled once for all checkpoints of a network.
+
+    Its answers are float32, as they are sent, whatever the network computes in.
+    """
+    return jax.jit(lambda variables, x: model.main(variables, x).astype(jnp.float32))
 
 
 def load(workdir: Path, step: int | None = None, *, model_devices: int = 1) -> Served:

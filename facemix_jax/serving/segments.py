@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from facemix_jax import checkpoint, data, defenses, inference, mixing, run_images, runs
@@ -37,6 +38,7 @@ class Segments:
         attribute_names: ``K`` names.
         group_size: ``M``; rows that go through ``pre`` and ``post`` together.
         protected: whether activations are mixed; False for a run with the defence ``none``.
+        wire: what rows were rounded to in training, one of ``wire.DTYPES``.
         pre: uint8 ``[M, H, W, 3]`` to activations float32 ``[M, h, w, C]``.
         post: features ``[M, D]`` to logits float32 ``[M, K, classes]``.
         main: ``[M, h, w, C]`` to ``[M, D]``, to check the cloud; None unless it was loaded.
@@ -48,6 +50,7 @@ class Segments:
     attribute_names: tuple[str, ...]
     group_size: int
     protected: bool
+    wire: str
     pre: Callable[[Array | HostArray], Array]
     post: Callable[[Array], Array]
     main: Callable[[HostArray], Array] | None
@@ -62,7 +65,7 @@ def load(workdir: Path, *, with_main: bool = False) -> Segments:
 
     Raises:
         UsageError: nothing usable is there, or the run is protected by something else than mixing
-            by the family Haar.
+            by the family Haar, or by layers that clients do not speak.
         FacemixError: the files cannot be read.
     """
     config = runs.read_config(workdir)
@@ -84,6 +87,11 @@ def load(workdir: Path, *, with_main: bool = False) -> Segments:
             f"clients do not speak yet. Serve a run without --tile, --noise, --decoys, --blinding "
             f"and --clouds."
         )
+    if config.defense.wire not in wire.DTYPES:
+        raise UsageError(
+            f"{workdir} was trained with rows rounded to {config.defense.wire!r}, which no client "
+            f"sends. Train with --wire int8, bfloat16 or float32."
+        )
     variables = {
         # At cut 0 pre has no variables, and nothing was written.
         name: checkpoint.restore_segment(directory, step, name, part) if part else part
@@ -101,6 +109,7 @@ def load(workdir: Path, *, with_main: bool = False) -> Segments:
         attribute_names=_attribute_names(workdir, config, model.spec.logits_shape[0]),
         group_size=config.defense.group_size if protected else loading.UNMIXED_ROWS,
         protected=protected,
+        wire=config.defense.wire,
         pre=functools.partial(pre, variables["pre"]),
         post=functools.partial(post, variables["post"]),
         main=functools.partial(loading.jitted_main(model), main) if with_main else None,
@@ -181,11 +190,18 @@ def _mix_groups(matrices: Array, groups: list[Array]) -> list[Array]:
 def _jitted_edge(
     model: SplitModel,
 ) -> tuple[Callable[[Variables, Array | HostArray], Array], Callable[[Variables, Array], Array]]:
-    """Pre, from uint8 images, and post, compiled once for all clients of one network."""
-    return (
-        jax.jit(lambda variables, images: model.pre(variables, data.normalize(images))),
-        jax.jit(model.post.apply),
-    )
+    """Pre, from uint8 images, and post, compiled once for all clients of one network.
+
+    Both return float32, whatever the network computes in.
+    """
+
+    def pre(variables: Variables, images: Array | HostArray) -> Array:
+        return model.pre(variables, data.normalize(images)).astype(jnp.float32)
+
+    def post(variables: Variables, features: Array) -> Array:
+        return model.post(variables, features).astype(jnp.float32)
+
+    return jax.jit(pre), jax.jit(post)
 
 
 def _attribute_names(workdir: Path, config: runs.RunConfig, count: int) -> tuple[str, ...]:

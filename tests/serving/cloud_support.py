@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import grpc
 import jax
@@ -23,6 +24,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+from flax import linen as nn
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tiny_source import TinySource
 
@@ -30,6 +32,7 @@ from facemix_jax import runs, training
 from facemix_jax.checkpoint import Checkpoints
 from facemix_jax.defenses import DefenseConfig
 from facemix_jax.models import ModelConfig
+from facemix_jax.models.split import split
 from facemix_jax.runs import RunConfig
 from facemix_jax.serving import wire
 from facemix_jax.serving import wire_pb2 as pb
@@ -48,6 +51,26 @@ def run_config(**model):
         defense=DefenseConfig(group_size=4),
         train=TrainConfig(batch_size=8),
     )
+
+
+def half(*, num_attributes, num_classes, dtype, cut, image_size, width, **options):
+    """A network of somebody's own, to be registered, that computes in bfloat16 to its very end."""
+    conv = functools.partial(_Half, nn.Conv(width, (3, 3), strides=4, dtype=jnp.bfloat16), None)
+    pool = functools.partial(_Half, lambda x: x.mean((1, 2)), None)
+    dense = nn.Dense(num_attributes * num_classes, dtype=jnp.bfloat16)
+    head = functools.partial(_Half, dense, (num_attributes, num_classes))
+    units = [("first", conv), ("second", conv), ("pool", pool)]
+    return split(units, head, name="half", cut=cut, last_cut=2, image_size=image_size)
+
+
+class _Half(nn.Module):
+    layer: Any
+    shape: tuple[int, int] | None
+
+    @nn.compact
+    def __call__(self, x, train):
+        y = self.layer(x)
+        return y if self.shape is None else y.reshape(-1, *self.shape)
 
 
 @functools.cache

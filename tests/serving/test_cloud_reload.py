@@ -17,7 +17,7 @@ from cloud_support import (
     save_checkpoint,
 )
 
-from facemix_jax import runs
+from facemix_jax import models, runs
 from facemix_jax._validate import FacemixError
 from facemix_jax.serving import loading
 
@@ -125,6 +125,17 @@ def test_clean_statistics_serve_a_run_without_a_defence(tmp_path):
     config["defense"]["defense"] = "none"
     (workdir / "config.json").write_text(json.dumps(config))
     assert loading.load(workdir).group_size == 8
+
+
+def test_a_network_that_is_not_registered_is_told_from_one_of_another_version(
+    tmp_path, monkeypatch
+):
+    save_checkpoint(tmp_path)
+    monkeypatch.delitem(models.MODELS, "resnet18")
+    with pytest.raises(
+        FacemixError, match=r"'resnet18' is unknown; .*own, register it first\. Otherwise it was"
+    ):
+        loading.load(tmp_path)
 
 
 def test_work_directories_from_before_there_were_activations_are_served(tmp_path, monkeypatch):

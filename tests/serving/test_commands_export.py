@@ -31,7 +31,7 @@ def test_writes_and_reports(capsys, workdir, tmp_path):
     found = json.loads(out)
     written = json.loads((tmp_path / "phone" / export.MANIFEST).read_text())
     assert {k: v for k, v in found.items() if k != "provenance"} == written
-    assert "Draw a fresh matrix" in err
+    assert "sent as float32 in training. Draw a fresh matrix" in " ".join(err.split())
     code, out, _ = run(capsys, *common, "--format", "onnx")
     assert code == 0
     assert "protect.onnx" in out

@@ -58,6 +58,7 @@ def test_json_csv_and_sheet_say_the_same(capsys, common, tmp_path):
     result = json.loads(out)
     assert [Path(i["image"]).name for i in result["images"]] == [f"face{i}.png" for i in range(3)]
     assert result["fillers"] == 1
+    assert result["wire"] == "float32"
     assert "1 drawn pictures completed the last group" in err
     parts = {"pre", "mix", "serialise", "network", "queue", "main", "unmix", "post"}
     assert set(result["seconds"]) == parts

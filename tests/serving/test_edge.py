@@ -1,6 +1,7 @@
 """The edge's client: right results, fresh keys, wrong answers noticed, nothing private sent."""
 
 import asyncio
+import dataclasses
 import functools
 import itertools
 import os
@@ -14,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cloud_support import reference, run_config, running, save_checkpoint
+from cloud_support import half, reference, run_config, running, save_checkpoint
 from edge_support import (
     FakeCloud,
     M,
@@ -24,7 +25,7 @@ from edge_support import (
     sent_rows,
 )
 
-from facemix_jax import data, defenses, inference, keys, mixing
+from facemix_jax import data, defenses, inference, keys, mixing, models
 from facemix_jax._validate import UsageError
 from facemix_jax.serving import clouds, edge
 from facemix_jax.serving.cloud import POLL_SECONDS
@@ -72,6 +73,44 @@ class TestResults:
         expected = infer(variables, jax.random.key(0), data.normalize(images))
         np.testing.assert_allclose(found.logits, expected, atol=1e-5 * np.abs(expected).max())
         assert found.fillers == 0
+        cloud.stop()
+
+    @pytest.mark.parametrize("defense", ["facemix", "none"])
+    def test_networks_in_bfloat16_are_served(self, tmp_path, root, monkeypatch, defense):
+        monkeypatch.setitem(models.MODELS, "half", half)
+        config = dataclasses.replace(
+            run_config(network="half"),
+            defense=defenses.DefenseConfig(defense=defense, group_size=M),
+        )
+        model, variables = save_checkpoint(tmp_path / "run", config=config)
+        images = pictures(8)
+        infer = jax.jit(functools.partial(inference.infer, model, defenses.none()))
+        expected = infer(variables, jax.random.key(0), data.normalize(images))
+        assert expected.dtype == jnp.bfloat16  # or this shows nothing
+
+        async def go():
+            async with running(tmp_path / "run") as cloud:
+                connection = Connection(clouds=(f"127.0.0.1:{cloud.port}",))
+                options = edge.EdgeConfig(spot_checks=2, unprotected=True)
+                async with AsyncEdgeClient(tmp_path / "run", root, connection, options) as client:
+                    return await client.predict(images)
+
+        found = asyncio.run(go())
+        assert found.dtype == np.float32
+        if defense == "none":
+            expected = np.asarray(expected, np.float32)
+            np.testing.assert_allclose(found, expected, atol=0.02 * np.abs(expected).max())
+
+    @pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
+    def test_rows_travel_as_in_training_unless_told_otherwise(self, tmp_path, root, loop, dtype):
+        config = run_config()
+        defense = dataclasses.replace(config.defense, wire=dtype)
+        config = dataclasses.replace(config, defense=defense)
+        cloud = FakeCloud(loop, honest(*save_checkpoint(tmp_path / "run", config=config)))
+        for options, expected in (({}, dtype), ({"wire": "float32"}, "float32")):
+            with client_of((tmp_path / "run",), root, cloud.address, **options) as client:
+                client.infer(pictures(4))
+            assert cloud.requests[-1].activations.dtype == expected
         cloud.stop()
 
     @pytest.mark.parametrize(("dtype", "bytes_of_one"), [("bfloat16", 2), ("int8", 1)])

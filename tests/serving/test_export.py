@@ -45,6 +45,7 @@ def edge_of(seed=0, **model):
         attribute_names=("a", "b", "c"),
         group_size=4,
         protected=True,
+        wire="float32",
         pre=functools.partial(pre, variables["pre"]),
         post=functools.partial(post, variables["post"]),
         main=None,
@@ -146,6 +147,7 @@ def test_the_manifest_describes_the_files(place):
     ).read_text()
     assert manifest["model_id"] == loading.load(folder / "run").model_id
     assert manifest["wire_version"] == wire.VERSION
+    assert manifest["wire"] == "float32"
     spec = network.spec
     protect, finish = (manifest["functions"][name] for name in FUNCTIONS)
     assert [i["shape"] for i in protect["inputs"]] == [["G", 4, *spec.image_size, 3], ["G", 4, 4]]
@@ -341,14 +343,19 @@ def test_an_interrupted_export_has_no_manifest(place, tmp_path, monkeypatch, fai
     assert export.write(place[0] / "run", out) == place[3]
 
 
-def test_only_networks_that_mix_by_haar_matrices_are_exported(tmp_path):
-    names = (("none", "without a defence"), ("facemix", "'hadamard'"), ("blur", "'blur', but"))
-    for name, words in names:
-        config = run_config()
-        defense = DefenseConfig(defense=name, group_size=4, family="hadamard")
-        save_checkpoint(tmp_path / name, config=dataclasses.replace(config, defense=defense))
+def test_only_runs_that_clients_can_mix_and_send_are_exported(tmp_path):
+    refused = (
+        ({"defense": "none"}, "without a defence"),
+        ({"family": "hadamard"}, "'hadamard'"),
+        ({"defense": "blur"}, "'blur', but"),
+        ({"wire": "int4"}, "'int4', which no client sends"),
+    )
+    for number, (options, words) in enumerate(refused):
+        workdir = tmp_path / str(number)
+        defense = DefenseConfig(group_size=4, **options)
+        save_checkpoint(workdir, config=dataclasses.replace(run_config(), defense=defense))
         with pytest.raises(UsageError, match=words):
-            export.write(tmp_path / name, tmp_path / "phone")
+            export.write(workdir, tmp_path / "phone")
     assert not (tmp_path / "phone").exists()
 
 
