@@ -73,13 +73,6 @@ class Checkpoints:
         """Steps done in each checkpoint that is kept."""
         return {checkpoint.step for checkpoint in self._checkpointer.checkpoints}
 
-    def forget_after(self, step: int) -> None:
-        """Deletes the checkpoints of later steps, which a run that goes back does again."""
-        with _explained(self._directory):
-            for later in sorted(self.steps()):
-                if later > step:
-                    self._checkpointer.delete(later)
-
     def save(self, state: "TrainState") -> None:
         """Writes a checkpoint and returns when it is complete on disk.
 
@@ -94,16 +87,17 @@ class Checkpoints:
                 int(state.step), parts, custom_metadata=self._identity, overwrite=True
             )
 
-    def restore(self, like: "TrainState") -> "TrainState":
-        """The newest checkpoint's state.
+    def restore(self, like: "TrainState", step: int | None = None) -> "TrainState":
+        """The state in a checkpoint.
 
         Args:
             like: a state of the same structure, whose shapes, dtypes and placement are taken.
+            step: of the checkpoint; None for the newest.
 
         Raises:
             CheckpointError: there is none, or it belongs to another model.
         """
-        restored, _ = _restore(self._directory, self._identity, _parts(like))
+        restored, _ = _restore(self._directory, self._identity, _parts(like), step)
         variables = {name: restored[name] for name in SEGMENTS}
         return dataclasses.replace(like, variables=variables, **restored["training"])
 
@@ -165,9 +159,9 @@ def restore_segment(directory: Path, step: int, segment: str, like: Variables) -
 
 
 def _restore(
-    directory: Path, identity: dict[str, Any], parts: dict[str, Any]
+    directory: Path, identity: dict[str, Any], parts: dict[str, Any], step: int | None = None
 ) -> tuple[dict[str, Any], int]:
-    step = newest(directory)
+    step = newest(directory) if step is None else step
     if step is None:
         raise CheckpointError(
             f"There is no checkpoint in {directory}. Train first: facemix train "
