@@ -211,12 +211,24 @@ def _explained(directory: Path) -> Iterator[None]:
         cause: BaseException = error  # Orbax says last what it could not do, and first why
         while cause.__cause__ is not None:
             cause = cause.__cause__
-        reason = str(cause).splitlines()[0].rstrip(".") if str(cause) else type(cause).__name__
-        if len(reason) > _LONGEST_REASON:
-            reason = f"{reason[:_LONGEST_REASON]}..."
         raise CheckpointError(
-            f"The checkpoint in {directory} cannot be written or read: {reason}. "
-            f"Likely causes: (a) the disk is full: free space there, (b) no permission: choose "
-            f"another work directory, (c) the files were changed by hand: delete the newest "
+            f"The checkpoint in {directory} cannot be written or read: {_reason(cause)} Likely "
+            f"causes: (a) it was written with other options or by another command: give those, or "
+            f"another work directory, (b) the disk is full: free space there, (c) no permission: "
+            f"choose another work directory, (d) the files were changed by hand: delete the newest "
             f"numbered folder and run again. Complete earlier checkpoints are untouched."
         ) from error
+
+
+def _reason(cause: BaseException) -> str:
+    """The first line of what an error says, and those that it announces by a colon."""
+    # KeyError shows its text as Python would write it.
+    text = str(cause.args[0]) if isinstance(cause, KeyError) and cause.args else str(cause)
+    reason = ""
+    for line in filter(None, map(str.strip, text.splitlines())):
+        reason = f"{reason} {line}".lstrip()
+        if not line.endswith(":"):
+            break
+    if len(reason) > _LONGEST_REASON:
+        return f"{reason[:_LONGEST_REASON]}..."
+    return f"{reason.rstrip('.:') or type(cause).__name__}."
