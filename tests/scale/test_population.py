@@ -119,19 +119,19 @@ def test_a_fresh_run_beside_one_that_has_begun_costs_it_nothing(
     folders = [tmp_path / str(i) for i in range(2)]
     options = {"source": tiny_source, "method": "loop", "options": QUIET}
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "_due", lambda step, *_: (step == 5, step == 5, step == 5))
+        patch.setattr(loop, "_due", lambda step, *_: (step == 2, step == 2, step == 2))
         with pytest.raises(fitting.StoppedError):
             fitting.fit_together(configs()[:1], folders[:1], **options)
     began, train = [], loop.train
 
     def noted(members, plan, mesh, start, *rest, **more):
         began.append((start, [member.workdir for member in members]))
-        assert checkpoint.newest(folders[0] / "checkpoints") >= 5
+        assert checkpoint.newest(folders[0] / "checkpoints") >= 2
         train(members, plan, mesh, start, *rest, **more)
 
     monkeypatch.setattr(loop, "train", noted)
     found = fitting.fit_together(configs()[:2], folders, **options)
-    assert began == [(5, folders[:1]), (0, folders[1:])]
+    assert began == [(2, folders[:1]), (0, folders[1:])]
     for state, wanted in zip(found, states[:2], strict=True):
         np.testing.assert_array_equal(
             support.numbers(state.variables), support.numbers(wanted.variables)
