@@ -278,10 +278,15 @@ def fit(
         )
     num_steps = steps_per_epoch * run.train.num_epochs
     with (
-        runs.alone(workdir, run, images=runs.images_of(source, source.image_size)),
+        runs.alone(
+            workdir,
+            run,
+            images=runs.images_of(source, source.image_size),
+            anonymizer=True,
+        ),
         Checkpoints(workdir / "checkpoints", runs.identity(run, model)) as checkpoints,
     ):
-        _claim_options(workdir / "anonymizer.json", config, checkpoints.latest())
+        _claim_options(workdir / runs.ANONYMIZER, config, checkpoints.latest())
         state = init_state(
             model,
             config,
@@ -365,14 +370,14 @@ def check(run: RunConfig, workdir: Path, image_size: ImageSize) -> None:
                     f"{name} is {value!r}, but the anonymizer is trained with {usual!r} only, on "
                     f"one device. Leave --{name.replace('_', '-')} out."
                 )
-    runs.check_claim(workdir, run)
+    runs.check_claim(workdir, run, anonymizer=True)
     runs.check_parts(run, image_size)
 
 
 def _claim_options(path: Path, config: AnonymizerConfig, saved: int | None) -> None:
     wanted = dataclasses.asdict(config)
     text = json.dumps(wanted, indent=2)
-    if saved is not None and path.exists() and path.read_text() != text:
+    if saved is not None and path.read_text() != text:
         raise _validate.UsageError(
             f"{path} holds other options than {wanted}. Give the same ones, or another --workdir."
         )

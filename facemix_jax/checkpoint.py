@@ -73,13 +73,6 @@ class Checkpoints:
         """Steps done in each checkpoint that is kept."""
         return {checkpoint.step for checkpoint in self._checkpointer.checkpoints}
 
-    def forget_after(self, step: int) -> None:
-        """Deletes the checkpoints of later steps, which a run that goes back does again."""
-        with _explained(self._directory):
-            for later in sorted(self.steps()):
-                if later > step:
-                    self._checkpointer.delete(later)
-
     def save(self, state: "TrainState") -> None:
         """Writes a checkpoint and returns when it is complete on disk.
 
@@ -94,16 +87,17 @@ class Checkpoints:
                 int(state.step), parts, custom_metadata=self._identity, overwrite=True
             )
 
-    def restore(self, like: "TrainState") -> "TrainState":
-        """The newest checkpoint's state.
+    def restore(self, like: "TrainState", step: int | None = None) -> "TrainState":
+        """The state in a checkpoint.
 
         Args:
             like: a state of the same structure, whose shapes, dtypes and placement are taken.
+            step: of the checkpoint; None for the newest.
 
         Raises:
             CheckpointError: there is none, or it belongs to another model.
         """
-        restored, _ = _restore(self._directory, self._identity, _parts(like))
+        restored, _ = _restore(self._directory, self._identity, _parts(like), step)
         variables = {name: restored[name] for name in SEGMENTS}
         return dataclasses.replace(like, variables=variables, **restored["training"])
 
@@ -165,9 +159,9 @@ def restore_segment(directory: Path, step: int, segment: str, like: Variables) -
 
 
 def _restore(
-    directory: Path, identity: dict[str, Any], parts: dict[str, Any]
+    directory: Path, identity: dict[str, Any], parts: dict[str, Any], step: int | None = None
 ) -> tuple[dict[str, Any], int]:
-    step = newest(directory)
+    step = newest(directory) if step is None else step
     if step is None:
         raise CheckpointError(
             f"There is no checkpoint in {directory}. Train first: facemix train "
@@ -217,12 +211,24 @@ def _explained(directory: Path) -> Iterator[None]:
         cause: BaseException = error  # Orbax says last what it could not do, and first why
         while cause.__cause__ is not None:
             cause = cause.__cause__
-        reason = str(cause).splitlines()[0].rstrip(".") if str(cause) else type(cause).__name__
-        if len(reason) > _LONGEST_REASON:
-            reason = f"{reason[:_LONGEST_REASON]}..."
         raise CheckpointError(
-            f"The checkpoint in {directory} cannot be written or read: {reason}. "
-            f"Likely causes: (a) the disk is full: free space there, (b) no permission: choose "
-            f"another work directory, (c) the files were changed by hand: delete the newest "
+            f"The checkpoint in {directory} cannot be written or read: {_reason(cause)} Likely "
+            f"causes: (a) it was written with other options or by another command: give those, or "
+            f"another work directory, (b) the disk is full: free space there, (c) no permission: "
+            f"choose another work directory, (d) the files were changed by hand: delete the newest "
             f"numbered folder and run again. Complete earlier checkpoints are untouched."
         ) from error
+
+
+def _reason(cause: BaseException) -> str:
+    """The first line of what an error says, and those that it announces by a colon."""
+    # KeyError shows its text as Python would write it.
+    text = str(cause.args[0]) if isinstance(cause, KeyError) and cause.args else str(cause)
+    reason = ""
+    for line in filter(None, map(str.strip, text.splitlines())):
+        reason = f"{reason} {line}".lstrip()
+        if not line.endswith(":"):
+            break
+    if len(reason) > _LONGEST_REASON:
+        return f"{reason[:_LONGEST_REASON]}..."
+    return f"{reason.rstrip('.:') or type(cause).__name__}."

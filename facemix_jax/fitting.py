@@ -137,12 +137,15 @@ def fit_together(
             stack.enter_context(Checkpoints(workdir / "checkpoints", identity))
             for workdir in workdirs
         ]
-        members = [Member(*parts) for parts in zip(configs, workdirs, opened, strict=True)]
         stop = stack.enter_context(hosts.StopSignals())
-        every = config.train.checkpoint_every
         saved = [checkpoints.steps() for checkpoints in opened]
-        for start, numbers in _cohorts(saved, plan.num_steps, every):
-            cohort = [members[number] for number in numbers]
+        newest = [max(steps, default=0) for steps in saved]
+        # Processes may see a shared folder's files at different times, but must do the same.
+        agreed = hosts.from_first([*_starts(saved, plan.num_steps), *newest])
+        starts, newest = agreed[: len(opened)], agreed[len(opened) :]
+        members = [Member(*parts) for parts in zip(configs, workdirs, opened, newest, strict=True)]
+        for start in sorted({*starts} - {plan.num_steps}, reverse=True):
+            cohort = [each for each, step in zip(members, starts, strict=True) if step == start]
             sizes = config.mesh
             if sizes.seed_devices and len(cohort) % sizes.seed_devices:  # some runs are done
                 sizes = dataclasses.replace(sizes, seed_devices=0)
@@ -202,30 +205,19 @@ def _plan(config: RunConfig, source: data.Source) -> Plan:
     )
 
 
-def _cohorts(
-    saved: Sequence[set[int]], num_steps: int, checkpoint_every: int
-) -> list[tuple[int, list[int]]]:
-    """Which unfinished runs go on together, and from which step.
+def _starts(saved: Sequence[set[int]], num_steps: int) -> list[int]:
+    """The step that each run goes on from; those of one step go on together.
 
-    A kill between two saves leaves runs one save apart: all go back to the newest step that all
-    have. Where there is none (a run was trained alone before), those at the same step go on
-    together, one lot after another.
+    That is a run's newest checkpoint, and 0 without one. A kill between two saves leaves runs one
+    save apart: where all that have begun still keep the step of the one that is furthest behind,
+    they go on from there, and end bit for bit as without the kill.
     """
-    unfinished = [i for i, steps in enumerate(saved) if num_steps not in steps]
-    # A run can go back to the start where it lies one save behind at most.
-    starts = [
-        {*steps, 0} if max(steps, default=0) <= checkpoint_every else steps for steps in saved
-    ]
-    if not unfinished:
-        return []
-    common = set.intersection(*(starts[i] for i in unfinished))
-    if common:
-        return [(max(common), unfinished)]
-    newest = {i: max(starts[i]) for i in unfinished}
-    return [
-        (step, [i for i in unfinished if newest[i] == step])
-        for step in sorted(set(newest.values()), reverse=True)
-    ]
+    starts = [num_steps if num_steps in steps else max(steps, default=0) for steps in saved]
+    begun = [i for i, start in enumerate(starts) if start not in (0, num_steps)]
+    common = min((starts[i] for i in begun), default=0)
+    if all(common in saved[i] for i in begun):
+        starts = [common if i in begun else start for i, start in enumerate(starts)]
+    return starts
 
 
 def _load(
@@ -238,12 +230,11 @@ def _load(
     """Gives each member its state at ``start``, laid out on the mesh."""
     rates = plan.source.attributes[plan.source.splits["train"]].mean(axis=0)
     for member in members:
-        member.checkpoints.forget_after(start)
         state = training.init_state(plan.model, member.config.train, plan.num_steps, rates=rates)
         if not start and initial_variables is not None:
             state = training.start_from(state, initial_variables(state.variables))
         state = sharding.put(state, sharding.shardings(mesh, state))
-        member.state = member.checkpoints.restore(state) if start else state
+        member.state = member.checkpoints.restore(state, start) if start else state
 
 
 def _mesh(sizes: MeshConfig, config: RunConfig, plan: Plan, num_runs: int) -> Mesh:

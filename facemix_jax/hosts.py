@@ -13,7 +13,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -221,13 +221,22 @@ def any_of(flag: bool) -> bool:
     return bool(np.any(multihost_utils.process_allgather(np.asarray(flag))))
 
 
-def from_first(values: list[float]) -> list[float]:
-    """The first process's numbers in every process; all call it together."""
+_Number = TypeVar("_Number", int, float)
+
+
+def from_first(values: list[_Number]) -> list[_Number]:
+    """The first process's numbers in every process; all call it together.
+
+    Args:
+        values: all int (taken as int32, so that steps stay exact) or all float (as float32).
+    """
     if jax.process_count() == 1:
         return values
     from jax.experimental import multihost_utils
 
-    return [float(x) for x in multihost_utils.broadcast_one_to_all(np.asarray(values, np.float32))]
+    kind = type(values[0])
+    array = np.asarray(values, np.int32 if kind is int else np.float32)
+    return [kind(x) for x in multihost_utils.broadcast_one_to_all(array)]
 
 
 def wait(name: str) -> None:

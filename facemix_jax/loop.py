@@ -71,6 +71,7 @@ class Member:
     config: RunConfig
     workdir: Path
     checkpoints: Checkpoints
+    saved: int = 0  # newest step on disk when the training began
     state: TrainState | None = None
     diverged: DivergedError | None = None
 
@@ -175,14 +176,18 @@ def _due(
 
 
 def _save(parts: Sequence[Part], step: int, *, alone: bool) -> None:
-    """Saves the states whose networks are finite; the others' runs diverged."""
+    """Saves the states whose networks are finite; the others' runs diverged.
+
+    A run that went back with others has saved these steps before, and keeps what it has.
+    """
     for part in parts:
         for index, member in enumerate(part.members):
             if member.diverged:
                 continue
             state = part.program.member(part.state, index)
             if hosts.fetch(training.all_finite(state.variables)):
-                member.checkpoints.save(state)
+                if step > member.saved:
+                    member.checkpoints.save(state)
             else:
                 _note_diverged(member, "The network holds NaN or infinities", step, alone=alone)
 

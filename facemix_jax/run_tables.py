@@ -87,7 +87,7 @@ def check_distinct(steps: Mapping[Path, int]) -> None:
     """
     seen: dict[str, list[Path]] = {}
     for workdir, step in steps.items():
-        what = json.dumps([runs.portable(runs.read_config(workdir)), step], sort_keys=True)
+        what = json.dumps([runs.essential(runs.read_config(workdir)), step], sort_keys=True)
         for other in seen.setdefault(what, []):
             if _same_images(workdir, other):
                 raise UsageError(
@@ -234,7 +234,7 @@ def _note(scored: Sequence[Scored]) -> str:
 def _groups(scored: Sequence[Scored]) -> list[list[Scored]]:
     found: dict[str, list[list[Scored]]] = {}
     for run in scored:
-        values = runs.portable(runs.read_config(run.workdir))
+        values = runs.essential(runs.read_config(run.workdir))
         del values["train"]["seed"]
         kind = json.dumps([values, run.scores["step"], run.scores["split"]], sort_keys=True)
         groups = found.setdefault(kind, [])
@@ -262,8 +262,8 @@ def _labels(firsts: Sequence[Scored]) -> list[str]:
 
     No two are the same.
     """
-    configs = [runs.portable(runs.read_config(run.workdir)) for run in firsts]
-    default = runs.portable(runs.RunConfig())
+    configs = [runs.essential(runs.read_config(run.workdir)) for run in firsts]
+    default = runs.essential(runs.RunConfig())
     labels = []
     for config in configs:
         defense = config["defense"]["defense"]  # registered ones go by their names

@@ -3,7 +3,8 @@
 ::
 
     workdir/
-      config.json      RunConfig; where images and devices are changes with the calls
+      config.json      RunConfig of the last call; see essential for what may change with calls
+      anonymizer.json  of facemix anonymize only: what it is trained for
       images.json      what tells its training images and initial weights from others
       training.lock    held by the process that trains
       metrics.jsonl    one record per line
@@ -82,6 +83,12 @@ class RunConfig:
 
 PLACES = ("data_dir", "cache_dir", "device_resident")
 """Fields of ``data`` that say where images are, and may change when a run goes on."""
+
+INTERVALS = ("log_every", "checkpoint_every")
+"""Fields of ``train`` that say when a run is recorded and saved, and may change likewise."""
+
+ANONYMIZER = "anonymizer.json"
+"""Tells work directories of ``facemix anonymize``, whose checkpoints hold an identifier, too."""
 
 
 class Run(NamedTuple):
@@ -237,22 +244,27 @@ def from_state(config: RunConfig, source: Source, state: TrainState) -> Run:
 
 
 def check_claim(
-    workdir: Path, config: RunConfig, *, images: Mapping[str, Any] | None = None
+    workdir: Path,
+    config: RunConfig,
+    *,
+    images: Mapping[str, Any] | None = None,
+    anonymizer: bool = False,
 ) -> None:
     """Raises ``UsageError`` where the work directory holds another run.
 
-    Where the images are, and the devices, may change between the calls; nothing else may. What
-    has neither a checkpoint nor a result has nothing to lose, and takes any run.
+    What is not ``essential`` may change between the calls; nothing else may. What has neither a
+    checkpoint nor a result has nothing to lose, and takes any run.
 
     Args:
         workdir: of the run; need not exist.
         config: of the run.
         images: ``images_of`` its source, and a digest of ``initial_weights`` where it has any;
             None to compare configurations only.
+        anonymizer: whether ``facemix anonymize`` asks, and not ``facemix train``.
 
     Raises:
-        UsageError: another configuration or none that is left, other training images or initial
-            weights, or it cannot be made or written.
+        UsageError: another configuration or none that is left, another command's run, other
+            training images or initial weights, or it cannot be made or written.
         FacemixError: a file there cannot be read.
     """
     place = next(each for each in (workdir, *workdir.absolute().parents) if each.exists())
@@ -272,11 +284,21 @@ def check_claim(
     found = read_config(workdir)  # what is no run's is never replaced
     if not _started(workdir):
         return
-    differences = _differences(portable(found), portable(config))
+    differences = _differences(essential(found), essential(config))
     if differences:
         raise UsageError(
             f"{workdir} holds a run with another configuration: {'; '.join(differences)}. "
             f"Give the same configuration to go on with it, or another --workdir."
+        )
+    if anonymizer and not (workdir / ANONYMIZER).exists():
+        raise UsageError(
+            f"{workdir} holds checkpoints or a result, but no {ANONYMIZER}: 'facemix train' "
+            f"trained there, or the file was lost. Give another --workdir, or restore the file."
+        )
+    if not anonymizer and (workdir / ANONYMIZER).exists():
+        raise UsageError(
+            f"{workdir} holds a run of 'facemix anonymize', as its {ANONYMIZER} says. Go on with "
+            f"it by that command, or give another --workdir."
         )
     kept = None if images is None else read_images(workdir)
     if images is None or kept is None:
@@ -293,7 +315,7 @@ def check_claim(
 def claim(workdir: Path, config: RunConfig) -> None:
     """Makes a work directory for a run that is trained later, or checks that it is this run's.
 
-    Where the images are, and the devices, are kept as they are now.
+    What is not ``essential`` is kept as it is now.
 
     Raises:
         UsageError: the directory holds another run.
@@ -308,7 +330,11 @@ def claim(workdir: Path, config: RunConfig) -> None:
 
 @contextlib.contextmanager
 def alone(
-    workdir: Path, config: RunConfig, *, images: Mapping[str, Any] | None = None
+    workdir: Path,
+    config: RunConfig,
+    *,
+    images: Mapping[str, Any] | None = None,
+    anonymizer: bool = False,
 ) -> Iterator[None]:
     """Claims a work directory and keeps a second training out: each would delete the other's.
 
@@ -316,6 +342,7 @@ def alone(
         workdir: created if missing.
         config: as of ``check_claim``.
         images: likewise.
+        anonymizer: likewise.
 
     Raises:
         UsageError: the directory holds another run.
@@ -335,9 +362,11 @@ def alone(
             ) from None
         except OSError:  # a file system without locks
             pass
-        check_claim(workdir, config, images=images)
+        check_claim(workdir, config, images=images, anonymizer=anonymizer)
         kept, told = workdir / "config.json", workdir / "images.json"
         with _written(workdir):
+            if not anonymizer:  # of an attempt that saved nothing
+                (workdir / ANONYMIZER).unlink(missing_ok=True)
             if not kept.exists() or read_config(workdir) != config:
                 write_atomically(kept, json.dumps(dataclasses.asdict(config), indent=2))
             if images is not None and not (_started(workdir) and told.exists()):
@@ -372,8 +401,19 @@ def _parse(values: Mapping[str, Any]) -> RunConfig:
     )
 
 
+def essential(config: RunConfig) -> dict[str, Any]:
+    """What makes a run what it is: ``portable`` without ``INTERVALS``."""
+    values = portable(config)
+    for name in INTERVALS:
+        del values["train"][name]
+    return values
+
+
 def portable(config: RunConfig) -> dict[str, Any]:
-    """What makes a run what it is: all but where its images are and on which devices it runs."""
+    """A configuration without where its images are and on which devices it runs.
+
+    Folders of sweeps are named after it, intervals included.
+    """
     values = dataclasses.asdict(config)
     del values["mesh"]
     for name in PLACES:

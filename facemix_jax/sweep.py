@@ -112,6 +112,11 @@ def field_type(name: str) -> Any:
             f"{name} says where images are, and runs that differ in it alone count as one. Give "
             f"one --{field.replace('_', '-')} to the whole sweep; other images need another sweep."
         )
+    if part == "train" and field in runs.INTERVALS:
+        raise UsageError(
+            f"{name} says when runs are recorded or saved, and runs that differ in it alone count "
+            f"as one. Give one --{field.replace('_', '-')} to the whole sweep."
+        )
     return declared[field]
 
 

@@ -283,6 +283,19 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(tmp_path, source):
         anonymizing.fit(run_config(), OPTIONS, tmp_path / "part", source=source)
 
 
+def test_options_that_were_lost_are_not_made_up(tmp_path, source):
+    """``facemix train`` leaves none either."""
+    with runs.alone(tmp_path, run_config()):
+        (tmp_path / "checkpoints" / "2").mkdir(parents=True)
+    with pytest.raises(UsageError, match=r"no anonymizer.json.*another --workdir, or restore"):
+        anonymizing.fit(run_config(), OPTIONS, tmp_path, source=source)
+    assert not (tmp_path / runs.ANONYMIZER).exists()
+    anonymizing._claim_options(tmp_path / runs.ANONYMIZER, OPTIONS, None)
+    anonymizing.check(run_config(log_every=9), tmp_path, source.image_size)
+    with pytest.raises(UsageError, match="holds a run of 'facemix anonymize'"):
+        fitting.fit(run_config(), tmp_path, source=source)
+
+
 def test_a_network_that_is_not_finite_is_not_saved(tmp_path, source, monkeypatch):
     fields = [field.name for field in dataclasses.fields(anonymizing.AnonymizerInfo)]
 

@@ -122,6 +122,20 @@ def test_a_signal_after_the_last_step_stops_as_well(
     assert_same(uninterrupted, fit_in(workdir, tiny_source))
 
 
+def test_a_run_goes_on_with_other_intervals(finished, tiny_source, tmp_path):
+    _, uninterrupted = finished
+    with pytest.raises(fitting.StoppedError):
+        fit_in(tmp_path, _Stopping(tiny_source, signal.SIGTERM, 1))
+    before = [record["step"] for record in fitting.read_records(tmp_path)]
+    other = config_of(log_every=1, checkpoint_every=5)
+    assert_same(uninterrupted, fit_in(tmp_path, tiny_source, other))
+    assert runs.read_config(tmp_path) == other
+    after = [record["step"] for record in fitting.read_records(tmp_path)]
+    assert after == [*before, *range(before[-1] + 1, 9)]
+    assert checkpoint.newest(tmp_path / "checkpoints") == 8
+    assert (tmp_path / "checkpoints" / "5").exists()
+
+
 def test_records_after_the_checkpoint_are_dropped_on_resume(finished, tiny_source, tmp_path):
     with pytest.raises(fitting.StoppedError):
         fit_in(tmp_path, _Stopping(tiny_source, signal.SIGTERM, 1))
@@ -278,6 +292,26 @@ def test_the_reason_of_a_damaged_checkpoint_is_what_came_first():
         checkpoint._explained(Path("there")),
     ):
         raise ValueError("incompatible handler") from OSError("8/main has no _METADATA.\nmore")
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (ValueError("\n \nIt is damaged.\nmore"), "It is damaged."),
+        (ValueError("They do not match:\nopt_state:\n    - Source: dict\nmore"),
+         "They do not match: opt_state: - Source: dict."),
+        (KeyError(" no 'main'"), "no 'main'."),
+        (ValueError("They do not match:\n"), "They do not match."),
+        (ValueError(" \n"), "ValueError."),
+        (OSError(), "OSError."),
+    ],
+)  # fmt: skip
+def test_the_reason_of_a_checkpoint_error_is_told_before_likely_causes(error, reason):
+    with pytest.raises(CheckpointError) as told, checkpoint._explained(Path("there")):
+        raise error
+    causes = "Likely causes: (a) it was written with other options or by another command: give"
+    assert f"written or read: {reason} {causes}" in str(told.value)
+    assert str(told.value).index("(a) it was written") < str(told.value).index("delete the newest")
 
 
 def test_main_is_restored_alone(finished, tiny_source):

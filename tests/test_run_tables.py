@@ -57,6 +57,18 @@ def test_runs_on_other_images_or_from_other_weights_are_no_seeds(workdir, tmp_pa
     assert len(run_tables._groups(scored)) == 1
 
 
+def test_runs_that_are_saved_and_recorded_at_other_steps_are_seeds(workdir, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(workdir, other)
+    changed(other / "config.json", lambda of: of["train"].update(log_every=7, checkpoint_every=9))
+    with pytest.raises(UsageError, match="same run"):
+        run_tables.check_distinct(dict.fromkeys((workdir, other), 4))
+    changed(other / "config.json", lambda of: of["train"].update(seed=1))
+    scored = [run_tables.Scored(f, {"step": 4, "split": "test"}) for f in (workdir, other)]
+    assert len(run_tables._groups(scored)) == 1
+    assert not any("every" in label for label in run_tables._labels(scored))
+
+
 def test_registered_defences_go_by_their_names(workdir, tmp_path, monkeypatch):
     monkeypatch.setitem(defenses.DEFENSES, "scaled", defenses.DEFENSES["none"])
     copy = tmp_path / "own"

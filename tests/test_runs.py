@@ -109,6 +109,32 @@ def test_work_that_no_configuration_says_whose_is_not_taken_over(tmp_path, kept)
     assert not (tmp_path / "config.json").exists()
 
 
+def test_train_and_anonymize_keep_out_of_each_others_folders(tmp_path):
+    """Both train that network, but only one of them an identifier, too."""
+    config = config_of()
+    told = tmp_path / runs.ANONYMIZER
+    with runs.alone(tmp_path, config, anonymizer=True):
+        told.write_text("{}")
+    with runs.alone(tmp_path, config):
+        assert not told.exists(), "nothing was saved, so that it was train's from then on"
+    (tmp_path / "checkpoints" / "3").mkdir(parents=True)
+    with runs.alone(tmp_path, config):
+        pass
+    words = rf"{tmp_path} holds .*no anonymizer.json: 'facemix train' .*another --workdir"
+    with pytest.raises(UsageError, match=words):
+        runs.check_claim(tmp_path, config, anonymizer=True)
+    with pytest.raises(UsageError, match=words), runs.alone(tmp_path, config, anonymizer=True):
+        pass
+    told.write_text("{}")
+    runs.check_claim(tmp_path, config, anonymizer=True)
+    for claim in (runs.check_claim, runs.claim):
+        with pytest.raises(UsageError, match=rf"{tmp_path} holds .*'facemix anonymize'.*another"):
+            claim(tmp_path, config)
+    with pytest.raises(UsageError, match="'facemix anonymize'"), runs.alone(tmp_path, config):
+        pass
+    assert told.exists()
+
+
 def test_places_are_kept_so_that_other_folders_can_use_them(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     images = DataConfig(dataset="folder", data_dir="faces", cache_dir="cache")

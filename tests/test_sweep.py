@@ -52,6 +52,7 @@ def test_values_have_the_types_of_their_fields():
         ("defense.group_size=4.5", "must be int"),
         ("model.centre=yes", "must be bool"),
         ("data.data_dir=A,B", "data.data_dir says where images are.*--data-dir"),
+        ("train.log_every=1,2", "train.log_every says when runs are recorded.*--log-every"),
     ],
 )
 def test_what_is_no_value_is_explained(text, words):
@@ -131,8 +132,11 @@ def test_a_directory_stands_for_a_configuration_wherever_it_runs(tmp_path):
     )
     again = sweep.expand(elsewhere, {"train.learning_rate": [3e-3, 1e-3]}, 3, tmp_path)
     assert {t.workdir for t in again} == {t.workdir for t in trials}
-    other = sweep.expand(BASE, {"train.learning_rate": [2e-3]}, 3, tmp_path)
-    assert not {t.workdir for t in other} & {t.workdir for t in trials}
+    # Intervals are no part of a run, but of its name, as in sweeps from before that was so.
+    train = dataclasses.replace(BASE.train, log_every=7)
+    for base, rate in ((BASE, 2e-3), (dataclasses.replace(BASE, train=train), 1e-3)):
+        other = sweep.expand(base, {"train.learning_rate": [rate]}, 3, tmp_path)
+        assert not {t.workdir for t in other} & {t.workdir for t in trials}
 
 
 def test_runs_that_differ_in_seed_and_scalars_train_together(tmp_path):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import scale_support as support
 
-from facemix_jax import checkpoint, fitting, population, runs
+from facemix_jax import checkpoint, fitting, hosts, loop, population, runs
 from facemix_jax._validate import UsageError
 from facemix_jax.fitting import Options
 
@@ -83,27 +83,25 @@ def test_an_interrupted_group_goes_on_from_the_newest_common_step(alone, tiny_so
     _, states = alone
     folders = [tmp_path / str(i) for i in range(4)]
 
-    class Dying:
-        """Dies while the fourth batch of the first run is saved by no run but the first two."""
-
-        saves = 0
-
     save = checkpoint.Checkpoints.save
 
-    def dying(self, state):
-        Dying.saves += 1
-        if Dying.saves == 7:  # steps 3 of all four, then 6 of two
-            raise MemoryError
-        save(self, state)
+    # Steps 3 of all four, then 6 of two; those lose nothing by a kill on the way there again.
+    for saves in (6, 0):
+        left = [save] * saves
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(checkpoint.Checkpoints, "save", dying)
-        with pytest.raises(MemoryError):
-            fitting.fit_together(
-                configs(), folders, source=tiny_source, method="loop", options=QUIET
-            )
-    newest = [checkpoint.newest(folder / "checkpoints") for folder in folders]
-    assert newest == [6, 6, 3, 3]
+        def dying(self, state, left=left):
+            if not left:
+                raise MemoryError
+            left.pop()(self, state)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(checkpoint.Checkpoints, "save", dying)
+            with pytest.raises(MemoryError):
+                fitting.fit_together(
+                    configs(), folders, source=tiny_source, method="loop", options=QUIET
+                )
+        newest = [checkpoint.newest(folder / "checkpoints") for folder in folders]
+        assert newest == [6, 6, 3, 3]
     found = fitting.fit_together(
         configs(), folders, source=tiny_source, method="loop", options=QUIET
     )
@@ -114,19 +112,65 @@ def test_an_interrupted_group_goes_on_from_the_newest_common_step(alone, tiny_so
         assert [r["step"] for r in fitting.read_records(folder)] == [2, 3, 4, 6, 8]
 
 
+def test_a_fresh_run_beside_one_that_has_begun_costs_it_nothing(
+    alone, tiny_source, tmp_path, monkeypatch
+):
+    _, states = alone
+    folders = [tmp_path / str(i) for i in range(2)]
+    options = {"source": tiny_source, "method": "loop", "options": QUIET}
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "_due", lambda step, *_: (step == 2, step == 2, step == 2))
+        with pytest.raises(fitting.StoppedError):
+            fitting.fit_together(configs()[:1], folders[:1], **options)
+    began, train = [], loop.train
+
+    def noted(members, plan, mesh, start, *rest, **more):
+        began.append((start, [member.workdir for member in members]))
+        assert checkpoint.newest(folders[0] / "checkpoints") >= 2
+        train(members, plan, mesh, start, *rest, **more)
+
+    monkeypatch.setattr(loop, "train", noted)
+    found = fitting.fit_together(configs()[:2], folders, **options)
+    assert began == [(2, folders[:1]), (0, folders[1:])]
+    for state, wanted in zip(found, states[:2], strict=True):
+        np.testing.assert_array_equal(
+            support.numbers(state.variables), support.numbers(wanted.variables)
+        )
+
+
+def test_all_processes_go_on_from_where_the_first_says(tiny_source, tmp_path, monkeypatch):
+    """Another one may not see the newest files of a shared folder yet."""
+
+    class LoadedError(Exception):
+        pass
+
+    def load(members, plan, mesh, start, initial):
+        assert (start, [member.saved for member in members]) == (3, [6, 3])
+        raise LoadedError
+
+    monkeypatch.setattr(fitting, "_load", load)
+    monkeypatch.setattr(hosts, "from_first", lambda values: [3, 3, 6, 3])
+    folders = [tmp_path / str(i) for i in range(2)]
+    with pytest.raises(LoadedError):
+        fitting.fit_together(configs()[:2], folders, source=tiny_source, options=QUIET)
+
+
 @pytest.mark.parametrize(
     ("saved", "expected"),
     [
-        ([set(), set()], [(0, [0, 1])]),
-        ([{3, 6}, {3}], [(3, [0, 1])]),
-        ([{3}, set()], [(0, [0, 1])]),
-        ([{12}, {3, 6}, {3, 6}], [(6, [1, 2])]),
-        ([{6, 9}, set(), {6, 9}], [(9, [0, 2]), (0, [1])]),
-        ([{12}, {9, 12}], []),
+        ([set(), set()], [0, 0]),
+        ([{3, 6}, {3}], [3, 3]),
+        ([{3}, set()], [3, 0]),
+        ([{3, 6}, set(), {3}], [3, 0, 3]),
+        ([{12}, {3, 6}, {3, 6}], [12, 6, 6]),
+        ([{6, 9}, set(), {6, 9}], [9, 0, 9]),
+        ([{6, 9}, {3}], [9, 3]),
+        ([{3, 6}, {3, 5}], [6, 5]),
+        ([{12}, {9, 12}], [12, 12]),
     ],
 )
-def test_who_goes_on_together(saved, expected):
-    assert fitting._cohorts(saved, num_steps=12, checkpoint_every=3) == expected
+def test_where_runs_go_on(saved, expected):
+    assert fitting._starts(saved, num_steps=12) == expected
 
 
 def test_one_that_diverges_does_not_stop_the_others(tiny_source, tmp_path):

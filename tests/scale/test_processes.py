@@ -89,6 +89,19 @@ def test_a_training_prints_json_alone(tmp_path, train):
     assert outputs[1] == ""
 
 
+_AGREED = """
+address, count, index = sys.argv[2], *map(int, sys.argv[3:5])
+hosts.start(hosts.HostsConfig(coordinator=address, num_processes=count, process_index=index))
+print(json.dumps([hosts.from_first([2**24 + 1 + index, index]), hosts.from_first([index + 0.5])]))
+"""
+
+
+def test_steps_are_taken_from_the_first_process_exactly():
+    processes = support.together(_AGREED, devices=1)
+    outputs = [process.communicate()[0].splitlines()[-1] for process in processes]
+    assert [json.loads(output) for output in outputs] == [[[2**24 + 1, 0], [0.5]]] * 2
+
+
 _KILLED = """
 address, count, index = sys.argv[2], *map(int, sys.argv[3:5])
 hosts.start(hosts.HostsConfig(coordinator=address, num_processes=count, process_index=index))
