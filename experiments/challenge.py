@@ -17,25 +17,21 @@ import jax.numpy as jnp
 import numpy as np
 import report
 import tyro
-from challenge_scoring import (
+from challenge_files import (
     ABOUT,
     KNOWN,
-    MARGIN,
     MIXTURES,
     NETWORK,
     PUBLIC,
     RULES,
     SUBMITTED,
     VERSION,
-    Score,
-    Secrets,
     flat,
-    keys_of,
     npz,
     public_target,
     read_public,
-    score,
 )
+from challenge_scoring import MARGIN, Score, Secrets, keys_of, score
 from scale import SCALES, Name
 
 from facemix_jax import (

@@ -11,7 +11,7 @@ import report
 import scale as scales
 import summaries
 
-from facemix_jax import _runtime, results, sweep
+from facemix_jax import _runtime, results, sweep, sweep_summary
 from facemix_jax.commands_sweep import Sweep
 from facemix_jax.models import ModelConfig
 from facemix_jax.results import Column, ResultTable, Row, Value
@@ -127,7 +127,7 @@ def table(cells: Sequence[Mapping[str, Any]], scale: scales.Scale) -> ResultTabl
         title=f"Sweep: {summaries.images(scale, 'CelebA')}, measured at {summaries.size(scale)}",
         columns=tuple(names.values()),
         rows=tuple(rows),
-        note=f"Mean matched |correlation| of activations. {sweep.QUICK} {results.TRUTH}",
+        note=f"Mean matched |correlation| of activations. {sweep_summary.QUICK} {results.TRUTH}",
     )
 
 

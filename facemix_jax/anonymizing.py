@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from facemix_jax import _validate, data, fitting, hosts, runs, sharding, training
+from facemix_jax import _validate, claims, data, fitting, hosts, runs, sharding, training
 from facemix_jax._files import write_atomically
 from facemix_jax._types import Array, HostArray, ImageSize, RngKey
 from facemix_jax.checkpoint import Checkpoints
@@ -278,15 +278,12 @@ def fit(
         )
     num_steps = steps_per_epoch * run.train.num_epochs
     with (
-        runs.alone(
-            workdir,
-            run,
-            images=runs.images_of(source, source.image_size),
-            anonymizer=True,
+        claims.alone(
+            workdir, run, images=runs.images_of(source, source.image_size), anonymizer=True
         ),
         Checkpoints(workdir / "checkpoints", runs.identity(run, model)) as checkpoints,
     ):
-        _claim_options(workdir / runs.ANONYMIZER, config, checkpoints.latest())
+        _claim_options(workdir / claims.ANONYMIZER, config, checkpoints.latest())
         state = init_state(
             model,
             config,
@@ -370,7 +367,7 @@ def check(run: RunConfig, workdir: Path, image_size: ImageSize) -> None:
                     f"{name} is {value!r}, but the anonymizer is trained with {usual!r} only, on "
                     f"one device. Leave --{name.replace('_', '-')} out."
                 )
-    runs.check_claim(workdir, run, anonymizer=True)
+    claims.check_claim(workdir, run, anonymizer=True)
     runs.check_parts(run, image_size)
 
 

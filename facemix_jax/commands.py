@@ -11,6 +11,7 @@ import numpy as np
 import tyro
 
 from facemix_jax import (
+    claims,
     costs,
     costs_paper,
     data,
@@ -22,7 +23,7 @@ from facemix_jax import (
     population,
     results,
     runs,
-    sweep,
+    sweep_summary,
     trials,
 )
 from facemix_jax._arguments import Folder
@@ -116,7 +117,7 @@ class Train(Output):
         configs, workdirs = self._members(config)
         check_not_own(self.json, "--json", workdirs=(self.workdir, *workdirs))
         for each, workdir in zip(configs, workdirs, strict=True):
-            runs.check_claim(workdir, each)
+            claims.check_claim(workdir, each)
         with hosts.quiet(self.hosts):
             scores, speed, diverged = self._scores(config, configs, workdirs)
         if hosts.is_first():
@@ -189,7 +190,7 @@ class Train(Output):
         output.emit(
             self.json,
             {"seeds": scores, "diverged": diverged, "speed": speed},
-            sweep.seeds_table(scores, diverged),
+            sweep_summary.seeds_table(scores, diverged),
         )
 
     def _members(self, config: RunConfig) -> tuple[list[RunConfig], list[Path]]:

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import tyro
 
-from facemix_jax import output, population, runs, sweep, sweep_runners, sweep_search
+from facemix_jax import output, population, runs, sweep, sweep_runners, sweep_search, sweep_summary
 from facemix_jax._arguments import Folder
 from facemix_jax._files import write_atomically
 from facemix_jax._validate import FacemixError, UsageError, one_of, positive
@@ -73,7 +73,7 @@ class Sweep(Output):
         )
         one_of(sweep_runners.RUNNERS, runner=self.runner)
         one_of(population.METHODS, seeds_method=self.seeds_method)
-        one_of(sweep.METRICS, metric=self.metric)
+        one_of(sweep_summary.METRICS, metric=self.metric)
         one_of(SPLITS, split=self.split)
         _options(self.runner_options)  # refused before any directory is made
         if bool(self.grid) == bool(self.search):
@@ -88,7 +88,7 @@ class Sweep(Output):
         if self.runner != "submitit_debug":  # the trials' processes need the accelerator
             jax.config.update("jax_platforms", "cpu")
         base, folder = absolute(self.config), self._folder
-        written = {f"{name} of --workdir": folder / name for name in sweep.SUMMARIES}
+        written = {f"{name} of --workdir": folder / name for name in sweep_summary.SUMMARIES}
         output.check_apart({**written, "--json": self.json}, [])
         problems: list[str] = []
 
@@ -124,12 +124,14 @@ class Sweep(Output):
             _check(trials)
             sweep.check_claims(trials, functools.cache(runs.images_named))
             execute(trials)
-        rows = sweep.write_summary(folder, trials, self.split)
+        rows = sweep_summary.write_summary(folder, trials, self.split)
         if self.search:
             rows.sort(key=lambda row: -row.get(self.metric, 0.0))
-        write_atomically(folder / "summary.png", sweep.picture(rows, varied))
-        output.emit(self.json, {"rows": rows}, sweep.rows_table(rows, varied))
-        failed = [each.workdir / FAILURE for each in trials if sweep.failed(each, self.split)]
+        write_atomically(folder / "summary.png", sweep_summary.picture(rows, varied))
+        output.emit(self.json, {"rows": rows}, sweep_summary.rows_table(rows, varied))
+        failed = [
+            each.workdir / FAILURE for each in trials if sweep_summary.failed(each, self.split)
+        ]
         for path in failed:
             NOTES.print(f"failed: {path}")
         if failed:
@@ -149,7 +151,7 @@ class Sweep(Output):
     def _execute(self, trials: Sequence[Trial]) -> None:
         """Trains and scores the trials that are not done."""
         sweep.claim(trials)
-        waiting = [each for each in trials if sweep.read_result(each, self.split) is None]
+        waiting = [each for each in trials if sweep_summary.read_result(each, self.split) is None]
         NOTES.print(f"{len(trials)} runs, {len(trials) - len(waiting)} of them done")
         groups = sweep.groups(waiting, self.at_once)
         sweep_runners.run(

@@ -8,7 +8,7 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from facemix_jax import data, defenses, hosts, loop, population, runs, sharding, training
+from facemix_jax import claims, data, defenses, hosts, loop, population, runs, sharding, training
 from facemix_jax._validate import UsageError, one_of
 from facemix_jax.checkpoint import Checkpoints
 from facemix_jax.hosts import StoppedError
@@ -125,14 +125,14 @@ def fit_together(
         initial = None if initial_variables is None else initial_digest or "without a digest"
         images = {**runs.images_of(source, source.image_size), "initial_weights": initial}
         for run_config, workdir in zip(configs, workdirs, strict=True):
-            runs.check_claim(workdir, run_config, images=images)
+            claims.check_claim(workdir, run_config, images=images)
 
     identity = runs.identity(config, plan.model)
     with contextlib.ExitStack() as stack:
         with hosts.together():
             if hosts.is_first():
                 for run_config, workdir in zip(configs, workdirs, strict=True):
-                    stack.enter_context(runs.alone(workdir, run_config, images=images))
+                    stack.enter_context(claims.alone(workdir, run_config, images=images))
         opened = [
             stack.enter_context(Checkpoints(workdir / "checkpoints", identity))
             for workdir in workdirs

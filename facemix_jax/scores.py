@@ -113,7 +113,7 @@ def _of(workdir: Path, config: RunConfig) -> dict[str, Any]:
     """What else scores depend on, as JSON has it: run, images, where they are read, attacks."""
     place = config.data.data_dir
     of = {
-        "config": runs.portable(config),
+        "config": runs.essential(config),
         "images": runs.read_images(workdir),
         "data_dir": None if place is None else os.path.realpath(expanded(place)),
         "attacks": _ATTACKS,

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from facemix_jax import metrics, runs, sweep
+from facemix_jax import metrics, runs, sweep, sweep_summary
 from facemix_jax._validate import UsageError
 from facemix_jax.runs import RunConfig
 from facemix_jax.sweep import Setting, Trial
@@ -87,7 +87,7 @@ def search(
         num_trials: settings to try, with those of earlier calls.
         num_seeds: runs of each.
         parallel: settings asked for at a time.
-        metric: one of ``sweep.METRICS``.
+        metric: one of ``sweep_summary.METRICS``.
         split: on which the metric is taken.
         check: raises ``UsageError`` for trials that cannot run.
         execute: trains and evaluates trials; those done are left alone.
@@ -173,7 +173,7 @@ def search(
         asked = []
         execute(sweep.distinct(each for _, batch in batches for each in batch))
         for number, batch in batches:
-            results = (sweep.read_result(each, split) for each in batch)
+            results = (sweep_summary.read_result(each, split) for each in batch)
             found = [result[metric] for result in results if result is not None]
             if batch and len(found) == len(batch):
                 study.tell(number, metrics.mean_interval(found)[0])

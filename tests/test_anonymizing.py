@@ -13,6 +13,7 @@ import pytest
 from facemix_jax import (
     anonymizing,
     checkpoint,
+    claims,
     cli,
     costs,
     costs_paper,
@@ -285,12 +286,12 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(tmp_path, source):
 
 def test_options_that_were_lost_are_not_made_up(tmp_path, source):
     """``facemix train`` leaves none either."""
-    with runs.alone(tmp_path, run_config()):
+    with claims.alone(tmp_path, run_config()):
         (tmp_path / "checkpoints" / "2").mkdir(parents=True)
     with pytest.raises(UsageError, match=r"no anonymizer.json.*another --workdir, or restore"):
         anonymizing.fit(run_config(), OPTIONS, tmp_path, source=source)
-    assert not (tmp_path / runs.ANONYMIZER).exists()
-    anonymizing._claim_options(tmp_path / runs.ANONYMIZER, OPTIONS, None)
+    assert not (tmp_path / claims.ANONYMIZER).exists()
+    anonymizing._claim_options(tmp_path / claims.ANONYMIZER, OPTIONS, None)
     anonymizing.check(run_config(log_every=9), tmp_path, source.image_size)
     with pytest.raises(UsageError, match="holds a run of 'facemix anonymize'"):
         fitting.fit(run_config(), tmp_path, source=source)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from fitting_support import config_of, fit_in
 
-from facemix_jax import checkpoint, fitting, loop, runs, training
+from facemix_jax import checkpoint, claims, fitting, loop, runs, training
 from facemix_jax._files import write_atomically
 from facemix_jax._validate import FacemixError, UsageError
 from facemix_jax.checkpoint import CheckpointError, Checkpoints
@@ -66,7 +66,7 @@ def test_images_on_the_device_train_the_same(finished, tiny_source, tmp_path):
     config = config_of()
     resident = dataclasses.replace(config, data=DataConfig(device_resident=True))
     assert_same(state, fit_in(tmp_path, tiny_source, resident))
-    runs.check_claim(workdir, resident)  # where the images are is no part of a run
+    claims.check_claim(workdir, resident)  # where the images are is no part of a run
 
 
 class _Stopping:
@@ -350,7 +350,7 @@ def test_a_failed_save_keeps_earlier_checkpoints(finished, tiny_source, tmp_path
 def test_a_second_training_is_refused_while_the_first_runs(finished, tiny_source):
     workdir, state = finished
     with (
-        runs.alone(workdir, config_of()),
+        claims.alone(workdir, config_of()),
         pytest.raises(FacemixError, match="Another process is training in"),
     ):
         fit_in(workdir, tiny_source)

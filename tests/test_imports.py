@@ -21,6 +21,7 @@ LAYERS = (
     ("checkpoint", "population", "records", "speed"),
     ("run_images",),
     ("runs",),
+    ("claims",),
     ("serving", "onnx_graph"),
     ("export",),
     ("loop", "evaluation", "report", "charts"),
@@ -31,6 +32,7 @@ LAYERS = (
     ("trials",),
     ("scores", "run_tables"),
     ("sweep",),
+    ("sweep_summary",),
     ("sweep_runners", "sweep_search"),
     (
         "commands",

@@ -7,7 +7,7 @@ import json
 import pytest
 from fitting_support import config_of, fit_in
 
-from facemix_jax import cli, data, fitting, runs
+from facemix_jax import claims, cli, data, fitting, runs
 from facemix_jax._files import write_atomically
 from facemix_jax._validate import DataError, FacemixError, UsageError
 from facemix_jax.checkpoint import CheckpointError
@@ -26,21 +26,21 @@ def test_moved_images_are_the_same(tmp_path, tiny_source):
         return RunConfig(data=DataConfig(dataset="folder", data_dir=folder))
 
     images = runs.images_of(tiny_source, tiny_source.image_size)
-    with runs.alone(tmp_path, config("here"), images=images):
+    with claims.alone(tmp_path, config("here"), images=images):
         (tmp_path / "checkpoints" / "1").mkdir(parents=True)
-    with runs.alone(tmp_path, config("there"), images=images):
+    with claims.alone(tmp_path, config("there"), images=images):
         pass
     other = {**images, "labels": "0"}
     with pytest.raises(UsageError, match=r"images.labels is"):
-        runs.check_claim(tmp_path, config("there"), images=other)
+        claims.check_claim(tmp_path, config("there"), images=other)
     (tmp_path / "images.json").write_text("{")
     with pytest.raises(FacemixError, match=r"images.json cannot be read"):
-        runs.check_claim(tmp_path, config("there"), images=images)
+        claims.check_claim(tmp_path, config("there"), images=images)
 
 
 def _trained_on(workdir, source):
     images = runs.images_of(source, source.image_size)
-    with runs.alone(workdir, config_of(), images=images):
+    with claims.alone(workdir, config_of(), images=images):
         pass
     return images
 
@@ -84,26 +84,26 @@ def test_what_trained_nothing_takes_another_configuration(tmp_path):
     """A first step that fails, or a diverged run, says what to change: the same folder takes it."""
     first, second = config_of(), config_of(learning_rate=1e-4)
     for config in (first, second):
-        with runs.alone(tmp_path, config, images={"training_images": 1}):
+        with claims.alone(tmp_path, config, images={"training_images": 1}):
             pass
         assert runs.read_config(tmp_path) == config
-    runs.claim(tmp_path, first)
+    claims.claim(tmp_path, first)
     assert runs.read_config(tmp_path) == first
     for kept in ("checkpoints/3", "result.json"):
         (tmp_path / kept).mkdir(parents=True)
-        for claim in (runs.check_claim, runs.claim):
+        for claim in (claims.check_claim, claims.claim):
             with pytest.raises(UsageError, match=r"train.learning_rate is 0.0005 there"):
                 claim(tmp_path, second)
         (tmp_path / kept).rmdir()
     (tmp_path / "config.json").write_text("{}")  # another program's
     with pytest.raises(FacemixError, match="cannot be read"):
-        runs.claim(tmp_path, first)
+        claims.claim(tmp_path, first)
 
 
 @pytest.mark.parametrize("kept", ["checkpoints/3", "result.json"])
 def test_work_that_no_configuration_says_whose_is_not_taken_over(tmp_path, kept):
     (tmp_path / kept).mkdir(parents=True)
-    for claim in (runs.check_claim, runs.claim):
+    for claim in (claims.check_claim, claims.claim):
         with pytest.raises(UsageError, match=r"no config.json that says whose. Restore it"):
             claim(tmp_path, config_of())
     assert not (tmp_path / "config.json").exists()
@@ -112,25 +112,25 @@ def test_work_that_no_configuration_says_whose_is_not_taken_over(tmp_path, kept)
 def test_train_and_anonymize_keep_out_of_each_others_folders(tmp_path):
     """Both train that network, but only one of them an identifier, too."""
     config = config_of()
-    told = tmp_path / runs.ANONYMIZER
-    with runs.alone(tmp_path, config, anonymizer=True):
+    told = tmp_path / claims.ANONYMIZER
+    with claims.alone(tmp_path, config, anonymizer=True):
         told.write_text("{}")
-    with runs.alone(tmp_path, config):
+    with claims.alone(tmp_path, config):
         assert not told.exists(), "nothing was saved, so that it was train's from then on"
     (tmp_path / "checkpoints" / "3").mkdir(parents=True)
-    with runs.alone(tmp_path, config):
+    with claims.alone(tmp_path, config):
         pass
     words = rf"{tmp_path} holds .*no anonymizer.json: 'facemix train' .*another --workdir"
     with pytest.raises(UsageError, match=words):
-        runs.check_claim(tmp_path, config, anonymizer=True)
-    with pytest.raises(UsageError, match=words), runs.alone(tmp_path, config, anonymizer=True):
+        claims.check_claim(tmp_path, config, anonymizer=True)
+    with pytest.raises(UsageError, match=words), claims.alone(tmp_path, config, anonymizer=True):
         pass
     told.write_text("{}")
-    runs.check_claim(tmp_path, config, anonymizer=True)
-    for claim in (runs.check_claim, runs.claim):
+    claims.check_claim(tmp_path, config, anonymizer=True)
+    for claim in (claims.check_claim, claims.claim):
         with pytest.raises(UsageError, match=rf"{tmp_path} holds .*'facemix anonymize'.*another"):
             claim(tmp_path, config)
-    with pytest.raises(UsageError, match="'facemix anonymize'"), runs.alone(tmp_path, config):
+    with pytest.raises(UsageError, match="'facemix anonymize'"), claims.alone(tmp_path, config):
         pass
     assert told.exists()
 
@@ -198,7 +198,7 @@ def test_config_survives_json(tmp_path):
         defense=DefenseConfig(group_size=4),
         train=TrainConfig(statistics="separate"),
     )
-    runs.claim(tmp_path, config)
+    claims.claim(tmp_path, config)
     assert runs.read_config(tmp_path) == config
 
 
@@ -225,19 +225,19 @@ def test_a_broken_config_is_explained(tmp_path, content, reason):
 def test_the_lock_outlives_a_replaced_configuration(tmp_path):
     """Two starts in a new directory: the second comes when the first has just claimed it."""
     mine, other = config_of(), config_of(seed=1)
-    with runs.alone(tmp_path, mine):
+    with claims.alone(tmp_path, mine):
         write_atomically(tmp_path / "config.json", (tmp_path / "config.json").read_text())
         for config in (mine, other):
             with (
                 pytest.raises(FacemixError, match="Another process is training in"),
-                runs.alone(tmp_path, config),
+                claims.alone(tmp_path, config),
             ):
                 pass
-        runs.claim(tmp_path, mine)  # as a sweep does whose trial is in training
+        claims.claim(tmp_path, mine)  # as a sweep does whose trial is in training
         with pytest.raises(FacemixError, match="Another process is training in"):
-            runs.claim(tmp_path, other)
+            claims.claim(tmp_path, other)
         assert runs.read_config(tmp_path) == mine
-    with runs.alone(tmp_path, other):
+    with claims.alone(tmp_path, other):
         assert runs.read_config(tmp_path) == other
 
 

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from sweep_support import BASE, SMALL, write_results
 
-from facemix_jax import cli, commands_sweep, metrics, runs, sweep, sweep_runners
+from facemix_jax import claims, cli, commands_sweep, metrics, runs, sweep, sweep_runners
 from facemix_jax._validate import FacemixError, UsageError
 from facemix_jax.data import DataConfig
 from facemix_jax.sharding import MeshConfig
@@ -246,10 +246,11 @@ def test_a_sweep_goes_on_where_its_images_and_devices_are_now(tmp_path):
         (trial,) = sweep.expand(base, {}, 1, tmp_path)
         sweep.claim([trial])
         assert runs.read_config(trial.workdir) == base
-    with runs.alone(trial.workdir, trial.config), pytest.raises(FacemixError, match="training in"):
+    busy = pytest.raises(FacemixError, match="training in")
+    with claims.alone(trial.workdir, trial.config), busy:
         sweep.claim(sweep.expand(before, {}, 1, tmp_path))
     assert runs.read_config(trial.workdir) == now, "a run in progress keeps its own"
-    with runs.alone(trial.workdir, trial.config):
+    with claims.alone(trial.workdir, trial.config):
         sweep.claim([trial])
 
 
@@ -275,7 +276,7 @@ def test_results_on_other_images_are_refused_and_changed_in_nothing(
     def stand_in(groups, **options):
         for workdir in (w for group in groups for w in group):
             config = runs.read_config(workdir)
-            with runs.alone(workdir, config, images=runs.images_named(config.data)):
+            with claims.alone(workdir, config, images=runs.images_named(config.data)):
                 write_results([[workdir]], lambda c: 0.5)
 
     monkeypatch.setattr(sweep_runners, "run", stand_in)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from sweep_support import BASE, write_results
 
-from facemix_jax import cli, sweep, sweep_runners, sweep_search
+from facemix_jax import cli, sweep, sweep_runners, sweep_search, sweep_summary
 from facemix_jax._validate import UsageError
 from facemix_jax.data import DataConfig
 
@@ -56,7 +56,7 @@ def test_a_setting_that_a_search_asks_for_twice_is_one_run(tmp_path):
     pytest.importorskip("optuna")
     trials, done = searched(tmp_path, lambda c: 0.5, trials=4, space=["defense.group_size=4"])
     assert [len(settings) for settings in done] == [1, 1], "two asked for at a time"
-    (row,) = sweep.summarize(trials, "test")
+    (row,) = sweep_summary.summarize(trials, "test")
     assert row["seeds"] == 1
     two = searched(tmp_path / "two", lambda c: 0.5, trials=8, space=["defense.group_size=4,8"])[0]
     assert len(two) == 2, "the control"
@@ -100,7 +100,7 @@ def test_a_search_over_sizes_goes_on_after_a_kill(tmp_path):
     assert len(done) == 1, "the two that were left"
     (trial,) = trials
     assert trial.setting["data.image_size"] == trial.config.data.image_size == (109, 89)
-    (row,) = sweep.summarize(trials, "test")
+    (row,) = sweep_summary.summarize(trials, "test")
     assert row["seeds"] == 1
 
 

@@ -10,6 +10,7 @@ import zipfile
 from pathlib import Path
 
 import challenge
+import challenge_files as files
 import challenge_scoring as scoring
 import jax
 import numpy as np
@@ -62,7 +63,7 @@ def submitted(path, **arrays):
 
 def test_a_submission_is_read_as_it_is(tmp_path):
     path = submitted(tmp_path / "mine.npz", recovered=normal(0))
-    np.testing.assert_array_equal(scoring.read_submission(path, SHAPE), normal(0))
+    np.testing.assert_array_equal(files.read_submission(path, SHAPE), normal(0))
 
 
 @pytest.mark.parametrize(
@@ -80,7 +81,7 @@ def test_a_submission_is_read_as_it_is(tmp_path):
 )
 def test_malformed_submissions_are_refused(tmp_path, arrays, reason):
     with pytest.raises(UsageError, match=reason):
-        scoring.read_submission(submitted(tmp_path / "mine.npz", **arrays), SHAPE)
+        files.read_submission(submitted(tmp_path / "mine.npz", **arrays), SHAPE)
 
 
 def test_files_that_are_no_submission_are_refused(tmp_path):
@@ -88,7 +89,7 @@ def test_files_that_are_no_submission_are_refused(tmp_path):
     text.write_text("rows")
     for path in (text, tmp_path / "missing.npz"):
         with pytest.raises(UsageError, match="cannot be read"):
-            scoring.read_submission(path, SHAPE)
+            files.read_submission(path, SHAPE)
 
 
 @pytest.mark.parametrize(
@@ -105,7 +106,7 @@ def test_what_a_submission_says_of_itself_is_not_trusted(tmp_path, header, reaso
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("recovered.npy", magic + (header or "abc").encode())
     with pytest.raises(UsageError, match=reason):
-        scoring.read_submission(path, SHAPE)
+        files.read_submission(path, SHAPE)
 
 
 def test_a_damaged_submission_is_refused(tmp_path):
@@ -115,10 +116,10 @@ def test_a_damaged_submission_is_refused(tmp_path):
     raw[200:260] = b"\xff" * 60
     path.write_bytes(raw)
     with pytest.raises(UsageError, match="cannot be read"):
-        scoring.read_submission(path, SHAPE)
+        files.read_submission(path, SHAPE)
 
 
-@pytest.mark.parametrize("factor", [1e-300, scoring.LARGEST / 10])
+@pytest.mark.parametrize("factor", [1e-300, files.LARGEST / 10])
 def test_the_scale_of_a_submission_does_not_count(factor):
     scores = scoring.scores_of(np.float64(normal(0)) * factor, normal(0))
     assert scores.correlation == pytest.approx(1)
@@ -201,7 +202,7 @@ def test_truth_and_mixtures_stand_where_they_should(sides, tmp_path):
     assert ranked == sorted(ranked, reverse=True)
     assert scores["chance"]["correlation"] < scores["no attack"]["correlation"]
     assert scores["no attack"]["correlation"] < scores["owner"]["correlation"]
-    with np.load(sides.public / scoring.MIXTURES) as stored:
+    with np.load(sides.public / files.MIXTURES) as stored:
         again = answer_to(sides, stored["mixtures"], tmp_path)
     assert again["scores"]["submission"] == again["scores"]["no attack"]
     assert not again["finding"]
@@ -211,7 +212,7 @@ def test_truth_and_mixtures_stand_where_they_should(sides, tmp_path):
 def test_other_faces_are_no_finding_although_they_lie_above_the_owner(tmp_path, tile):
     faces = synthetic.load((40, 36), train_examples=8, test_examples=8)
     noisy = published(tmp_path, faces, noise=1.0, groups=16, tile=tile)
-    with np.load(noisy.public / scoring.KNOWN) as known, np.load(noisy.private) as hidden:
+    with np.load(noisy.public / files.KNOWN) as known, np.load(noisy.private) as hidden:
         repeated = np.resize(known["activations"], hidden["truth"].shape)
     answer = answer_to(noisy, repeated, tmp_path)
     scores = {name: found["correlation"] for name, found in answer["scores"].items()}
@@ -241,22 +242,22 @@ def test_a_finding_lies_clearly_above_the_best_that_needs_no_method(mine, owner,
 
 
 def test_a_changed_truth_or_challenge_is_refused(sides, tmp_path):
-    about, _ = scoring.read_public(sides.public)
+    about, _ = files.read_public(sides.public)
     other = tmp_path / "other.npz"
     other.write_bytes(sides.private.read_bytes() + b"x")
     with pytest.raises(UsageError, match="not the published commitment"):
-        scoring.read_private(other, about)
+        files.read_private(other, about)
     with pytest.raises(UsageError, match="not the published commitment"):
-        scoring.read_private(tmp_path, about)
+        files.read_private(tmp_path, about)
     copy = tmp_path / "public"
     copy.mkdir()
     for path in sides.public.iterdir():
         (copy / path.name).write_bytes(path.read_bytes())
-    (copy / scoring.MIXTURES).write_bytes(b"x")
+    (copy / files.MIXTURES).write_bytes(b"x")
     with pytest.raises(DataError, match="not the file that was published"):
-        scoring.read_public(copy)
+        files.read_public(copy)
     with pytest.raises(UsageError, match="is no challenge"):
-        scoring.read_public(tmp_path)
+        files.read_public(tmp_path)
 
 
 def test_a_challenge_is_not_written_over_another_or_beside_its_truth(sides, tmp_path):
@@ -272,29 +273,29 @@ def test_a_challenge_is_not_written_over_another_or_beside_its_truth(sides, tmp_
 
 @pytest.mark.parametrize("content", ["{}", "[]", "1", '{"version": 1}', '{"version": 2}', "x"])
 def test_other_files_of_the_name_are_no_challenge(tmp_path, content):
-    (tmp_path / scoring.ABOUT).write_text(content)
+    (tmp_path / files.ABOUT).write_text(content)
     with pytest.raises(UsageError, match="is no challenge"):
-        scoring.read_public(tmp_path)
+        files.read_public(tmp_path)
 
 
-@pytest.mark.parametrize("field", scoring._FIELDS)
+@pytest.mark.parametrize("field", files._FIELDS)
 def test_a_field_that_is_missing_is_named(sides, tmp_path, field):
-    about = json.loads((sides.public / scoring.ABOUT).read_text())
+    about = json.loads((sides.public / files.ABOUT).read_text())
     for changed in ({**about, field: None}, {k: v for k, v in about.items() if k != field}):
-        (tmp_path / scoring.ABOUT).write_text(json.dumps(changed))
-        with pytest.raises(UsageError, match=f"{scoring.ABOUT} has no '{field}' .* Copy it again"):
-            scoring.read_public(tmp_path)
+        (tmp_path / files.ABOUT).write_text(json.dumps(changed))
+        with pytest.raises(UsageError, match=f"{files.ABOUT} has no '{field}' .* Copy it again"):
+            files.read_public(tmp_path)
 
 
 def test_files_that_are_not_listed_and_networks_that_there_are_not_are_named(sides, tmp_path):
-    about = json.loads((sides.public / scoring.ABOUT).read_text())
-    del about["files"][scoring.NETWORK]
-    (tmp_path / scoring.ABOUT).write_text(json.dumps(about))
-    with pytest.raises(UsageError, match=f"lists no {scoring.NETWORK} in 'files'"):
-        scoring.read_public(tmp_path)
+    about = json.loads((sides.public / files.ABOUT).read_text())
+    del about["files"][files.NETWORK]
+    (tmp_path / files.ABOUT).write_text(json.dumps(about))
+    with pytest.raises(UsageError, match=f"lists no {files.NETWORK} in 'files'"):
+        files.read_public(tmp_path)
     for change in ({"network": {"depth": 3}}, {"image_size": [40]}, {"defense": {"noise": -1}}):
         with pytest.raises(UsageError, match="was changed, or another version made it"):
-            scoring.public_target(sides.public, {**about, **change})
+            files.public_target(sides.public, {**about, **change})
 
 
 def test_places_that_cannot_be_written_are_refused_before_any_work(tmp_path, monkeypatch):
@@ -342,7 +343,7 @@ def test_a_challenge_that_cannot_be_written_is_made_by_a_second_call(
     tmp_path, tiny_source, monkeypatch
 ):
     def full(path, content):
-        if path.name == scoring.ABOUT:
+        if path.name == files.ABOUT:
             raise OSError(errno.ENOSPC, "No space left on device")
         write_atomically(path, content)
 
@@ -351,7 +352,7 @@ def test_a_challenge_that_cannot_be_written_is_made_by_a_second_call(
         with pytest.raises(OSError, match="No space"):
             published(tmp_path, tiny_source)
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
-    scoring.read_public(published(tmp_path, tiny_source).public)
+    files.read_public(published(tmp_path, tiny_source).public)
 
 
 def test_of_a_private_file_that_cannot_be_written_nothing_is_left(tmp_path, monkeypatch):
@@ -370,7 +371,7 @@ def test_of_a_private_file_that_cannot_be_written_nothing_is_left(tmp_path, monk
     assert path.read_bytes() == b"mine"
 
 
-@pytest.mark.parametrize("name", ["private", "submission", *scoring.PUBLIC])
+@pytest.mark.parametrize("name", ["private", "submission", *files.PUBLIC])
 def test_scores_replace_nothing_that_is_read(sides, tmp_path, name):
     mine = submitted(tmp_path / "mine.npz", recovered=normal(0))
     files = {"private": sides.private, "submission": mine}
@@ -386,12 +387,12 @@ def test_scores_replace_nothing_that_is_read(sides, tmp_path, name):
 
 
 def test_public_files_are_all_named(sides):
-    assert {path.name for path in sides.public.iterdir()} == set(scoring.PUBLIC)
+    assert {path.name for path in sides.public.iterdir()} == set(files.PUBLIC)
 
 
 def test_the_baseline_replaces_no_public_file(sides, monkeypatch):
     monkeypatch.setattr(challenge, "read_public", None)  # refused before any work
-    for name in scoring.PUBLIC:
+    for name in files.PUBLIC:
         with pytest.raises(UsageError, match=r"--submission .* would replace"):
             challenge.baseline(
                 challenge.Baseline(public=sides.public, submission=sides.public / name)
@@ -407,7 +408,13 @@ def test_the_baseline_replaces_no_public_file(sides, monkeypatch):
     ],
 )
 def test_mistakes_end_in_one_paragraph_and_exit_code_2(tmp_path, command, words):
-    (tmp_path / "begun.json").write_text('{"config": {"scale": "cpu"}}')
+    begun = {
+        "name": "challenge, scale smoke",
+        "provenance": {},
+        "config": {"scale": "cpu"},
+        "cells": [],
+    }
+    (tmp_path / "begun.json").write_text(json.dumps(begun))
     script, *options = command.split()
     path = Path(challenge.__file__).with_name(script)
     ended = subprocess.run(
@@ -419,14 +426,14 @@ def test_mistakes_end_in_one_paragraph_and_exit_code_2(tmp_path, command, words)
 
 
 def test_an_encrypted_submission_is_refused(sides, tmp_path):
-    _, mixtures = scoring.read_public(sides.public)
+    _, mixtures = files.read_public(sides.public)
     path = tmp_path / "mine.npz"
-    np.savez(path, **{scoring.SUBMITTED: mixtures})
+    np.savez(path, **{files.SUBMITTED: mixtures})
     raw = bytearray(path.read_bytes())
     raw[raw.index(b"PK\x01\x02") + 8] |= 1  # general purpose flag, bit 0, of the directory's entry
     path.write_bytes(raw)
     with pytest.raises(UsageError, match="encrypted"):
-        scoring.read_submission(path, mixtures.shape)
+        files.read_submission(path, mixtures.shape)
 
 
 @pytest.mark.slow
