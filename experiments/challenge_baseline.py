@@ -70,10 +70,11 @@ def solved(config: Config, noise: float) -> dict[str, Any]:
 def summarize(cells: Sequence[Mapping[str, Any]]) -> report.Summary:
     """Mean matched |correlation| of the baseline beside what needs no method."""
     named = {name: name for name in (*NO_METHOD, "owner")} | {"submission": "baseline"}
-    # All but the owner's can be submitted by anybody.
     columns = {
         side + how: Column(
-            name=name + how, format="fixed3", strongest=None if side == "owner" else "strongest"
+            name=name + how,
+            format="fixed3",
+            strongest="strongest" if side == "submission" else None,
         )
         for how in ("", FILTERED)
         for side, name in named.items()
