@@ -98,14 +98,11 @@ def main(config: Config) -> None:
     default = "frontier_smoke.json" if small else "frontier.json"
     output = config.output or Path(__file__).parent / "results" / default
     images = {} if small else report.celeba_images(config.data_dir)
-    if config.identity_dir is not None:
-        pictures = persons.data_config(config.identity_dir, config.cache_dir, (109, 89))
-        images["people"] = report.images_of(pictures)
     cells = report.Cells(
         output,
         config,
         name=default.removesuffix(".json"),
-        images=images,
+        images=images | persons.images(config.identity_dir),
         chooses=("variants", "attacks", "seed"),
         summarize=lambda cells: frontier_summary.summary(cells, beside=not small),
     )

@@ -86,10 +86,7 @@ def images(config: Config) -> dict[str, dict[str, Any]]:
         if config.data_dir is not None:
             trained_on = dataclasses.replace(trained_on, data_dir=config.data_dir)
         found[trained_on.dataset] = report.images_of(trained_on)
-    if config.identity_dir is not None:
-        people = persons.data_config(config.identity_dir, config.cache_dir, (109, 89))
-        found["people"] = report.images_of(people)
-    return found
+    return found | persons.images(config.identity_dir)
 
 
 def main(config: Config) -> None:

@@ -2,8 +2,10 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import report
 
 from facemix_jax import data
 from facemix_jax.data import DataConfig, tables
@@ -19,9 +21,9 @@ def people(identity_dir: str, cache_dir: str | None, image_size: tuple[int, int]
 
     ``labels.csv`` has columns of image names, ``identity``, ``partition`` and attributes.
     """
-    config = data_config(identity_dir, cache_dir, image_size)
-    source = data.load_source(config)
     table = _table(identity_dir)
+    config = _data_config(table, identity_dir, cache_dir, image_size)
+    source = data.load_source(config)
     if "dlib_dist" not in table.columns:
         return source
     assert isinstance(source, FileSource)
@@ -32,16 +34,22 @@ def people(identity_dir: str, cache_dir: str | None, image_size: tuple[int, int]
     return dataclasses.replace(source, splits=splits)
 
 
-def data_config(
-    identity_dir: str, cache_dir: str | None, image_size: tuple[int, int]
-) -> DataConfig:
-    """All of these images, doubtful ones included.
+def images(identity_dir: str | None) -> dict[str, dict[str, Any]]:
+    """``report.images_of`` all of them, doubtful ones included; empty without a folder.
 
     Raises:
-        DataError: there is no table of labels.
+        FacemixError: files are missing or damaged.
     """
-    columns = _table(identity_dir).columns
-    ignored = ",".join(name for name in _NOT_ATTRIBUTES if name in columns)
+    if identity_dir is None:
+        return {}
+    config = _data_config(_table(identity_dir), identity_dir, None, DataConfig.image_size)
+    return {"people": report.images_of(config)}
+
+
+def _data_config(
+    table: tables.Table, identity_dir: str, cache_dir: str | None, image_size: tuple[int, int]
+) -> DataConfig:
+    ignored = ",".join(name for name in _NOT_ATTRIBUTES if name in table.columns)
     return DataConfig(
         dataset="folder",
         data_dir=identity_dir,

@@ -93,10 +93,7 @@ def images(scale: Scale, place: Place) -> dict[str, dict[str, Any]]:
     if not scale.drawn and place.data_dir is not None:
         config = data_config(scale, place.data_dir, place.cache_dir, place.dataset, place.columns)
         found["data"] = report.images_of(config)
-    if place.identity_dir is not None:
-        people = persons.data_config(place.identity_dir, place.cache_dir, scale.image_size)
-        found["people"] = report.images_of(people)
-    return found
+    return found | persons.images(place.identity_dir)
 
 
 def named(script: str, dataset: Dataset, scale: Scale, size: scales.Name) -> str:

@@ -12,11 +12,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-import numpy as np
 import scale as scales
 import tyro
 
-from facemix_jax import attacks, cli, data, results, runs, sweep
+from facemix_jax import attacks, cli, data, results, run_images, runs, sweep
 from facemix_jax._files import write_atomically
 from facemix_jax._types import Array, Variables
 from facemix_jax._validate import UsageError
@@ -66,13 +65,11 @@ def images_of(config: data.DataConfig) -> dict[str, Any]:
     if config.data_dir is None:
         return {}
     files = data.open_files(config)
-    digest = hashlib.sha256("\n".join(files.attribute_names).encode())
-    for name in files.file_names:
-        digest.update(f"{name} {files.images.sizes[name]}\n".encode())
-    digest.update(np.asarray(files.attributes, np.int8).tobytes())
-    digest.update(np.asarray(files.identities, np.int32).tobytes())
+    digest = hashlib.sha256()
     for split, rows in sorted(files.splits.items()):
-        digest.update(f"{split}\n".encode() + np.asarray(rows, np.int64).tobytes())
+        digest.update(f"{split} {run_images.labels_of(files, rows)}\n".encode())
+        for name in (files.file_names[row] for row in rows):
+            digest.update(f"{name} {files.images.sizes[name]}\n".encode())
     counts = {split: len(rows) for split, rows in files.splits.items()}
     return {**counts, "digest": digest.hexdigest()[:16]}
 

@@ -71,6 +71,17 @@ def divides(divisor: int, remedy: str = "", *, divisor_name: str, **values: int)
             )
 
 
+def origin(reason: str) -> str:
+    """How a sentence begins on where something comes from that cannot be rebuilt.
+
+    Args:
+        reason: why it cannot; what ``one_of`` says of unknown names may be of one's own.
+    """
+    if "is unknown" in reason:
+        return "If it is of your own, register it first. Otherwise it"
+    return "It"
+
+
 def one_of(choices: Iterable[str], **values: str) -> None:
     """Raises ``UsageError`` unless every value is one of ``choices``."""
     names = sorted(choices)

@@ -61,7 +61,12 @@ def check_claim(
     found = read_config(workdir)  # what is no run's is never replaced
     if not _started(workdir):
         return
-    differences = _differences(essential(found), essential(config))
+    wanted = essential(config)
+    differences = [
+        each
+        for part, kept_part in essential(found).items()
+        for each in run_images.differences(kept_part, wanted[part], part)
+    ]
     if differences:
         raise UsageError(
             f"{workdir} holds a run with another configuration: {'; '.join(differences)}. "
@@ -80,7 +85,7 @@ def check_claim(
     kept = None if images is None else read_images(workdir)
     if images is None or kept is None:
         return
-    differences = run_images.differences(kept, images)
+    differences = run_images.differences(kept, images, "images")
     if differences:
         raise UsageError(
             f"{workdir} holds a run on other training images or from other initial weights: "
@@ -165,12 +170,3 @@ def _written(workdir: Path) -> Iterator[None]:
             f"The work directory {workdir} cannot be written: {error}. Free space, or choose "
             f"another --workdir."
         ) from error
-
-
-def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    return [
-        f"{part}.{name} is {value!r} there and {new[part].get(name)!r} here"
-        for part, values in old.items()
-        for name, value in values.items()
-        if new[part].get(name) != value
-    ]

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from facemix_jax import data
-from facemix_jax._types import ImageSize
+from facemix_jax._types import HostArray, ImageSize
 from facemix_jax._validate import DataError, FacemixError, UsageError
 from facemix_jax.data import DataConfig, Source
 from facemix_jax.data.archives import fingerprint
@@ -25,15 +25,20 @@ def images_of(source: Labels, image_size: ImageSize) -> dict[str, Any]:
     Labels stand for the pictures, which are not read: other pictures under the same labels pass.
     """
     rows = source.splits["train"]
-    labels = hashlib.sha256("\n".join(source.attribute_names).encode())
-    labels.update(np.asarray(source.attributes[rows], np.int8).tobytes())
-    labels.update(np.asarray(source.identities[rows], np.int32).tobytes())
     return {
         "training_images": len(rows),
         "image_size": list(image_size),
-        "labels": labels.hexdigest()[:16],
+        "labels": labels_of(source, rows),
         NAMES: list(source.attribute_names),
     }
+
+
+def labels_of(source: Labels, rows: HostArray) -> str:
+    """16 hexadecimal digits that change with any name, attribute or person of these rows."""
+    labels = hashlib.sha256("\n".join(source.attribute_names).encode())
+    labels.update(np.asarray(source.attributes[rows], np.int8).tobytes())
+    labels.update(np.asarray(source.identities[rows], np.int32).tobytes())
+    return labels.hexdigest()[:16]
 
 
 def scored(config: DataConfig, splits: Iterable[str]) -> str:
@@ -46,12 +51,11 @@ def scored(config: DataConfig, splits: Iterable[str]) -> str:
         UsageError: more examples are asked for than there are.
     """
     files = data.taken(data.open_files(config), config.train_examples, config.test_examples)
-    digest = hashlib.sha256("\n".join(files.attribute_names).encode())
+    digest = hashlib.sha256()
     for split in splits:
         rows = files.splits[split]
-        digest.update(fingerprint([files.file_names[i] for i in rows], files.images).encode())
-        digest.update(np.asarray(files.attributes[rows], np.int8).tobytes())
-        digest.update(np.asarray(files.identities[rows], np.int32).tobytes())
+        pictures = fingerprint([files.file_names[i] for i in rows], files.images)
+        digest.update(f"{labels_of(files, rows)} {pictures}\n".encode())
     return digest.hexdigest()[:16]
 
 
@@ -97,12 +101,18 @@ def attribute_names(workdir: Path) -> tuple[str, ...] | None:
     return tuple(names)
 
 
-def differences(kept: Mapping[str, Any], images: Mapping[str, Any]) -> list[str]:
-    """What differs between two ``images_of``; older runs keep less of theirs."""
+def differences(kept: Mapping[str, Any], now: Mapping[str, Any], part: str) -> list[str]:
+    """What differs between two ``images_of`` or parts of configurations, in words.
+
+    Args:
+        kept: of a run; older ones keep less of their images.
+        now: the same.
+        part: what they are of.
+    """
     return [
-        f"images.{name} is {value!r} there and {images.get(name)!r} here"
+        f"{part}.{name} is {value!r} there and {now.get(name)!r} here"
         for name, value in kept.items()
-        if name != NAMES and images.get(name) != value  # names are part of the labels' digest
+        if name != NAMES and now.get(name) != value  # names are part of the labels' digest
     ]
 
 
@@ -113,7 +123,7 @@ def check_drawn(workdir: Path, source: Source) -> None:
     """
     drawn = images_of(source, source.image_size)
     kept = {k: v for k, v in (read_images(workdir) or {}).items() if k in drawn}
-    found = differences(kept, drawn)
+    found = differences(kept, drawn, "images")
     if found:
         raise UsageError(
             f"{workdir} was trained on other images than the faces that its configuration draws: "

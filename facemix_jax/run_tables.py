@@ -254,7 +254,7 @@ def _same_images(one: Path, other: Path) -> bool:
         return True
     weights = "initial_weights"
     shared = {name: value for name, value in first.items() if name in second and name != weights}
-    return first.get(weights) == second.get(weights) and not differences(shared, second)
+    return first.get(weights) == second.get(weights) and not differences(shared, second, "images")
 
 
 def _labels(firsts: Sequence[Scored]) -> list[str]:

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 
 from facemix_jax import data, defenses, models, run_images
 from facemix_jax._types import Array, ImageSize
-from facemix_jax._validate import FacemixError, UsageError, divides
+from facemix_jax._validate import FacemixError, UsageError, divides, origin
 from facemix_jax.checkpoint import restore_variables
 from facemix_jax.data import DataConfig, Source
 from facemix_jax.defenses import Defense, DefenseConfig
@@ -218,14 +218,9 @@ def read_config(workdir: Path) -> RunConfig:
         ) from error
     except (ValueError, TypeError, KeyError) as error:  # a value refused is a ValueError, too
         reason = f"it has no {error}" if isinstance(error, KeyError) else str(error).rstrip(".")
-        start = (
-            "If it is of your own, register it first. Otherwise it"
-            if "is unknown" in reason
-            else "It"
-        )
         raise FacemixError(
-            f"{path} cannot be read: {reason}. {start} was changed by hand or written by "
-            f"another version; restore it, or train into another work directory."
+            f"{path} cannot be read: {reason}. {origin(reason)} was changed by hand or written "
+            f"by another version; restore it, or train into another work directory."
         ) from error
 
 

@@ -10,6 +10,7 @@ from cli_support import SMALL, TRAIN, run
 
 from facemix_jax import (
     attacks,
+    claims,
     cli,
     commands_attack,
     demo,
@@ -72,7 +73,7 @@ def test_a_run_keeps_no_other_names_than_those_that_no_result_may_have(workdir):
         written = {path.name for path in workdir.iterdir()}
     assert {"config.json", "checkpoints", ".lock"} < written
     written |= {trials.RESULT, trials.FAILURE, trials.CHOICE, scores.SCORES}
-    assert written <= run_files.OWN
+    assert written | {claims.ANONYMIZER} <= run_files.OWN
 
 
 def test_attack_writes_its_figures_to_a_file(capsys, workdir, tmp_path):

@@ -17,7 +17,7 @@ import numpy as np
 
 from facemix_jax import checkpoint, models, sharding
 from facemix_jax._types import Array, HostArray, Variables
-from facemix_jax._validate import FacemixError, UsageError
+from facemix_jax._validate import FacemixError, UsageError, origin
 from facemix_jax.models import ModelConfig, Spec, SplitModel
 from facemix_jax.serving import wire
 from facemix_jax.sharding import MeshConfig
@@ -96,14 +96,10 @@ def find(workdir: Path, step: int | None = None) -> Found:
         height, width = identity["image_size"]
         num_attributes, num_classes = identity["logits_shape"]
     except UsageError as error:  # a name that is not registered, or a value refused
-        start = (
-            "If it is of your own, register it first. Otherwise it"
-            if "is unknown" in str(error)
-            else "It"
-        )
+        reason = str(error).rstrip(".")
         raise FacemixError(
-            f"The network of checkpoint {step} in {directory} cannot be built: "
-            f"{str(error).rstrip('.')}. {start} was written by another version; train again."
+            f"The network of checkpoint {step} in {directory} cannot be built: {reason}. "
+            f"{origin(reason)} was written by another version; train again."
         ) from error
     except (KeyError, TypeError, ValueError) as error:
         raise FacemixError(

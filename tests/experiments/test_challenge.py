@@ -3,10 +3,8 @@
 import dataclasses
 import errno
 import json
-import struct
 import subprocess
 import sys
-import zipfile
 from pathlib import Path
 
 import challenge
@@ -15,6 +13,7 @@ import challenge_scoring as scoring
 import jax
 import numpy as np
 import pytest
+from test_challenge_files import submitted
 
 from facemix_jax import data, defenses, fitting, models, runs
 from facemix_jax._files import write_atomically
@@ -54,69 +53,6 @@ def test_scores_fall_with_noise():
     truth = normal(0)
     scores = [scoring.scores_of(truth + s * normal(1), truth).correlation for s in (0.1, 0.5, 2)]
     assert scores == sorted(scores, reverse=True)
-
-
-def submitted(path, **arrays):
-    np.savez(path, **arrays)
-    return path
-
-
-def test_a_submission_is_read_as_it_is(tmp_path):
-    path = submitted(tmp_path / "mine.npz", recovered=normal(0))
-    np.testing.assert_array_equal(files.read_submission(path, SHAPE), normal(0))
-
-
-@pytest.mark.parametrize(
-    ("arrays", "reason"),
-    [
-        ({"mine": normal(0)}, "not recovered.npy alone"),
-        ({"recovered": normal(0), "more": normal(0)}, "not recovered.npy alone"),
-        ({"recovered": normal(0)[1:]}, "holds shape"),
-        ({"recovered": normal(0).astype(np.int32)}, "holds int32"),
-        ({"recovered": np.full(SHAPE, np.nan)}, "NaN, or numbers"),
-        ({"recovered": np.full(SHAPE, 1e200)}, "numbers beyond 1e[+]100"),
-        ({"recovered": np.zeros((80, 50, 4, 2))}, "more than float64"),
-        ({"recovered": np.array([{}], object)}, "holds object"),
-    ],
-)
-def test_malformed_submissions_are_refused(tmp_path, arrays, reason):
-    with pytest.raises(UsageError, match=reason):
-        files.read_submission(submitted(tmp_path / "mine.npz", **arrays), SHAPE)
-
-
-def test_files_that_are_no_submission_are_refused(tmp_path):
-    text = tmp_path / "mine.npz"
-    text.write_text("rows")
-    for path in (text, tmp_path / "missing.npz"):
-        with pytest.raises(UsageError, match="cannot be read"):
-            files.read_submission(path, SHAPE)
-
-
-@pytest.mark.parametrize(
-    ("header", "reason"),
-    [
-        ("{'descr': '<f8', 'fortran_order': False, 'shape': (10000000000000,)}", "holds shape"),
-        ("{'descr': '<f8', (((", "cannot be read"),
-        (None, "cannot be read"),
-    ],
-)
-def test_what_a_submission_says_of_itself_is_not_trusted(tmp_path, header, reason):
-    path = tmp_path / "mine.npz"
-    magic = b"" if header is None else b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header))
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("recovered.npy", magic + (header or "abc").encode())
-    with pytest.raises(UsageError, match=reason):
-        files.read_submission(path, SHAPE)
-
-
-def test_a_damaged_submission_is_refused(tmp_path):
-    path = tmp_path / "mine.npz"
-    np.savez_compressed(path, recovered=normal(0))
-    raw = bytearray(path.read_bytes())
-    raw[200:260] = b"\xff" * 60
-    path.write_bytes(raw)
-    with pytest.raises(UsageError, match="cannot be read"):
-        files.read_submission(path, SHAPE)
 
 
 @pytest.mark.parametrize("factor", [1e-300, files.LARGEST / 10])
@@ -423,17 +359,6 @@ def test_mistakes_end_in_one_paragraph_and_exit_code_2(tmp_path, command, words)
     assert ended.returncode == 2, ended.stderr
     assert ended.stderr.startswith("facemix: ")
     assert words in ended.stderr
-
-
-def test_an_encrypted_submission_is_refused(sides, tmp_path):
-    _, mixtures = files.read_public(sides.public)
-    path = tmp_path / "mine.npz"
-    np.savez(path, **{files.SUBMITTED: mixtures})
-    raw = bytearray(path.read_bytes())
-    raw[raw.index(b"PK\x01\x02") + 8] |= 1  # general purpose flag, bit 0, of the directory's entry
-    path.write_bytes(raw)
-    with pytest.raises(UsageError, match="encrypted"):
-        files.read_submission(path, mixtures.shape)
 
 
 @pytest.mark.slow
