@@ -28,7 +28,7 @@ class Config:
 
     Expected (test images, mean over attributes): plain 88.2%; FaceMix centred 87.3% mixed and
     87.5% with nothing mixed; the paper's FaceMix in ``results/accuracy_cpu.json``. Gradient ICA
-    recovers the mixed activations at a mean matched |correlation| of .99.
+    recovers the mixed activations at a mean matched |correlation| of .99, robust at 1.000.
 
     Attributes:
         data_dir: folder with the official CelebA files.
@@ -107,7 +107,8 @@ def summarize(cells: Sequence[Mapping[str, Any]]) -> report.Summary:
         "clean": Column(name="nothing mixed", format="percent"),
         "balanced": Column(name="balanced, mixed", format="percent"),
         "majority": Column(name="always the more frequent answer", format="percent"),
-        "value": Column(name="gradient ICA", format="fixed3"),
+        "gradient_ica": Column(name="gradient ICA", format="fixed3", strongest="strongest"),
+        "value": Column(name="strongest", format="fixed3"),
         "floor": Column(name="no attack", format="fixed3"),
         "owner": Column(name="owner", format="fixed3"),
     }
@@ -119,21 +120,22 @@ def summarize(cells: Sequence[Mapping[str, Any]]) -> report.Summary:
                 "clean": c["clean"]["accuracy"],
                 "balanced": c["protected"]["balanced_accuracy"],
                 "majority": c["protected"]["majority_accuracy"],
-                **c["leakage"][0],
+                **report.strongest(c["leakage"]),
             }
             for c in cells
             if c["run"] == run
         ]
         values = [results.mean_over_seeds([c[name] for c in own]) for name in columns]
         if run == "plain":  # no attack was run
-            values[-3:] = [report.derived(1.0)] * 3
+            values[-4:] = [report.derived(1.0)] * 4
         rows.append(Row(label=f"{run}, {epochs} epochs", cells=tuple((v,) for v in values)))
     table = ResultTable(
         title=f"Plain and encryption-aware training: {cells[0]['dataset']}, 109x89, width 16",
         columns=tuple(columns.values()),
         rows=tuple(rows),
-        note="M = 8, cut 1. Gradient ICA, no attack and owner: mean matched |correlation| with the "
-        f"activations; the plain network sends them as they are. {report.QUICK}",
+        note="M = 8, cut 1. Mean matched |correlation| with the activations by gradient ICA, by "
+        "the stronger of it and robust, of what is sent, and the owner's; the plain network "
+        "sends the activations as they are.",
     )
     return (table,), ()
 
@@ -163,7 +165,7 @@ def cell(config: Config, name: str, seed: int) -> dict[str, Any]:
         "dataset": f"CelebA subset, {config.train_examples} train, {config.test_examples} test",
         "steps": int(state.step),
         **scores,
-        "leakage": [figure_dict(figure) for figure in leakage.figures],
+        "leakage": {name: figure_dict(figure) for name, figure in leakage.figures.items()},
         "config": stored,
     }
 

@@ -142,6 +142,16 @@ def figures(found: Sequence[attacks.Figure]) -> list[dict[str, Any]]:
     ]
 
 
+def strongest(leakage: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+    """What ``evaluate_leakage`` found: each attack's value, and the largest as ``value``.
+
+    With the ``floor`` and ``owner`` of the attack that found most.
+    """
+    best = max(leakage.values(), key=lambda figure: figure["value"])
+    each = {name: figure["value"] for name, figure in leakage.items()}
+    return {**each, **{name: best[name] for name in ("value", "floor", "owner")}}
+
+
 def write(output: Path, report: dict[str, Any]) -> None:
     """Writes the JSON file, and its folder where that is missing."""
     output.parent.mkdir(parents=True, exist_ok=True)

@@ -27,8 +27,8 @@ class Config:
 
     Run time: a minute and a half for ``smoke``; ``cpu`` about a minute a run on two CPU cores.
 
-    Expected: accuracy falls with M and rises with the cut; gradient ICA, the quick attack, finds
-    nearly all of the activations in every row.
+    Expected: accuracy falls with M and rises with the cut; the strongest attack finds nearly all of
+    the activations in every row.
 
     Attributes:
         scale: smoke, cpu, gpu or paper; see ``scale.py``.
@@ -100,7 +100,7 @@ def table(cells: Sequence[Mapping[str, Any]], scale: scales.Scale) -> ResultTabl
     names = {
         "accuracy": Column(name="accuracy", format="percent"),
         "balanced_accuracy": Column(name="balanced", format="percent"),
-        "leak_quick_attack": Column(name="quick attack", format="fixed3"),
+        "leak_strongest_attack": Column(name="strongest attack", format="fixed3"),
         "leak_no_attack": Column(name="no attack", format="fixed3"),
         "leak_owner": Column(name="owner", format="fixed3"),
     }
@@ -127,7 +127,8 @@ def table(cells: Sequence[Mapping[str, Any]], scale: scales.Scale) -> ResultTabl
         title=f"Sweep: {summaries.images(scale, 'CelebA')}, measured at {summaries.size(scale)}",
         columns=tuple(names.values()),
         rows=tuple(rows),
-        note=f"Mean matched |correlation| of activations. {sweep_summary.QUICK} {results.TRUTH}",
+        note=f"Mean matched |correlation| of activations. {sweep_summary.UNTRAINED} "
+        f"{results.TRUTH}",
     )
 
 

@@ -212,7 +212,7 @@ def defences(config: Config) -> dict[str, Any]:
             "accuracy": round(utility.accuracy, 4),
             "balanced_accuracy": round(utility.balanced_accuracy, 4),
             "majority_accuracy": round(utility.majority_accuracy, 4),
-            "leakage": [figure_dict(figure) for figure in leakage.figures],
+            "leakage": {name: figure_dict(figure) for name, figure in leakage.figures.items()},
         }
     return cells
 
@@ -270,27 +270,32 @@ def summarize(cells: Sequence[Mapping[str, Any]]) -> report.Summary:
     if "defences" in parts:
         runs_of = {n: c for n, c in parts["defences"].items() if isinstance(c, dict)}
         flat = [
-            {"run": name, **c, **c["leakage"][0]} for name, c in runs_of.items() if "leakage" in c
+            {"run": name, **c, **report.strongest(c["leakage"])}
+            for name, c in runs_of.items()
+            if "leakage" in c
         ]
         columns = {
             "epochs": Column(name="epochs", format="integer"),
             "accuracy": Column(name="accuracy", format="percent"),
             "balanced_accuracy": Column(name="balanced accuracy", format="percent"),
             "majority_accuracy": Column(name="always the more frequent answer", format="percent"),
-            "value": Column(name="gradient ICA", format="fixed3"),
+            "gradient_ica": Column(name="gradient ICA", format="fixed3", strongest="strongest"),
+            "value": Column(name="strongest", format="fixed3"),
             "floor": Column(name="no attack", format="fixed3"),
             "owner": Column(name="owner", format="fixed3"),
         }
         for cell in flat:
             if cell["run"] == "plain":  # no attack was run
-                cell |= {name: report.derived(1.0) for name in ("value", "floor", "owner")}
+                names = ("gradient_ica", "value", "floor", "owner")
+                cell |= {name: report.derived(1.0) for name in names}
         tables.append(
             ResultTable(
                 title="Plain and FaceMix on drawn faces",
                 columns=tuple(columns.values()),
                 rows=report.rows(flat, lambda c: str(c["run"]), columns),
-                note="Gradient ICA, no attack and owner: mean matched |correlation| with the "
-                f"activations; the plain network sends them as they are. {report.QUICK}",
+                note="Mean matched |correlation| with the activations by gradient ICA, by the "
+                "stronger of it and robust, of what is sent, and the owner's; the plain network "
+                "sends the activations as they are.",
             )
         )
     return tables, ()

@@ -7,7 +7,7 @@ what the cloud sees, and writes ``report.html``.
 import dataclasses
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -59,10 +59,10 @@ class Result(NamedTuple):
 
     Attributes:
         utility: row label to scores.
-        leakage_images: attack where the image itself is mixed (cut 0).
-        leakage_activations: attack on the trained network's activations (cut 1).
+        leakage_images: attacks where the image itself is mixed (cut 0).
+        leakage_activations: attacks on the trained network's activations (cut 1).
         unmix_error: relative error of the logits, of both networks.
-        attack_seconds: of the attack on the activations, compilation included.
+        attack_seconds: of the attacks on the activations, compilation included.
         seconds: of everything in this call.
         reused: networks that an earlier call has trained or begun to train; ``seconds`` leaves
             its part out.
@@ -175,10 +175,10 @@ def render(result: Result, source: Source) -> str:
         ],
     )
     leakage = Table(
-        ("what is mixed", "no attack", "gradient ICA", "owner of the key", "key advantage"),
+        ("what is mixed", "attack", "no attack", "attacker", "owner of the key", "key advantage"),
         [
-            _leakage_row("the image (cut 0)", result.leakage_images),
-            _leakage_row("after the stem (cut 1, as trained)", result.leakage_activations),
+            *_leakage_rows("the image (cut 0)", result.leakage_images),
+            *_leakage_rows("after the stem (cut 1, as trained)", result.leakage_activations),
         ],
     )
     errors = result.unmix_error
@@ -252,12 +252,13 @@ def render(result: Result, source: Source) -> str:
                     "Mean |correlation| with the true activations, matched one to one within each "
                     "group: 1 is perfect. No attack: the mixtures themselves.",
                     leakage,
-                    f"{output.QUICK} The attacker "
-                    + activations.figures[0].threat_model
-                    + ". The key advantage "
-                    "is what holding the secret is worth: owner minus attacker. Attack on "
-                    f"{len(activations.truth)} groups: {result.attack_seconds:.1f} s with "
-                    "compilation.",
+                    *(
+                        f"{name} {figure.threat_model}."
+                        for name, figure in activations.figures.items()
+                    ),
+                    "The key advantage is what holding the secret is worth: owner minus attacker. "
+                    f"Attacks on the activations of {len(activations.truth)} groups: "
+                    f"{result.attack_seconds:.1f} s with compilation.",
                 ],
             ),
             Section("What it costs", [Table(cost_rows[0], cost_rows[1:])]),
@@ -270,10 +271,10 @@ def render(result: Result, source: Source) -> str:
     )
 
 
-def _leakage_row(name: str, leakage: Leakage) -> tuple[str, ...]:
-    figure = leakage.figures[0]
-    values = (figure.floor, figure.value, figure.owner, figure.key_advantage)
-    return (name, *(f"{value:.3f}" for value in values))
+def _leakage_rows(name: str, leakage: Leakage) -> Iterator[tuple[str, ...]]:
+    for attack, figure in leakage.figures.items():
+        values = (figure.floor, figure.value, figure.owner, figure.key_advantage)
+        yield (name, attack, *(f"{value:.3f}" for value in values))
 
 
 def summary(result: Result) -> dict[str, Any]:
@@ -281,8 +282,11 @@ def summary(result: Result) -> dict[str, Any]:
     return {
         "utility": {name: score._asdict() for name, score in result.utility.items()},
         "leakage": {
-            "cut 0": [output.figure_dict(f) for f in result.leakage_images.figures],
-            "cut 1": [output.figure_dict(f) for f in result.leakage_activations.figures],
+            cut: {name: output.figure_dict(figure) for name, figure in found.figures.items()}
+            for cut, found in (
+                ("cut 0", result.leakage_images),
+                ("cut 1", result.leakage_activations),
+            )
         },
         "unmix_error": result.unmix_error,
         "seconds": result.seconds,

@@ -1,6 +1,7 @@
 """Utility and leakage of one trained network: what the owner gets, and what the cloud learns."""
 
 import functools
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
@@ -9,10 +10,11 @@ import numpy as np
 from facemix_jax import inference
 from facemix_jax._types import Array, HostArray, RngKey, Variables
 from facemix_jax.attacks import AttackConfig, Figure, Target, record, recorded_rows
-from facemix_jax.attacks.base import by_group, own_split, truth_by_group
+from facemix_jax.attacks.base import Recording, Result, by_group, own_split, truth_by_group
+from facemix_jax.attacks.blind import CORRELATION
 from facemix_jax.attacks.restoration import RESTORATION
 from facemix_jax.attacks.separation import GRADIENT_ICA
-from facemix_jax.attacks.tiles import spread, whole
+from facemix_jax.attacks.tiles import whole
 from facemix_jax.data import Source, eval_batches, normalize
 from facemix_jax.defenses import Defense
 from facemix_jax.metrics import accuracy, attribute_counts, balanced_accuracy
@@ -94,21 +96,28 @@ def _predict(
 
 
 class Leakage(NamedTuple):
-    """What a fast and strong attack learns, with pictures of a few groups.
+    """What separation learns of activations, with pictures of a few groups.
 
     Attributes:
-        figures: each with its floor and the owner's own recovery.
+        figures: by the attack's name, the quick one first, each with its floor and the owner's own
+            recovery.
         truth: float32 ``[G, M, H, W, C]``, activations at the cut.
         mixtures: likewise, what the cloud sees; other rows than ``M`` with decoys or clouds.
-        recovered: as ``truth``, what the attack returns, matched to ``truth`` in order and sign.
-        attack: what it is.
+        recovered: as ``truth``, what the quick attack returns, matched to ``truth`` in order and
+            sign.
+        skipped: name to the reason why an attack had nothing to work with.
     """
 
-    figures: tuple[Figure, ...]
+    figures: dict[str, Figure]
     truth: HostArray
     mixtures: HostArray
     recovered: HostArray
-    attack: str = "gradient ICA"
+    skipped: dict[str, str]
+
+    @property
+    def strongest(self) -> str:
+        """Name of the attack that found most."""
+        return max(self.figures, key=lambda name: self.figures[name].value)
 
 
 def evaluate_leakage(
@@ -121,24 +130,27 @@ def evaluate_leakage(
     split: str = "test",
     num_groups: int = 16,
 ) -> Leakage:
-    """Attacks the activations of the first groups of a split: by gradient ICA where they are mixed.
+    """Attacks the activations of the first groups of a split.
 
-    The attacker is granted which mixtures belong together. Noise and blurring are undone by ridge
-    regression, of whole maps. Where a map has a single position, channels stand in the place of
-    positions. Without a defence there is nothing to attack: floor, attacker and owner all have
-    the activations themselves.
+    Where they are mixed, by gradient ICA, which is quick, and by the strongest separations that
+    are known for such a network (``attacks.suite``), all granted which mixtures belong together.
+    Noise and blurring are undone by ridge regression, of whole maps: there Pix2Pix, which takes
+    training, may do better. Without a defence there is nothing to attack: floor, attacker and owner
+    all have the activations themselves.
 
     Args:
         model: the split network.
         defense: how activations are protected.
         variables: ``{"pre", "main", "post"}``.
         source: the images.
-        rng_key: draws secrets and the attack's starts; consumed.
+        rng_key: draws secrets and the attacks' starts; consumed.
         split: of the source.
         num_groups: groups attacked, fewer where the split is smaller.
 
     Raises:
-        UsageError: an unknown split, or one with fewer images than a group.
+        UsageError: an unknown split, or one with fewer images than a group, or the attacker's own
+            has.
+        DataError: the network's activations, or what is sent of them, are not finite.
     """
     target = Target(
         model=model,
@@ -148,22 +160,44 @@ def evaluate_leakage(
         split=split,
         auxiliary_split=own_split(split),
     )
+    if defense.keyed:
+        return _separations(target, rng_key, num_groups)
     record_key, attack_key = jax.random.split(rng_key)
-    attack, label = (GRADIENT_ICA, "gradient ICA") if defense.keyed else (RESTORATION, "ridge")
-    target = spread(target) if attack.by_tile else whole(target)
+    target = whole(target)
     recording = record(target, recorded_rows(target, num_groups), rng_key=record_key)
-    mixtures = recording.view.mixtures
+    sent = np.asarray(recording.view.mixtures)[:, None]
     if defense.name == "none":
-        seen = np.asarray(mixtures)[:, None]
-        figure = Figure(
-            "mean matched |correlation|", 1.0, 1.0, 1.0, "the cloud sees the activations"
-        )
-        return Leakage((figure,), seen, seen, seen, "none needed")
-    result = attack.run(target, recording, attack_key, AttackConfig())
-    assert result.recovered is not None  # it recovers activations
-    truth, recovered = (
-        np.asarray(truth_by_group(rows, recording))
-        for rows in (recording.activations, result.recovered)
+        figure = Figure(CORRELATION, 1.0, 1.0, 1.0, "the cloud sees the activations")
+        return Leakage({"none needed": figure}, sent, sent, sent, {})
+    result = RESTORATION.run(target, recording, attack_key, AttackConfig())
+    return _leakage({RESTORATION.name: result}, recording, {})
+
+
+def _separations(target: Target, rng_key: RngKey, num_groups: int) -> Leakage:
+    # Imported here: the attacks' own networks and optimisers take a while.
+    from facemix_jax.attacks import suite
+
+    config = AttackConfig(num_groups=num_groups)
+    found = suite.run_suite(target, (GRADIENT_ICA.name,), rng_key=rng_key, config=config)
+    first = {GRADIENT_ICA.name: found.results[GRADIENT_ICA.name]}
+    return _leakage(first | found.results, found.recording, found.skipped)
+
+
+def _leakage(
+    results: Mapping[str, Result], recording: Recording, skipped: dict[str, str]
+) -> Leakage:
+    truth = np.asarray(truth_by_group(recording.activations, recording))
+    quick = next(iter(results.values()))
+    assert quick.recovered is not None  # it recovers activations
+    return Leakage(
+        {
+            name: figure
+            for name, result in results.items()
+            for figure in result.figures
+            if figure.name == CORRELATION
+        },
+        truth,
+        np.asarray(by_group(recording.view.mixtures, recording)),
+        np.asarray(quick.recovered).reshape(truth.shape),
+        skipped,
     )
-    sent = np.asarray(by_group(mixtures, recording))
-    return Leakage(result.figures, truth, sent, recovered, label)

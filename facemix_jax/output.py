@@ -19,8 +19,8 @@ from facemix_jax.run_files import check_not_own
 NOTES = Console(stderr=True, highlight=False, markup=False)
 """Progress and remarks; brackets, as in paths and shapes, are no markup."""
 
-QUICK = "Gradient ICA is a quick attack: facemix attack runs the strongest."
-"""Stands below its figures."""
+RIDGE = "Ridge regression takes no training; Pix2Pix does, and may do better: facemix attack."
+"""Stands below figures of what no key protects."""
 
 
 def utility_table(result: dict[str, Any]) -> Table:
@@ -33,44 +33,43 @@ def utility_table(result: dict[str, Any]) -> Table:
     names = ("majority_accuracy", "majority_balanced_accuracy")
     accuracy, balanced = (f"{result['clean'][name]:.2%}" for name in names)
     rows.append(("always the more frequent class", accuracy, balanced))
-    figure = result["leakage"][0]
-    learned = f"attacker {figure['value']:.3f}, floor {figure['floor']:.3f}"
-    rows.append(
-        (f"leakage: {figure['name']}, {result['attack']}", learned, f"owner {figure['owner']:.3f}")
-    )
+    for attack, figure in result["leakage"].items():
+        learned = f"attacker {figure['value']:.3f}, floor {figure['floor']:.3f}"
+        rows.append(
+            (f"leakage: {figure['name']}, {attack}", learned, f"owner {figure['owner']:.3f}")
+        )
     title = f"{result['split']} split, {result['clean']['examples']} images"
     made = table(title, ("accuracy", "balanced"), rows)
-    made.caption = "That attack is a quick one: facemix attack runs the strongest."
-    made.caption += _one_class(result["clean"])
+    remarks = [RIDGE] if "restoration" in result["leakage"] else []
+    remarks += [f"Left out: {name}. {reason}" for name, reason in result["skipped"].items()]
+    made.caption = "\n".join([*remarks, *_one_class(result["clean"])]) or None
     return made
 
 
-def _one_class(scores: Mapping[str, Any]) -> str:
+def _one_class(scores: Mapping[str, Any]) -> list[str]:
     """Why a constant answer is balanced to more than one half; empty where it is not."""
     balanced = scores["majority_balanced_accuracy"]
     if balanced == 0.5:
-        return ""
+        return []
     count = len(scores["per_attribute"])
     alone = round((2 * balanced - 1) * count)  # each adds 1 to the mean, the others 0.5
-    return (
-        f"\nAttributes of which these images show one class only: {alone} of {count}. Their "
+    return [
+        f"Attributes of which these images show one class only: {alone} of {count}. Their "
         f"balanced accuracy is the recall of that class, 100% for always giving it; so the more "
         f"frequent class has {balanced:.2%} and not 50%."
-    )
+    ]
 
 
-def figures_table(title: str, figures: Sequence[Figure]) -> Table:
-    """Privacy figures between their floor and the owner's own recovery."""
-    made = table(
+def figures_table(title: str, figures: Mapping[str, Figure]) -> Table:
+    """Privacy figures by attack, between their floor and the owner's own recovery."""
+    return table(
         title,
-        ("no attack", "gradient ICA", "owner", "key advantage"),
+        ("attack", "no attack", "attacker", "owner", "key advantage"),
         [
-            (f.name, *(f"{v:.3f}" for v in (f.floor, f.value, f.owner, f.key_advantage)))
-            for f in figures
+            (name, *(f"{v:.3f}" for v in (f.floor, f.value, f.owner, f.key_advantage)))
+            for name, f in figures.items()
         ],
     )
-    made.caption = QUICK
-    return made
 
 
 def figure_dict(figure: Figure) -> dict[str, Any]:

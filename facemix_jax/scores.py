@@ -23,7 +23,7 @@ from facemix_jax.runs import Run, RunConfig
 
 SCORES = "scores.json"
 _FACES = "pix2pix"
-_ATTACKS = 2
+_ATTACKS = 3
 """Raised when other attacks run here than before: weaker figures are not shown again."""
 
 
@@ -92,8 +92,9 @@ def scores(
     say(f"evaluating {workdir} ...")
     run = runs.load(workdir, data_dir=data_dir)
     # What a sweep kept says nothing of the labels that were scored.
-    found = _read(workdir / trials.RESULT, asked) if place is None else None
-    found = found or trials.utilities(run, split)
+    found = trials.scored(workdir, split) if place is None else None
+    if found is None or found["step"] != asked["step"]:
+        found = trials.utilities(run, split)
     found = {**found, **of, **_attack(run, found, split, say), "provenance": provenance()}
     try:
         write_atomically(workdir / SCORES, json.dumps(found, indent=1) + "\n")
@@ -133,7 +134,12 @@ def _read(path: Path, asked: Mapping[str, Any]) -> dict[str, Any] | None:
 def _attack(
     run: Run, utility: dict[str, Any], split: str, say: Callable[[str], None]
 ) -> dict[str, Any]:
-    """The best that any attack makes of the activations: quick ones may do better by chance."""
+    """What the strongest attacks make of activations that no key protects.
+
+    With a key, ``trials.utilities`` has run them.
+    """
+    if run.defense.name == "none" or run.defense.keyed:
+        return {"faces": None}
     # Imported here: the attacks' own networks and optimisers take a while.
     from facemix_jax.attacks import suite
 
@@ -151,7 +157,7 @@ def _attack(
         rng_key=jax.random.key(0),
         say=lambda name: say(f"  attack: {name} ..."),
     )
-    candidates = [(utility["attack"], figure) for figure in utility["leakage"]]
+    candidates = [*utility["leakage"].items()]
     candidates += [(name, output.figure_dict(figure)) for name, figure in _figures(run, found)]
     attack, strongest = max(
         ((name, figure) for name, figure in candidates if figure["name"] == CORRELATION),

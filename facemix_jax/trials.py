@@ -44,12 +44,14 @@ def utilities(part: Run, split: str) -> dict[str, Any]:
     leakage = evaluation.evaluate_leakage(
         part.model, part.defense, part.variables, part.source, rng_key=rng_key, split=split
     )
+    found = {name: output.figure_dict(figure) for name, figure in leakage.figures.items()}
     return {
         "split": split,
         "step": part.step,
         **scores,
-        "attack": leakage.attack,
-        "leakage": [output.figure_dict(figure) for figure in leakage.figures],
+        "leakage": found,
+        "strongest": {"attack": leakage.strongest, **found[leakage.strongest]},
+        "skipped": leakage.skipped,
     }
 
 
@@ -66,12 +68,16 @@ def check_split(config: RunConfig, source: Source, split: str) -> None:
 
 
 def scored(workdir: Path, split: str) -> dict[str, Any] | None:
-    """What a work directory's ``result.json`` says of a split; None where nothing, or damaged."""
+    """What a work directory's ``result.json`` says of a split.
+
+    None where nothing, or damaged, or of a version that ran weaker attacks.
+    """
     try:
         found = json.loads((workdir / RESULT).read_text())
     except (OSError, ValueError):
         return None
-    return found if isinstance(found, dict) and found.get("split") == split else None
+    known = isinstance(found, dict) and found.get("split") == split and "strongest" in found
+    return found if known else None
 
 
 def run(

@@ -13,7 +13,7 @@ FIGURE = {"value": 0.99, "floor": 0.6, "owner": 1.0}
 
 def result_of(accuracy, split="test"):
     scores = {"accuracy": accuracy, "balanced_accuracy": accuracy / 2, "majority_accuracy": 0.8}
-    found = {"split": split, "clean": scores, "protected": scores, "leakage": [FIGURE]}
+    found = {"split": split, "clean": scores, "protected": scores, "strongest": FIGURE}
     return {**found, "provenance": {"device": "stand-in"}}
 
 

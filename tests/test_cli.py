@@ -38,16 +38,19 @@ def test_evaluate_prints_clean_and_protected_with_the_leakage(capsys, workdir):
     code, out, _ = run(capsys, "evaluate", "--workdir", workdir, "--json", "-")
     result = json.loads(out)
     assert code == 0
-    parts = {"split", "step", "clean", "protected", "attack", "leakage", "provenance"}
-    assert set(result) == parts
+    parts = {"split", "step", "clean", "protected", "leakage", "strongest", "skipped"}
+    assert set(result) == {*parts, "provenance"}
     assert result["step"] == 4
     assert len(result["protected"]["per_attribute"]) == 40
-    assert {"value", "floor", "owner", "key_advantage"} <= set(result["leakage"][0])
+    assert {"value", "floor", "owner", "key_advantage"} <= set(result["leakage"]["robust"])
+    assert result["strongest"] in [
+        {"attack": name, **figure} for name, figure in result["leakage"].items()
+    ]
 
 
 def test_tables_never_show_accuracy_without_leakage(capsys, workdir):
     _, out, _ = run(capsys, "evaluate", "--workdir", workdir)
-    for word in ("clean", "protected", "balanced", "leakage", "floor", "owner"):
+    for word in ("clean", "protected", "balanced", "leakage", "robust", "floor", "owner"):
         assert word in out
 
 
@@ -55,7 +58,7 @@ def test_the_table_says_why_a_constant_answer_is_balanced_to_more_than_one_half(
     clean = {"accuracy": 0.8, "balanced_accuracy": 0.7, "majority_accuracy": 0.8, "examples": 32}
     names = dict.fromkeys("abcdefgh")
     figure = {"name": "x", "value": 1.0, "floor": 0.5, "owner": 1.0}
-    result = {"split": "test", "attack": "quick", "leakage": [figure]}
+    result = {"split": "test", "leakage": {"robust": figure}, "skipped": {}}
 
     def shown(balanced):
         scores = {**clean, "majority_balanced_accuracy": balanced, "per_attribute": names}

@@ -17,8 +17,8 @@ FIGURE = {"name": "leak", "value": 0.99, "floor": 0.6, "owner": 1.0}
 def quick_scores(monkeypatch):
     scores = {"accuracy": 0.9, "balanced_accuracy": 0.7, "examples": 32}
     scores |= {"majority_accuracy": 0.8, "majority_balanced_accuracy": 0.5}
-    result = {"split": "test", "clean": scores, "protected": scores, "leakage": [FIGURE]}
-    result["attack"] = "gradient ICA"
+    result = {"split": "test", "clean": scores, "protected": scores, "strongest": FIGURE}
+    result |= {"leakage": {"robust": FIGURE}, "skipped": {}}
     monkeypatch.setattr(trials, "utilities", lambda run, split: result)
 
 

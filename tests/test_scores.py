@@ -7,8 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from facemix_jax import attacks, defenses, fitting, models, run_tables, runs, scores
-from facemix_jax.attacks import blind, suite
+from facemix_jax import attacks, defenses, fitting, run_tables, runs, scores
 from facemix_jax.data import DataConfig, normalize
 from facemix_jax.defenses import DefenseConfig
 from facemix_jax.models import ModelConfig, resnet18
@@ -74,23 +73,3 @@ def test_without_a_key_faces_count_as_activations_and_restored_images_as_faces(t
     assert columns["Pix2Pix"].strongest == "strongest"
     run.config.model.cut = 1  # what is restored are activations
     assert scores._faces(run, found)["strongest"] == -0.5
-
-
-def test_on_tiles_the_strongest_is_whichever_separation_finds_most(monkeypatch, tiny_source):
-    def fake(name, value):
-        figure = attacks.Figure(blind.CORRELATION, value, 0.1, 1.0, "nothing")
-        return attacks.Attack(name, "nothing", lambda *_: attacks.Result((figure,)))
-
-    values = {"gradient_ica": 0.3, "alignment": 0.7, "contrast": 0.2, "robust": 0.6}
-    monkeypatch.setattr(suite, "ATTACKS", {n: fake(n, value) for n, value in values.items()})
-    model = models.build(
-        ModelConfig(width=4, tile=(4, 4)), image_size=tiny_source.image_size, num_attributes=3
-    )
-    run = Mock(
-        model=model,
-        defense=defenses.build(DefenseConfig(group_size=2), tiles=model.spec.tiles),
-        variables=model.init(jax.random.key(0)),
-        source=tiny_source,
-    )
-    found = scores._attack(run, {"attack": "quick", "leakage": []}, "test", Mock())
-    assert (found["strongest"]["attack"], found["strongest"]["value"]) == ("alignment", 0.7)

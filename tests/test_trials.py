@@ -109,8 +109,11 @@ def test_a_work_directory_named_twice_is_locked_and_trained_once(tmp_path, monke
     assert seen == [tmp_path / "a", tmp_path / "b"]
 
 
-@pytest.mark.parametrize("text", ['{"split": "te', "[]", "7", "{}", '{"split": "valid"}'])
-def test_a_damaged_result_is_none(tmp_path, text):
+@pytest.mark.parametrize(
+    "text",
+    ['{"split": "te', "[]", "7", "{}", '{"split": "valid"}', '{"split": "test", "leakage": []}'],
+)
+def test_a_damaged_result_or_one_of_weaker_attacks_is_none(tmp_path, text):
     (tmp_path / trials.RESULT).write_text(text)
     assert trials.scored(tmp_path, "test") is None
     (tmp_path / trials.RESULT).write_bytes(b"\xff")

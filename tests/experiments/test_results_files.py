@@ -131,9 +131,7 @@ def test_figures_of_learned_attackers_stand_beside_the_same_after_separation():
     assert not any(of for label, of in shown.items() if label not in paired)
 
 
-@pytest.mark.parametrize(
-    "name", ["accuracy_cpu", "synthetic_faces", "separation_real", "figure5_cpu"]
-)
+@pytest.mark.parametrize("name", ["separation_real", "figure5_cpu"])
 def test_where_gradient_ica_stands_alone_it_is_called_a_quick_attack(name):
     found = results.load(RESULTS / f"{name}.json")
     alone = [

@@ -11,7 +11,7 @@ from facemix_jax.results import load
 def row(accuracy, *, seeds=1, device="an accelerator", **setting):
     """As ``facemix sweep`` sums up a setting."""
     interval = None if seeds == 1 else 0.01
-    leaks = {"leak_quick_attack": 0.98, "leak_no_attack": 0.6, "leak_owner": 1.0}
+    leaks = {"leak_strongest_attack": 0.98, "leak_no_attack": 0.6, "leak_owner": 1.0}
     figures = {"accuracy": accuracy, "accuracy.interval": interval, "balanced_accuracy": 0.6}
     measured = {"split": "test", "device": device, "seeds": seeds, "failed": 0}
     return {**{name.replace("__", "."): v for name, v in setting.items()}, **measured} | (
@@ -56,6 +56,6 @@ def test_the_runs_device_is_named_and_so_is_what_their_attack_is(keep):
     _, table, stored = keep(row(0.7, model__cut=1), row(0.6, device="another", model__cut=3))
     assert stored["provenance"]["device"] == "an accelerator, another"
     names = [column.name for column in table.columns]
-    assert "quick attack" in names
+    assert "strongest attack" in names
     assert "gradient ICA" not in names
     assert "not the strongest: facemix report --workdirs" in table.note
