@@ -173,7 +173,14 @@ def picture(cells: Sequence[Mapping[str, Any]]) -> bytes:
             accuracy = surface(cells, grid, wire, "accuracy")
             if min(shape) > 1 and np.isfinite(accuracy).all() and len(lines):
                 drawn = axes.contour(accuracy, levels=lines, colors="deepskyblue", linewidths=1.2)
-                axes.clabel(drawn, fmt=lambda x: f"{x:.1%}", fontsize=8)
+                # Between the first two rows of figures, where they hide none.
+                places = [
+                    (np.interp(0.5, *line[line[:, 1].argsort()].T[::-1]), 0.5)
+                    for level in drawn.allsegs
+                    for line in level
+                    if len(line) and line[:, 1].min() < 0.5 < line[:, 1].max()
+                ]
+                axes.clabel(drawn, fmt=lambda x: f"{x:.1%}", fontsize=8, manual=places)
             axes.set_xticks(range(shape[1]), [f"{noise:g}" for noise in grid.noises])
             axes.set_yticks(range(shape[0]), [str(size) for size in grid.group_sizes])
         figure.colorbar(image, ax=list(panel_row), label=label)
