@@ -195,7 +195,10 @@ def attacked(
     figures = {name: result.figures[0] for name, result in found.items()}
     strongest = max(figures.values(), key=lambda figure: figure.value)
     sides = Sides(filters, recording)
-    filtered = [sides(np.reshape(result.recovered, sides.truth.shape)) for result in found.values()]
+    filtered = []
+    for result in found.values():
+        assert result.recovered is not None  # they are separations
+        filtered.append(sides(result.recovered.reshape(sides.truth.shape)))
     return {
         "attackers": {name: round(figure.value, 4) for name, figure in figures.items()},
         "strongest": round(strongest.value, 4),
