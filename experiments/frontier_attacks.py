@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import report
+from sides import Sides
 
 from facemix_jax import attacks
 from facemix_jax.attacks import (
@@ -66,31 +67,10 @@ def _rated(
 ) -> Found:
     """Figures of a separation, as they are and with every side's rows filtered alike."""
     filters = _once("filters", recording, lambda: denoising.fit(target))
-    truth, owner = (
-        np.asarray(truth_by_group(rows, recording))
-        for rows in (recording.activations, recording.owner_activations)
-    )
-    sent = np.asarray(by_group(recording.view.mixtures, recording))
-
-    def filtered(rows: Any) -> float:
-        return round(denoising.filtered_correlation(filters, rows, truth), 4)
-
-    same_for_all = _once(
-        "filtered",
-        recording,
-        lambda: {
-            "floor": filtered(sent),
-            "owner": filtered(owner),
-            "guess": round(denoising.guessed_correlation(filters, truth), 4),
-        },
-    )
-
+    sides = _once("sides", recording, lambda: Sides(filters, recording))
     return {
         "figures": report.figures(figures),
-        "filtered": {
-            "value": filtered(np.asarray(recovered).reshape(truth.shape)),
-            **same_for_all,
-        },
+        "filtered": sides(np.asarray(recovered).reshape(sides.truth.shape)),
     }
 
 

@@ -37,6 +37,22 @@ def averaged(
     return results.mean_over_seeds(values) if values else None
 
 
+def flattened(cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Cells with the attackers' figures and the filtered ones among their own.
+
+    Filtered, the key is worth what the owner has beyond the best of attack, no attack and guess.
+    """
+    found = []
+    for cell in cells:
+        sides = dict(cell["filtered"])
+        sides["key advantage"] = sides["owner"] - max(
+            value for side, value in sides.items() if side != "owner"
+        )
+        filtered = {f"{side}, filtered": value for side, value in sides.items()}
+        found.append({**cell, **cell["attackers"], **filtered})
+    return found
+
+
 def axes_of(cells: Sequence[Mapping[str, Any]]) -> Grid:
     """Every value that occurs."""
     return Grid(
@@ -48,38 +64,41 @@ def axes_of(cells: Sequence[Mapping[str, Any]]) -> Grid:
 
 def summarize(cells: list[dict[str, Any]]) -> report.Summary:
     """A table and a chart for each way to round, of what was measured with it."""
-    flat = [{**cell, **cell["attackers"]} for cell in cells]
+    flat = flattened(cells)
     grid = axes_of(flat)
-    columns = (
-        Column(name="gradient ICA", format="fixed3", strongest="strongest"),
-        Column(name="strongest", format="fixed3"),
-        Column(name="no attack", format="fixed3"),
-        Column(name="owner", format="fixed3"),
-        Column(name="key advantage", format="fixed3"),
-        Column(name="accuracy", format="percent"),
-        Column(name="balanced accuracy", format="percent"),
-    )
-    fields = ("gradient_ica", "strongest", "floor", "owner", "key_advantage", "accuracy")
+    columns = {
+        "gradient_ica": Column(name="gradient ICA", format="fixed3", strongest="strongest"),
+        "strongest": Column(name="strongest", format="fixed3"),
+        "floor": Column(name="no attack", format="fixed3"),
+        "owner": Column(name="owner", format="fixed3"),
+        "key_advantage": Column(name="key advantage", format="fixed3"),
+        "guess, filtered": Column(name="guess, filtered", format="fixed3"),
+        "floor, filtered": Column(name="no attack, filtered", format="fixed3"),
+        "value, filtered": Column(name="strongest, filtered", format="fixed3"),
+        "owner, filtered": Column(name="owner, filtered", format="fixed3"),
+        "key advantage, filtered": Column(name="key advantage, filtered", format="fixed3"),
+        "accuracy": Column(name="accuracy", format="percent"),
+        "balanced_accuracy": Column(name="balanced accuracy", format="percent"),
+    }
     tables, charts = [], []
     for wire in grid.wires:
         rows = []
         for size in grid.group_sizes:
             for noise in grid.noises:
-                values = [
-                    averaged(flat, size, noise, wire, name)
-                    for name in (*fields, "balanced_accuracy")
-                ]
+                values = [averaged(flat, size, noise, wire, name) for name in columns]
                 listed = tuple(() if value is None else (value,) for value in values)
                 if any(listed):
                     rows.append(Row(label=f"M = {size}, noise {noise:g}", cells=listed))
         tables.append(
             ResultTable(
                 title=f"Mixtures sent as {wire}: mean matched |correlation|, and accuracy",
-                columns=columns,
+                columns=tuple(columns.values()),
                 rows=tuple(rows),
                 note="The stronger of gradient ICA and robust in each cell. Noise in standard "
                 "deviations of the mixtures. One network, trained with FaceMix without noise, "
-                "answers at every group size; it was not trained for the others.",
+                "answers at every group size; it was not trained for the others. Filtered: every "
+                "side's rows by the best of seven linear filters from public statistics; guess: "
+                "other faces in their place; key advantage there: over the best of all others.",
             )
         )
         curves = []
@@ -125,20 +144,22 @@ def picture(cells: Sequence[Mapping[str, Any]]) -> bytes:
     """A PNG of heat maps over group size and noise, with lines of equal accuracy.
 
     A column for each way to round; above what the strongest attack recovers, below what the key
-    is worth.
+    is worth, as it is and with all sides' rows filtered.
     """
+    cells = flattened(cells)
     grid = axes_of(cells)
     shape = len(grid.group_sizes), len(grid.noises)
     figure = Figure(
-        figsize=(3 + len(grid.wires) * max(1.6, 0.55 * shape[1]), 2.2 + max(3.2, 1.1 * shape[0])),
+        figsize=(3 + len(grid.wires) * max(1.6, 0.55 * shape[1]), 2.2 + max(4.8, 1.65 * shape[0])),
         dpi=130,
         layout="constrained",
     )
-    panels = figure.subplots(2, len(grid.wires), squeeze=False, sharex=True, sharey=True)
+    panels = figure.subplots(3, len(grid.wires), squeeze=False, sharex=True, sharey=True)
     lines = levels([surface(cells, grid, wire, "accuracy") for wire in grid.wires])
     shown = (
         ("strongest", "strongest attack", "magma", 0.0, 1.0),
         ("key_advantage", "key advantage", "viridis", 0.0, 0.3),
+        ("key advantage, filtered", "key advantage, filtered", "viridis", 0.0, 0.3),
     )
     for panel_row, (name, label, colours, low, high) in zip(panels, shown, strict=True):
         for axes, wire in zip(panel_row, grid.wires, strict=True):
@@ -152,7 +173,14 @@ def picture(cells: Sequence[Mapping[str, Any]]) -> bytes:
             accuracy = surface(cells, grid, wire, "accuracy")
             if min(shape) > 1 and np.isfinite(accuracy).all() and len(lines):
                 drawn = axes.contour(accuracy, levels=lines, colors="deepskyblue", linewidths=1.2)
-                axes.clabel(drawn, fmt=lambda x: f"{x:.1%}", fontsize=8)
+                # Between the first two rows of figures, where they hide none.
+                places = [
+                    (np.interp(0.5, *line[line[:, 1].argsort()].T[::-1]), 0.5)
+                    for level in drawn.allsegs
+                    for line in level
+                    if len(line) and line[:, 1].min() < 0.5 < line[:, 1].max()
+                ]
+                axes.clabel(drawn, fmt=lambda x: f"{x:.1%}", fontsize=8, manual=places)
             axes.set_xticks(range(shape[1]), [f"{noise:g}" for noise in grid.noises])
             axes.set_yticks(range(shape[0]), [str(size) for size in grid.group_sizes])
         figure.colorbar(image, ax=list(panel_row), label=label)
@@ -160,7 +188,7 @@ def picture(cells: Sequence[Mapping[str, Any]]) -> bytes:
         axes.set_title(f"sent as {wire}")
     for axes in panels[:, 0]:
         axes.set_ylabel("group size M")
-    for axes in panels[1]:
+    for axes in panels[-1]:
         axes.set_xlabel("noise / std")
     figure.suptitle("Mean matched |correlation|; blue: accuracy of the answers")
     file = io.BytesIO()

@@ -15,6 +15,7 @@ import scale as scales
 import summaries
 import variants_summary
 from scale import Scale
+from sides import Sides
 from systems import SYSTEMS, System
 from variants_summary import SEPARATIONS, UTILITY
 
@@ -22,7 +23,7 @@ from facemix_jax import _runtime, attacks, costs, defenses, evaluation
 from facemix_jax._types import HostArray, RngKey
 from facemix_jax._validate import one_of
 from facemix_jax.attacks import denoising, suite
-from facemix_jax.attacks.base import by_group, truth_by_group
+from facemix_jax.attacks.base import by_group
 from facemix_jax.attacks.groups import auxiliary_activations
 from facemix_jax.defenses import DefenseConfig
 from facemix_jax.models import ModelConfig
@@ -226,19 +227,11 @@ class Scene:
         record_key = jax.random.key(config.seed + 1)
         rows = attacks.recorded_rows(self._target, config.num_groups)
         self._recording = attacks.record(self._target, rows, rng_key=record_key)
-        self._filters = denoising.fit(self._target)
-        self._truth, owner = (
-            np.asarray(truth_by_group(some, self._recording))
-            for some in (self._recording.activations, self._recording.owner_activations)
+        self._sides = Sides(
+            denoising.fit(self._target),
+            self._recording,
+            granted=granted(self._target, self._recording, record_key),
         )
-        sides = {
-            "floor": np.asarray(by_group(self._recording.view.mixtures, self._recording)),
-            "owner": owner,
-            "granted": granted(self._target, self._recording, record_key),
-        }
-        self._alike = {side: self._filtered(some) for side, some in sides.items()}
-        guess = denoising.guessed_correlation(self._filters, self._truth)
-        self._alike["guess"] = round(guess, 4)
 
     def attacked(self, name: str) -> dict[str, Any]:
         """Mean matched |correlation|, as it is and with all rows filtered alike."""
@@ -250,7 +243,7 @@ class Scene:
         )
         figure = found.figures[0]
         assert found.recovered is not None
-        recovered = found.recovered.reshape(self._truth.shape)
+        recovered = found.recovered.reshape(self._sides.truth.shape)
         sources = self._recording.view.group_size
         return {
             "images": len(self._recording.images),
@@ -258,11 +251,8 @@ class Scene:
             "floor": round(figure.floor, 4),
             "owner": round(figure.owner, 4),
             "key_advantage": round(figure.key_advantage, 4),
-            "filtered": {"value": self._filtered(_found_only(recovered, sources)), **self._alike},
+            "filtered": self._sides(_found_only(recovered, sources)),
         }
-
-    def _filtered(self, rows: HostArray) -> float:
-        return round(denoising.filtered_correlation(self._filters, rows, self._truth), 4)
 
 
 def granted(target: attacks.Target, recording: attacks.Recording, record_key: RngKey) -> HostArray:

@@ -70,7 +70,7 @@ def check_claim(
     if differences:
         raise UsageError(
             f"{workdir} holds a run with another configuration: {'; '.join(differences)}. "
-            f"Give the same configuration to go on with it, or another --workdir."
+            f"Give the same configuration to go on with it, or choose another folder."
         )
     if anonymizer and not (workdir / ANONYMIZER).exists():
         raise UsageError(
@@ -139,8 +139,8 @@ def alone(
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # a kill lets go of it
         except BlockingIOError:
             raise FacemixError(
-                f"Another process is training in {workdir}. Wait for it or stop it, or give "
-                f"another --workdir."
+                f"Another process is training in {workdir}. Wait for it or stop it, or choose "
+                f"another folder."
             ) from None
         except OSError:  # a file system without locks
             pass

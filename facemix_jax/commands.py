@@ -272,14 +272,13 @@ class Cost(Output):
             check_unused(self, Cost(), reason, names)
             table1 = costs_paper.format_table1(costs_paper.table1(link=self.link))
             resnet18 = costs_paper.format_resnet18(costs_paper.resnet18_table())
-            output.emit(
-                self.json,
-                costs_paper.table1_report(link=self.link),
-                output.table("VGG-16, 224x224 (in brackets: the paper)", table1[0][1:], table1[1:]),
-                output.table(
-                    "ResNet-18, 218x178 (in brackets: the paper)", resnet18[0][1:], resnet18[1:]
-                ),
+            tables = (
+                output.table("VGG-16,\n224x224", table1[0][1:], table1[1:]),
+                output.table("ResNet-18,\n218x178", resnet18[0][1:], resnet18[1:]),
             )
+            for each in tables:
+                each.caption = costs_paper.LEGEND
+            output.emit(self.json, costs_paper.table1_report(link=self.link), *tables)
             return
         positive(
             group_size=self.group_size,

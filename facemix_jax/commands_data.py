@@ -16,6 +16,7 @@ from facemix_jax.data import folder, lfwa, sheet
 from facemix_jax.data.config import FILES
 from facemix_jax.data.source import SPLITS
 from facemix_jax.data.statistics import AT_LEAST, Statistics, statistics
+from facemix_jax.data.tables import NO_PEOPLE
 from facemix_jax.output import NOTES
 from facemix_jax.run_files import check_not_own
 
@@ -151,6 +152,9 @@ class Show(_Files):
 class Check(_Files):
     """Read and decode every image of a data set, compare checksums, and say what looks odd.
 
+    Images that cannot be decoded are found. Bytes changed within a JPEG are found by a checksum
+    only: that of a zip file or of a prepared data set.
+
     Example: facemix data check --dataset celeba --data-dir ~/celeba
     """
 
@@ -233,11 +237,11 @@ def summary(counted: Statistics) -> dict[str, Any]:
 
 def _role_rows(roles: folder.Roles) -> list[tuple[str, str]]:
     """One row for every column of the table of labels, and for what no column gives."""
-    alone, dealt = "person: every image is its own", "split: 80/10/10 by a hash of the person"
+    dealt = "split: 80/10/10 by a hash of the person"
     left_out = f"{roles.unlabelled:,} rows without attributes"
     return [
         (roles.file, "name of the image"),
-        (roles.identity, "person") if roles.identity else ("(no column)", alone),
+        (roles.identity, "person") if roles.identity else ("(no column)", NO_PEOPLE),
         (roles.split, "split") if roles.split else ("(no column)", dealt),
         *((name, "attribute") for name in roles.attributes),
         *((name, f"ignored: {reason}") for name, reason in roles.ignored.items()),

@@ -6,7 +6,8 @@ how the two relate. Where the paper's accounting leaves something out, both figu
 
 import dataclasses
 import math
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -43,6 +44,8 @@ EDGE_NOTES = (
     "The anonymizer's 47.13G is truncated and leaves its two transposed convolutions out; all that "
     "the edge does counts them.",
 )
+LEGEND = "In brackets: the paper; *: truncated there, not rounded; -: not derivable."
+"""Stands below both tables."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -304,35 +307,47 @@ def table1_report(*, link: Link | None = None) -> dict[str, Any]:
 
 
 def format_table1(rows: Sequence[Row]) -> list[tuple[str, ...]]:
-    """Text cells of ``table1``, heading first; the paper's value in brackets."""
-    heading = ("", "edge MACs", "edge share", "MiB up", "MiB both ways", "seconds", "rounds")
+    """Text cells of ``table1``, heading first; the paper's value in brackets below.
+
+    Lines are broken so that 80 columns hold the table with every number whole; ``LEGEND`` says
+    what the signs mean.
+    """
+    heading = ("", "edge MACs", "edge\nshare", "MiB\nup", "MiB\nboth\nways", "seconds", "rounds")
     keys = ("edge_macs", "edge_share", "up_mib", "mib", "seconds", "rounds")
-    return [
-        heading,
-        *((row.name, *(_cell(row.figures.get(key), key) for key in keys)) for row in rows),
-    ]
+    return [heading, *_cells(rows, keys)]
 
 
 def format_resnet18(rows: Sequence[Row]) -> list[tuple[str, ...]]:
-    """Text cells of ``resnet18_table``, heading first; the paper's value in brackets."""
-    heading = ("", "edge parameters", "with BatchNorm", "edge MACs", "with all that the edge does")
+    """Text cells of ``resnet18_table``, as of ``format_table1``."""
+    heading = (
+        "",
+        "edge\nparameters",
+        "with\nBatchNorm",
+        "edge MACs",
+        "with all that\nthe edge does",
+    )
     keys = ("parameters", "parameters_with_norm", "macs", "macs_all")
-    return [
-        heading,
-        *((row.name, *(_cell(row.figures.get(key), key) for key in keys)) for row in rows),
-    ]
+    return [heading, *_cells(rows, keys)]
+
+
+def _cells(rows: Sequence[Row], keys: Sequence[str]) -> Iterator[tuple[str, ...]]:
+    for row in rows:
+        name = textwrap.fill(row.name, 13)  # what Table 1's numbers leave of 80 columns
+        yield name, *(_cell(row.figures.get(key), key) for key in keys)
 
 
 def _cell(figure: Figure | None, key: str) -> str:
     if figure is None:
         return ""
     if figure.derived is None:
-        return f"not derivable ({figure.paper})"
-    if key == "edge_share":
+        text = "-"
+    elif key == "edge_share":
         text = f"{figure.derived:.2%}"
     elif isinstance(figure.derived, int):
         text = f"{figure.derived:,}"
     else:
         text = f"{figure.derived + 1e-9:.3f}"  # halves up, as one does by hand: 6.5875 is 6.588
-    truncated = ", truncated" if figure.agreement == "truncated" else ""
-    return f"{text} ({figure.paper}{truncated})" if figure.paper else text
+    if figure.paper is None:
+        return text
+    number = figure.paper.split()[0]  # MB and seconds stand in the heading
+    return f"{text}\n({number}{'*' if figure.agreement == 'truncated' else ''})"

@@ -100,7 +100,8 @@ def fit_together(
         initial_variables: as in ``fit``, for each run.
         initial_digest: as in ``fit``.
         method: one of ``population.METHODS``; ``auto`` times them and takes the fastest.
-        choice: JSON file that keeps what ``auto`` found, so that a resumed group goes on with it.
+        choice: JSON file that keeps what ``auto`` found, so that a resumed group goes on with it;
+            for another number of runs, or on another device, it is found anew.
         options: how to watch it.
 
     Returns:

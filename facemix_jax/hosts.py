@@ -21,7 +21,10 @@ import numpy as np
 from facemix_jax import _validate
 from facemix_jax._validate import FacemixError, UsageError
 
-_STOPPING = b"\nStopping as soon as all is saved; Ctrl-C once more stops at once, without saving.\n"
+_STOPPING = (
+    b"\nStopping when the step under way has ended (the first one is compiled, which may take a "
+    b"minute) and\nall is saved; Ctrl-C once more stops at once, without saving.\n"
+)
 
 _WAYS = ("auto", "none", "slurm", "tpu")
 

@@ -122,14 +122,18 @@ def train(
         notes = stack.enter_context(_Notes(members, plan, start, options))
         stack.callback(trace.stop)
         for step in range(start + 1, plan.num_steps + 1):
-            trace.before(step)
+            if step == trace.first:
+                jax.block_until_ready([part.state for part in parts])
+                with notes.paused():
+                    trace.start()
             for part in parts:
                 _step(part, config.batch_size, meter)
             asked, save, note = _due(step, plan.num_steps, config, stop)
             if step == trace.last or (step == start + 1 and not note):
                 jax.block_until_ready([part.state for part in parts])
             if step == trace.last:
-                trace.stop()
+                with notes.paused():
+                    trace.stop()
             if step == start + 1 and not note:
                 notes.begin(step)  # compiling is no part of the speed
             if note:
@@ -142,10 +146,13 @@ def train(
                 notes.begin(step)
             if asked and step < plan.num_steps:
                 where = ", ".join(str(member.workdir) for member in members)
-                raise hosts.StoppedError(
-                    f"Stopped after step {step} of {plan.num_steps}; everything is saved in "
-                    f"{where}. The same command goes on from there."
-                )
+                saved = f"everything is saved in {where}. The same command goes on from there."
+                if _catching_up(parts, step):
+                    saved = (
+                        f"some of {where} were catching up with the others, so that nothing new "
+                        f"is saved. The same command goes on from step {start}."
+                    )
+                raise hosts.StoppedError(f"Stopped after step {step} of {plan.num_steps}; {saved}")
     for part in parts:
         for index, member in enumerate(part.members):
             if not member.diverged:
@@ -178,18 +185,26 @@ def _due(
 def _save(parts: Sequence[Part], step: int, *, alone: bool) -> None:
     """Saves the states whose networks are finite; the others' runs diverged.
 
-    A run that went back with others has saved these steps before, and keeps what it has.
+    Nothing is saved while runs catch up: with other steps than these they could not go on together.
     """
+    catching_up = _catching_up(parts, step)
     for part in parts:
         for index, member in enumerate(part.members):
             if member.diverged:
                 continue
             state = part.program.member(part.state, index)
             if hosts.fetch(training.all_finite(state.variables)):
-                if step > member.saved:
+                if step > member.saved and not catching_up:
                     member.checkpoints.save(state)
             else:
                 _note_diverged(member, "The network holds NaN or infinities", step, alone=alone)
+
+
+def _catching_up(parts: Sequence[Part], step: int) -> bool:
+    """Whether a run that went back with others has saved later steps before, which it keeps."""
+    return any(
+        member.saved > step and not member.diverged for part in parts for member in part.members
+    )
 
 
 class _Notes:
@@ -222,6 +237,13 @@ class _Notes:
         """Steps are timed from here on."""
         self._clock, self._done = time.perf_counter(), step
         self._options.meter.forget()
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """What is done in it is no part of the time that steps take."""
+        began = time.perf_counter()
+        yield
+        self._clock += time.perf_counter() - began
 
     def write(self, step: int, parts: Sequence[Part]) -> None:
         """Waits for the steps since the last call and writes down their means."""
@@ -284,7 +306,9 @@ def _parts(
     for member in members:
         member.state = None  # the step takes its buffers over
     if method == "auto" and choice is not None:
-        method = _chosen(choice)
+        # Processes may see the file at different times, but must compile the same.
+        (chosen,) = hosts.from_first([population.METHODS.index(_chosen(choice, len(members)))])
+        method = population.METHODS[chosen]
     if method == "auto" and len(members) > mesh.shape["seed"]:
         batch = next(batches(members[0]))
         seconds = population.calibrate(
@@ -293,7 +317,12 @@ def _parts(
         seconds = dict(zip(seconds, hosts.from_first([*seconds.values()]), strict=True))
         method = min(seconds, key=lambda name: seconds[name])
         if choice is not None and hosts.is_first():
-            found = {"method": method, "seconds_per_step": seconds, "runs": len(members)}
+            found = {
+                "method": method,
+                "seconds_per_step": seconds,
+                "runs": len(members),
+                "device": jax.devices()[0].device_kind,
+            }
             write_atomically(choice, json.dumps(found, indent=2) + "\n")
     size = population.size(method, len(members), mesh)
     program = population.build(step, states[0], mesh, size, dense_convolutions=method == "dense")
@@ -312,13 +341,21 @@ def _parts(
     return parts
 
 
-def _chosen(choice: Path) -> str:
-    """The method that was fastest before; auto where none was timed, or the file is damaged."""
+def _chosen(choice: Path, num_runs: int) -> str:
+    """The method that was fastest for as many runs on such a device.
+
+    That is auto where none was timed, or the file is damaged.
+    """
     try:
         found = json.loads(choice.read_text())
     except (OSError, ValueError):
         return "auto"
-    method = found.get("method") if isinstance(found, dict) else None
+    if not isinstance(found, dict) or found.get("runs") != num_runs:
+        return "auto"
+    here = jax.devices()[0].device_kind
+    if found.get("device", here) != here:  # files from before devices were kept hold as they are
+        return "auto"
+    method = found.get("method")
     return method if method in population.METHODS else "auto"
 
 

@@ -271,6 +271,7 @@ def amari_distance(unmixing: ArrayLike, mixing: ArrayLike) -> float:
         mixing: ``[M, M]``; to compare two unmixings, the inverse of the other one.
 
     Raises:
+        DataError: values that are not finite.
         UsageError: matrices that are not square or of different sizes, or a product with a row
             or column of zeros.
 
@@ -279,11 +280,16 @@ def amari_distance(unmixing: ArrayLike, mixing: ArrayLike) -> float:
         0.0
     """
     unmixing, mixing = np.asarray(unmixing, np.float64), np.asarray(mixing, np.float64)
-    size = len(unmixing)
+    size = unmixing.shape[0] if unmixing.ndim else 0
     if unmixing.shape != (size, size) or mixing.shape != (size, size) or size < 2:
         raise _validate.UsageError(
             f"unmixing has shape {unmixing.shape} and mixing {mixing.shape}, but the Amari "
             f"distance compares two [M, M] matrices with M at least 2. Pass one group's matrices."
+        )
+    if not (np.isfinite(unmixing).all() and np.isfinite(mixing).all()):
+        raise _validate.DataError(
+            "Matrices must be finite, but some values are NaN or infinite. Look for a separation "
+            "that diverged."
         )
     product = np.abs(unmixing @ mixing)
     largest = [product.max(axis, keepdims=True) for axis in (0, 1)]

@@ -251,10 +251,7 @@ def essential(config: RunConfig) -> dict[str, Any]:
 
 
 def portable(config: RunConfig) -> dict[str, Any]:
-    """A configuration without where its images are and on which devices it runs.
-
-    Folders of sweeps are named after it, intervals included.
-    """
+    """A configuration without where its images are and on which devices it runs."""
     values = dataclasses.asdict(config)
     del values["mesh"]
     for name in PLACES:

@@ -29,7 +29,7 @@ def step_flops(cost: costs.ModelCost) -> int:
 
 
 class Meter:
-    """Adds up where the time of a training goes; compiling and saving are left out.
+    """Adds up where the time of a training goes, but for compiling, saving and writing traces.
 
     Attributes:
         steps: counted.
@@ -127,8 +127,8 @@ class Trace:
 
     Attributes:
         folder: where; None for nowhere.
-        first: step before which it begins.
-        last: step after which it ends.
+        first: step before which it begins; 0 for none.
+        last: step after which it ends; likewise.
     """
 
     folder: Path | None
@@ -139,17 +139,18 @@ class Trace:
     @classmethod
     def of(cls, folder: Path | None, start: int, num_steps: int) -> "Trace":
         """Five steps after the first five, or what there is."""
+        if folder is None:
+            return cls(None, 0, 0)
         first = min(start + 6, num_steps)
         return cls(folder, first, min(first + 4, num_steps))
 
-    def before(self, step: int) -> None:
-        """To be called before each step."""
-        if self.folder is not None and step == self.first:
-            jax.profiler.start_trace(str(self.folder))
-            self._running = True
+    def start(self) -> None:
+        """Begins it; the caller waits for the step before ``first``."""
+        jax.profiler.start_trace(str(self.folder))
+        self._running = True
 
     def stop(self) -> None:
-        """Ends it, if it runs; the caller waits for the last step first."""
+        """Ends and writes it, if it runs; the caller waits for the step ``last`` first."""
         if self._running:
             jax.profiler.stop_trace()
             self._running = False

@@ -19,6 +19,7 @@ from facemix_jax import claims, defenses, runs
 from facemix_jax._validate import UsageError, one_of
 from facemix_jax.data import DataConfig
 from facemix_jax.runs import RunConfig
+from facemix_jax.training import TrainConfig
 
 PARTS = ("data", "model", "defense", "train")
 _ALIKE = ("seed", "learning_rate", "weight_decay")
@@ -137,9 +138,17 @@ def configure(base: RunConfig, setting: Mapping[str, Any]) -> RunConfig:
 
 
 def config_hash(config: RunConfig) -> str:
-    """Twelve hexadecimal digits that stand for a run, wherever its data and devices are."""
-    text = json.dumps(runs.portable(config), sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+    """Twelve hexadecimal digits that stand for a run, wherever its data and devices are.
+
+    ``runs.INTERVALS`` count as the defaults, with which they were a part of the name at first.
+    """
+    values = runs.portable(config)
+    values["train"] |= {name: getattr(TrainConfig(), name) for name in runs.INTERVALS}
+    return _digits(values)
+
+
+def _digits(values: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def trial(base: RunConfig, setting: Setting, folder: Path) -> Trial:
@@ -147,7 +156,12 @@ def trial(base: RunConfig, setting: Setting, folder: Path) -> Trial:
     # Sizes are lists where a setting was read from JSON.
     setting = {n: tuple(v) if isinstance(v, list) else v for n, v in setting.items()}
     config = configure(base, setting)
-    return Trial(setting, config, folder / config_hash(config))
+    workdir, older = (
+        folder / name for name in (config_hash(config), _digits(runs.portable(config)))
+    )
+    if older.exists() and not workdir.exists():  # of a sweep that was named after its intervals
+        workdir = older
+    return Trial(setting, config, workdir)
 
 
 def expand(

@@ -1,7 +1,8 @@
 """Where the trials of a sweep run: processes of this machine, SLURM (submitit) or Ray.
 
 Each program trains one group of work directories (``trials.run``). What one of them leaves when
-it is killed, the next call goes on with.
+it is killed, the next call goes on with. Processes of this machine save and stop when the sweep's
+own ends, however it ends; jobs of SLURM and tasks of Ray go on.
 """
 
 import subprocess
@@ -74,21 +75,28 @@ def _processes(
             while waiting and len(running) < parallel and not stop.asked:
                 group = waiting.pop(0)
                 say(f"{len(groups) - len(waiting)} of {len(groups)}: {_names(group)}")
-                command = [sys.executable, "-m", "facemix_jax.trials", split, method]
+                command = [sys.executable, "-m", "facemix_jax.trials", trials.STOP_WITH_STDIN]
                 # A session of its own: Ctrl-C reaches this process only, which passes it on once.
-                process = subprocess.Popen([*command, *map(str, group)], start_new_session=True)
+                # The pipe ends with this process, even where that is killed.
+                process = subprocess.Popen(
+                    [*command, split, method, *map(str, group)],
+                    stdin=subprocess.PIPE,
+                    start_new_session=True,
+                )
                 running.append((group, process))
             if stop.asked:
                 for _, process in running:
                     process.terminate()
                 for _, process in running:
-                    process.wait()
+                    with process:
+                        process.wait()  # before the pipe is closed: one signal is enough
                 raise StoppedError(
                     "Stopped; what was running is saved. The same command goes on from there."
                 )
             time.sleep(_POLL_S)
             for group, process in [pair for pair in running if pair[1].poll() is not None]:
                 running.remove((group, process))
+                process.communicate()  # closes the pipe
                 if process.returncode:
                     died.append(f"{_names(group)} (exit code {process.returncode})")
     _complain(died)

@@ -1,13 +1,17 @@
 """Trains the runs of some work directories and writes down what came of each: ``result.json``.
 
 A trial needs nothing but its work directory, which holds its configuration; so it can run in
-this process, in one of its own (``python -m facemix_jax.trials DIR ...``) or on another machine.
+this process, in one of its own (``python -m facemix_jax.trials``) or on another machine.
 """
 
 import contextlib
+import dataclasses
 import fcntl
 import json
+import os
+import signal
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +31,9 @@ _FAILURES = (FacemixError, jax.errors.JaxRuntimeError)
 """What ends one trial and not the sweep; the second is mostly memory that ran out."""
 
 RESULT, FAILURE, CHOICE = "result.json", "failure.json", "together.json"
+
+STOP_WITH_STDIN = "--stop-with-stdin"
+"""Has ``main`` stop when its standard input ends. Not guessed: a job step may have a pipe, too."""
 
 
 def utilities(part: Run, split: str) -> dict[str, Any]:
@@ -113,7 +120,7 @@ def run(
 
 @contextlib.contextmanager
 def _alone(workdir: Path) -> Iterator[None]:
-    """Waits for what an earlier, killed sweep left running there."""
+    """Waits for what an earlier, killed sweep left there: a job, or a program that still saves."""
     with (workdir / ".lock").open("w") as file:
         with contextlib.suppress(OSError):  # a file system without locks
             fcntl.flock(file, fcntl.LOCK_EX)
@@ -123,7 +130,7 @@ def _alone(workdir: Path) -> Iterator[None]:
 def _run(waiting: Sequence[Path], split: str, method: str, show_progress: bool) -> None:
     states: Sequence[TrainState | None]
     try:
-        configs = [runs.read_config(workdir) for workdir in waiting]
+        configs = _dealt([runs.read_config(workdir) for workdir in waiting])
         source = data.load_source(configs[0].data)
         check_split(configs[0], source, split)
         try:
@@ -157,23 +164,46 @@ def _run(waiting: Sequence[Path], split: str, method: str, show_progress: bool) 
             (workdir / FAILURE).unlink(missing_ok=True)
 
 
+def _dealt(configs: Sequence[RunConfig]) -> list[RunConfig]:
+    """The configurations, with devices dealt automatically where these runs cannot be as asked.
+
+    How many wait depends on what is done already, which is nobody's mistake.
+    """
+    return [
+        dataclasses.replace(config, mesh=dataclasses.replace(config.mesh, seed_devices=0))
+        if config.mesh.seed_devices and len(configs) % config.mesh.seed_devices
+        else config
+        for config in configs
+    ]
+
+
 def _fail(workdir: Path, reason: str) -> None:
     write_atomically(workdir / FAILURE, json.dumps({"error": reason}) + "\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """``python -m facemix_jax.trials SPLIT METHOD DIR ...``; the sweep's own processes.
+    """``python -m facemix_jax.trials [--stop-with-stdin] SPLIT METHOD DIR ...``: a sweep's process.
 
     Returns:
         0, or 1 where a signal came.
     """
-    split, method, *folders = sys.argv[1:] if arguments is None else arguments
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments[0] == STOP_WITH_STDIN:
+        threading.Thread(target=_stop_with_stdin, daemon=True).start()
+        del arguments[0]
+    split, method, *folders = arguments
     try:
         run([Path(folder) for folder in folders], split=split, method=method)
     except StoppedError as error:
         print(error, file=sys.stderr)
         return 1
     return 0
+
+
+def _stop_with_stdin() -> None:
+    """Stops this process as SIGTERM does when nobody holds the other end of its input any more."""
+    os.read(0, 1)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 if __name__ == "__main__":

@@ -118,12 +118,12 @@ def test_a_page_runs_as_written(page, home, tmp_path):
         (folder / "experiments").symlink_to(ROOT / "experiments")
     if page in {"docs/bring_your_own.md", "docs/tour.md"}:  # their shell goes on with Python's runs
         code = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
-        for block in code:
-            if block.startswith("# own.py\n"):
-                (folder / "own.py").write_text(block)
-        (folder / "page.py").write_text("\n".join(code))
+        own = "\n".join(block for block in code if block.startswith("# own.py"))
+        (folder / "own.py").write_text(own)
+        session = (block for block in code if not block.startswith("# own.py only\n"))
+        (folder / "page.py").write_text("\n".join(session))
         environment = os.environ | {"PYTHONPATH": str(ROOT)}
-        command = [sys.executable, "-c", "import page"]
+        command = [sys.executable, "page.py"]
         subprocess.run(command, cwd=folder, env=environment, check=True)
     ran = 0
     for block in blocks(page):

@@ -1,7 +1,11 @@
 """``facemix train`` with several seeds, a profile and its summary line."""
 
 import json
+import time
+import types
 
+import fitting_support
+import jax
 import pytest
 
 from facemix_jax import cli, fitting, loop, speed, trials
@@ -87,19 +91,44 @@ def test_a_folder_of_several_seeds_takes_no_single_run(capsys, tmp_path):
 @pytest.mark.parametrize(
     ("text", "method"),
     [
-        ('{"method": "vmap"}', "vmap"),
-        ('{"method": "scan"}', "auto"),
-        ('{"method": []}', "auto"),
+        ('{"method": "vmap", "runs": 2}', "vmap"),
+        ('{"method": "vmap", "runs": 2, "device": "cpu"}', "vmap"),
+        ('{"method": "vmap", "runs": 2, "device": "H100"}', "auto"),
+        ('{"method": "vmap", "runs": 4, "device": "cpu"}', "auto"),
+        ('{"method": "scan", "runs": 2}', "auto"),
+        ('{"method": [], "runs": 2}', "auto"),
         ("[]", "auto"),
         ("{", "auto"),
         (None, "auto"),
     ],
 )
-def test_a_damaged_choice_of_the_method_is_made_again(tmp_path, text, method):
+def test_a_choice_of_the_method_that_is_damaged_or_of_others_is_made_again(tmp_path, text, method):
     path = tmp_path / trials.CHOICE
     if text is not None:
         path.write_text(text)
-    assert loop._chosen(path) == method
+    assert loop._chosen(path, 2) == method
+
+
+def test_the_time_of_starting_and_writing_a_trace_is_no_part_of_the_speed(
+    tmp_path, tiny_source, monkeypatch
+):
+    """Each takes 1,000 s here, by the loop's clock."""
+    calls = []
+
+    def slow(*folder):
+        calls.append(folder)
+
+    clock = types.SimpleNamespace(perf_counter=lambda: time.perf_counter() + 1000 * len(calls))
+    monkeypatch.setattr(loop, "time", clock)
+    monkeypatch.setattr(jax.profiler, "start_trace", slow)
+    monkeypatch.setattr(jax.profiler, "stop_trace", slow)
+    meter = speed.Meter()
+    options = fitting.Options(show_progress=False, meter=meter, profile=tmp_path / "profile")
+    config = fitting_support.config_of(log_every=12, num_epochs=3, checkpoint_every=12)
+    fitting.fit(config, tmp_path / "run", source=tiny_source, options=options)
+    assert calls == [(str(tmp_path / "profile"),), ()]
+    assert meter.steps == 11
+    assert meter.seconds < 1000
 
 
 @pytest.mark.parametrize(

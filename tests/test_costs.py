@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from facemix_jax import _validate, costs, costs_paper, mixing
+from facemix_jax import _validate, commands, costs, costs_paper, mixing
 from facemix_jax.models import ModelConfig, resnet18, vgg16
 
 
@@ -281,6 +281,21 @@ def test_reports_are_plain_json(table1, resnet18_table):
         costs_paper.format_resnet18(resnet18_table),
     ):
         assert len({len(row) for row in table}) == 1
+
+
+def test_80_columns_hold_every_number_whole(table1, resnet18_table, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(costs_paper, "table1", lambda link: table1)
+    monkeypatch.setattr(costs_paper, "resnet18_table", lambda: resnet18_table)
+    commands.Cost(table1=True).run()
+    out = capsys.readouterr().out
+    assert max(map(len, out.splitlines())) <= 80
+    tables = costs_paper.format_table1(table1) + costs_paper.format_resnet18(resnet18_table)
+    lines = [line for row in tables for cell in row for line in cell.splitlines()]
+    assert {"1,498,546,112", "(1.50G)", "(3.0*)", "(47.13G*)", "(~1%)"} <= {*lines}
+    for line in lines:
+        assert f" {line} " in out, "broken, or beside something else"
+    assert out.count("*: truncated") == 2
 
 
 def test_link_time_is_bytes_over_rate_and_waiting():

@@ -2,12 +2,12 @@
 
 import dataclasses
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import jax
-import numpy as np
 import pytest
 import yaml
 from notebook_support import NOTEBOOKS
@@ -23,18 +23,24 @@ PYTHON = {
 }
 
 
-def run_page(name, names, monkeypatch, folder):
-    """All blocks of a page, one after another, as a reader would type them."""
+ELSEWHERE = "# own.py only\n"
+"""Begins the block that is for that file and would end a session."""
+
+
+def run_page(name, monkeypatch, folder):
+    """All blocks of a page as one script, and what it leaves: ``python page.py``."""
     monkeypatch.chdir(folder)
-    for number, block in enumerate(PYTHON[name]):
-        exec(compile(block, f"{name}, block {number}", "exec"), names)
-    return names
+    page = folder / "page.py"
+    blocks = (block for block in PYTHON[name] if not block.startswith(ELSEWHERE))
+    page.write_text("\n".join(blocks))
+    monkeypatch.setattr(sys, "argv", [page.name])
+    return runpy.run_path(page.name, run_name="__main__")
 
 
 @pytest.mark.filterwarnings("default")
 @pytest.mark.library_promotes
 def test_the_tour_runs_as_written(tmp_path, monkeypatch, capsys):
-    names = run_page("tour.md", {}, monkeypatch, tmp_path)
+    names = run_page("tour.md", monkeypatch, tmp_path)
     assert names["figure"].value > 0.9
     assert "unmixed again" in capsys.readouterr().out
 
@@ -50,7 +56,7 @@ def test_bring_your_own_runs_as_written(tmp_path, monkeypatch):
     monkeypatch.setitem(MODELS, "small", None)  # restored, whatever the page registers
     monkeypatch.setitem(DEFENSES, "scaled", None)
     monkeypatch.setitem(ATTACKS, "loudest", None)
-    names = run_page("bring_your_own.md", {}, monkeypatch, tmp_path)
+    names = run_page("bring_your_own.md", monkeypatch, tmp_path)
     assert names["source"].attribute_names == ("Smiling", "Young")
     assert {"loudest", "robust"} <= names["found"].results.keys()
     model, main = names["model"], names["variables"]["main"]
@@ -66,7 +72,12 @@ def test_bring_your_own_runs_as_written(tmp_path, monkeypatch):
     with pytest.raises(UsageError, match="small has no other norm"):
         build(dataclasses.replace(small, norm="none"), image_size=(80, 68))
 
-    (own,) = (block for block in PYTHON["bring_your_own.md"] if block.startswith("# own.py\n"))
+    own = "".join(
+        block
+        for block in PYTHON["bring_your_own.md"]
+        if block.startswith(("# own.py\n", ELSEWHERE))
+    )
+    assert own.count("# own.py") == 2
     command = ["own.py", "evaluate", "--workdir", "runs/small"]
     monkeypatch.setattr(sys, "argv", command)
     # Restored, as the program sets it for good.
@@ -80,21 +91,14 @@ def test_bring_your_own_runs_as_written(tmp_path, monkeypatch):
 
 @pytest.mark.library_promotes
 def test_the_examples_of_defenses_run_as_written():
-    from facemix_jax import DataConfig, defenses, load_source, models
+    from facemix_jax import defenses
 
-    source = load_source(DataConfig(image_size=(40, 36), train_examples=96, test_examples=32))
-    model = models.resnet18(cut=7, image_size=source.image_size, width=4)
-    images = np.asarray(source.images(source.splits["train"][:8]), np.float32) / 255
-    names = {
-        "model": model,
-        "variables": model.init(jax.random.key(0)),
-        "source": source,
-        "images": images,
-        "calibration_images": images,
-    }
+    names = {}
+    for block in PYTHON["tour.md"][:2]:  # which make all names that the page takes from there
+        exec(compile(block, "tour.md", "exec"), names)
     first, second = PYTHON["defenses.md"]
     exec(compile(first, "defenses.md", "exec"), names)
-    assert names["logits"].shape == (8, 40, 2)
+    assert names["logits"].shape == (16, 40, 2)
     second = second.replace('attribute="Male"', 'attribute="Male", steps=2')  # it takes minutes
     exec(compile(second, "defenses.md", "exec"), names)
     assert isinstance(names["defense"], defenses.Defense)

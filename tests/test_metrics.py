@@ -125,6 +125,12 @@ class TestMatchedCorrelation:
         np.testing.assert_allclose(found.per_source, [1, 0, 1], atol=1e-12)
         assert found.signs[1] == 0
 
+    @pytest.mark.parametrize("contrast", [1e-3, 1e-6, 1e-9])
+    def test_faint_images_on_a_bright_background_are_not_constant(self, rng, contrast):
+        truth = rng.normal(size=(3, 50))
+        found = metrics.matched_correlation(1 + contrast * truth, truth)
+        np.testing.assert_allclose(found.per_source, 1, atol=1e-6)
+
     def test_bad_images_are_an_error(self):
         with pytest.raises(UsageError, match="same group"):
             metrics.matched_correlation(np.ones((2, 3)), np.ones((3, 3)))
@@ -202,5 +208,11 @@ class TestAmariDistance:
     def test_matrices_without_a_distance_are_an_error(self):
         with pytest.raises(UsageError, match="full rank"):
             metrics.amari_distance(np.diag([1.0, 0.0]), np.eye(2))
-        with pytest.raises(UsageError, match="two"):
-            metrics.amari_distance(np.ones((2, 3)), np.eye(2))
+        for matrices in ((np.ones((2, 3)), np.eye(2)), (3.0, 2.0), (np.eye(2), 2.0), ([], [])):
+            with pytest.raises(UsageError, match="two"):
+                metrics.amari_distance(*matrices)
+        for value in (np.nan, np.inf):
+            with pytest.raises(DataError, match="finite"):
+                metrics.amari_distance([[value, 1.0], [0.0, 1.0]], np.eye(2))
+            with pytest.raises(DataError, match="finite"):
+                metrics.amari_distance(np.eye(2), [[1.0, 0.0], [value, 1.0]])

@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import hashlib
 import json
 import os
 import signal
@@ -132,11 +133,26 @@ def test_a_directory_stands_for_a_configuration_wherever_it_runs(tmp_path):
     )
     again = sweep.expand(elsewhere, {"train.learning_rate": [3e-3, 1e-3]}, 3, tmp_path)
     assert {t.workdir for t in again} == {t.workdir for t in trials}
-    # Intervals are no part of a run, but of its name, as in sweeps from before that was so.
-    train = dataclasses.replace(BASE.train, log_every=7)
-    for base, rate in ((BASE, 2e-3), (dataclasses.replace(BASE, train=train), 1e-3)):
-        other = sweep.expand(base, {"train.learning_rate": [rate]}, 3, tmp_path)
-        assert not {t.workdir for t in other} & {t.workdir for t in trials}
+    often = dataclasses.replace(BASE.train, log_every=7, checkpoint_every=9)
+    often = dataclasses.replace(BASE, train=often)
+    again = sweep.expand(often, {"train.learning_rate": [1e-3, 3e-3]}, 3, tmp_path)
+    assert [t.workdir for t in again] == [t.workdir for t in trials]
+    assert again[0].config.train.log_every == 7
+    other = sweep.expand(BASE, {"train.learning_rate": [2e-3]}, 3, tmp_path)
+    assert not {t.workdir for t in other} & {t.workdir for t in trials}
+
+
+def test_sweeps_that_were_named_after_their_intervals_go_on(tmp_path):
+    often = dataclasses.replace(BASE, train=dataclasses.replace(BASE.train, log_every=7))
+    before, with_defaults = (
+        hashlib.sha256(json.dumps(runs.portable(each), sort_keys=True).encode()).hexdigest()[:12]
+        for each in (often, BASE)
+    )
+    assert sweep.trial(BASE, {}, tmp_path).workdir.name == with_defaults
+    assert sweep.trial(often, {}, tmp_path).workdir.name == with_defaults
+    (tmp_path / before).mkdir()
+    assert sweep.trial(BASE, {}, tmp_path).workdir.name == with_defaults
+    assert sweep.trial(often, {}, tmp_path).workdir.name == before
 
 
 def test_runs_that_differ_in_seed_and_scalars_train_together(tmp_path):
@@ -329,10 +345,88 @@ def test_a_sweep_goes_on_past_programs_that_die(tmp_path, monkeypatch, capsys, w
     assert len(asked) == (way == "--grid"), "what died counts as tried in a search"
 
 
+STAND_IN = """
+import sys, time
+from facemix_jax import hosts, trials
+
+def run(workdirs, split, method):
+    (workdir,) = workdirs
+    with hosts.StopSignals() as stop:
+        (workdir / "begun").touch()
+        ends = time.monotonic() + float((workdir / "seconds").read_text())
+        while not stop.asked and time.monotonic() < ends:
+            time.sleep(0.05)
+        (workdir / ("stopped" if stop.asked else "ended")).touch()
+
+trials.run = run
+sys.exit(trials.main(sys.argv[3:]))
+"""
+"""Stands in for ``python -m facemix_jax.trials``: its ``main``, without training."""
+
+SWEEP = """
+import sys
+from pathlib import Path
+from facemix_jax import sweep_runners
+sys.executable = sys.argv[1]
+groups = [[Path(folder)] for folder in sys.argv[2:]]
+options = {"split": "test", "method": "auto", "folder": None, "options": {}, "say": print}
+sweep_runners.run(groups, runner="process", parallel=2, **options)
+"""
+
+
+def wait_for(*paths):
+    deadline = time.monotonic() + 60
+    while not all(path.exists() for path in paths):
+        assert time.monotonic() < deadline, paths
+        time.sleep(0.05)
+
+
+def stand_ins(folder, seconds):
+    """A Python that runs the stand-in, and folders of two trials."""
+    script, python = folder / "stand_in.py", folder / "python"
+    script.write_text(STAND_IN)
+    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{script}" "$@"\n')
+    python.chmod(0o755)
+    workdirs = [folder / name for name in "ab"]
+    for workdir in workdirs:
+        workdir.mkdir()
+        (workdir / "seconds").write_text(str(seconds))
+    return python, workdirs
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGHUP])
+def test_programs_of_a_sweep_stop_when_it_is_killed(tmp_path, number):
+    python, workdirs = stand_ins(tmp_path, seconds=60)
+    command = [sys.executable, "-c", SWEEP, str(python), *map(str, workdirs)]
+    killed = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        wait_for(*(workdir / "begun" for workdir in workdirs))
+    finally:
+        killed.send_signal(number)
+        killed.wait()
+    wait_for(*(workdir / "stopped" for workdir in workdirs))
+
+
+def test_programs_of_a_sweep_that_goes_on_run_to_their_end(tmp_path, monkeypatch):
+    python, workdirs = stand_ins(tmp_path, seconds=0.2)
+    monkeypatch.setattr(sys, "executable", str(python))
+    options = {"split": "test", "method": "auto", "folder": tmp_path, "options": {}, "say": print}
+    sweep_runners.run([[w] for w in workdirs], runner="process", parallel=2, **options)
+    assert all((workdir / "ended").exists() for workdir in workdirs)
+
+
+def test_programs_that_others_start_heed_no_input(tmp_path):
+    """A job step's may be a pipe that has ended."""
+    python, (workdir, _) = stand_ins(tmp_path, seconds=0.5)
+    command = [str(python), "-m", "facemix_jax.trials", "test", "auto", str(workdir)]
+    subprocess.run(command, input=b"", check=True)
+    assert (workdir / "ended").exists()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("runner", ["process", "submitit_local"])
 def test_a_sweep_survives_a_kill(tmp_path, runner):
-    """A killed sweep leaves its programs behind; the next one waits for them and goes on."""
+    """A killed sweep's processes save and stop, and its jobs go on; the next one waits for both."""
     if runner != "process":
         pytest.importorskip("submitit")
     command = [sys.executable, "-m", "facemix_jax", "sweep", "--workdir", str(tmp_path), *SMALL]

@@ -1,14 +1,15 @@
 """Search: ranges, what is found, and going on after kills and settings that do not fit."""
 
 import dataclasses
+import errno
 import json
 
 import numpy as np
 import pytest
 from sweep_support import BASE, write_results
 
-from facemix_jax import cli, sweep, sweep_runners, sweep_search, sweep_summary
-from facemix_jax._validate import UsageError
+from facemix_jax import cli, runs, sweep, sweep_runners, sweep_search, sweep_summary
+from facemix_jax._validate import FacemixError, UsageError
 from facemix_jax.data import DataConfig
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*Journal.*:Warning")
@@ -183,6 +184,72 @@ def test_another_search_in_the_same_folder_is_refused(tmp_path, other, words):
 def test_an_empty_or_endless_range_is_refused(ends):
     with pytest.raises(UsageError, match="no range"):
         sweep_search.parse_space([f"train.learning_rate={ends}"])
+
+
+def test_what_is_no_number_has_no_range():
+    with pytest.raises(UsageError, match=r"no range.*as a list: field=True,False"):
+        sweep_search.parse_space(["train.flip=False:True"])
+    assert sweep_search.parse_space(["train.flip=False,True"]) == {"train.flip": [False, True]}
+
+
+def test_a_second_search_in_a_folder_is_refused_while_one_runs(tmp_path):
+    pytest.importorskip("optuna")
+    refused = []
+
+    def second():
+        with pytest.raises(UsageError, match="Another search runs in"):
+            searched(tmp_path, lambda c: 0.5, trials=4)
+        refused.append(True)
+        return 0.5
+
+    trials, done = searched(tmp_path, lambda c: second(), trials=2)
+    assert (len(trials), len(done)) == (2, 1)
+    assert refused
+    assert len(searched(tmp_path, lambda c: 0.5, trials=4)[0]) == 4, "the first has let go"
+
+
+def test_a_search_runs_on_a_file_system_without_locks(tmp_path, monkeypatch):
+    pytest.importorskip("optuna")
+
+    def refuse(file, operation):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(sweep_search.fcntl, "flock", refuse)
+    assert len(searched(tmp_path, lambda c: 0.5, trials=2)[0]) == 2
+
+
+def test_a_damaged_journal_is_named_and_left_as_it_is(tmp_path):
+    pytest.importorskip("optuna")
+    searched(tmp_path, lambda c: 0.5, trials=2)
+    journal = tmp_path / "optuna.log"
+    whole = journal.read_bytes()
+    lines = whole.splitlines(keepends=True)
+    for cut in (whole[:-20], whole[:-1]):
+        journal.write_bytes(cut)
+        for _ in range(2):
+            with pytest.raises(
+                FacemixError, match=rf"optuna.log is .* its last line, {len(lines)}"
+            ):
+                searched(tmp_path, lambda c: 0.5, trials=4)
+        assert journal.read_bytes() == cut
+    journal.write_bytes(b"".join(lines[:-1]))
+    assert len(searched(tmp_path, lambda c: 0.5, trials=4)[0]) == 4, "as the message says"
+    journal.write_bytes(lines[0] + b"\0\n" + lines[2])
+    with pytest.raises(FacemixError, match=r"optuna.log is damaged in line 2 of 3.*Restore"):
+        searched(tmp_path, lambda c: 0.5, trials=4)
+
+
+def test_a_search_goes_on_with_other_intervals(tmp_path, monkeypatch):
+    """Those stand in studies from before that was so."""
+    pytest.importorskip("optuna")
+    with monkeypatch.context() as before:
+        before.setattr(runs, "essential", runs.portable)
+        trials, _ = searched(tmp_path, lambda c: 0.5, trials=2)
+    often = dataclasses.replace(BASE.train, log_every=7, checkpoint_every=9)
+    for base in (BASE, dataclasses.replace(BASE, train=often)):
+        again, done = searched(tmp_path, lambda c: 0.5, trials=2, base=base)
+        assert [t.workdir for t in again] == [t.workdir for t in trials]
+        assert done == []
 
 
 @pytest.mark.parametrize("other", ["0.1:0.2", "0.1,0.2"])

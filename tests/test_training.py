@@ -7,6 +7,7 @@ import pytest
 
 from facemix_jax import defenses, gaussian_codes, mixing, models, training
 from facemix_jax._validate import UsageError
+from facemix_jax.data import normalize
 from facemix_jax.models import resnet18
 from facemix_jax.training import TrainConfig
 
@@ -53,6 +54,39 @@ def test_steps_repeat_exactly_and_differ_from_step_to_step(model, tiny_source):
     first = losses(0)
     assert first == losses(0)
     assert first != losses(1)
+
+
+def test_half_of_the_images_are_mirrored_left_to_right(model, tiny_source, monkeypatch):
+    class SeenError(Exception):
+        pass
+
+    def look(model, defense, variables, rng_key, images, **_):
+        raise SeenError(np.asarray(images))
+
+    def mirrored(*, step=0, seed=0, flip=True):
+        """Which images the network is given mirrored; the others must be as they are."""
+        config = dataclasses.replace(CONFIG, flip=flip)
+        state = training.init_state(model, dataclasses.replace(config, seed=seed), 10)
+        state = dataclasses.replace(state, step=state.step + step)
+        with pytest.raises(SeenError) as caught:
+            training.make_step(model, FACEMIX, config, 10)(
+                state, images, attributes, training.Scalars.of(config)
+            )
+        (found,) = caught.value.args
+        asis = (found == plain).all((1, 2, 3))
+        turned = (found == plain[:, :, ::-1]).all((1, 2, 3))
+        assert (asis ^ turned).all()
+        return turned
+
+    images, attributes = batch_of(tiny_source, size=192)
+    plain = np.asarray(normalize(images))
+    monkeypatch.setattr(training, "forward", look)
+    first = mirrored()
+    assert 0.35 < first.mean() < 0.65
+    np.testing.assert_array_equal(first, mirrored())
+    assert (first != mirrored(step=1)).any()
+    assert (first != mirrored(seed=1)).any()
+    assert not mirrored(flip=False).any()
 
 
 def test_fresh_matrices_every_step(model, tiny_source):

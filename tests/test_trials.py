@@ -8,12 +8,13 @@ import threading
 import jax
 import numpy as np
 import pytest
-from sweep_support import BASE, SMALL, result_of
+from sweep_support import BASE, SMALL, result_of, write_results
 from tiny_source import TinySource
 
 from facemix_jax import cli, data, fitting, runs, sweep, trials
 from facemix_jax._validate import DataError, FacemixError
 from facemix_jax.defenses import DefenseConfig
+from facemix_jax.sharding import MeshConfig
 
 
 def group_of_two(folder, **defense):
@@ -129,3 +130,23 @@ def test_trials_run_on_a_file_system_without_locks(tmp_path, monkeypatch):
     monkeypatch.setattr(trials, "_run", lambda waiting, *rest: seen.extend(waiting))
     trials.run([tmp_path])
     assert seen == [tmp_path]
+
+
+def test_devices_are_dealt_automatically_where_some_runs_are_done(tmp_path, monkeypatch):
+    """Two sets of devices for two runs; after a kill one of them is left."""
+    seen = []
+
+    def fit(configs, workdirs, **options):
+        seen.append([config.mesh.seed_devices for config in configs])
+        return [None] * len(configs)
+
+    monkeypatch.setattr(data, "load_source", lambda config: TinySource())
+    monkeypatch.setattr(fitting, "fit_together", fit)
+    base = dataclasses.replace(BASE, mesh=MeshConfig(seed_devices=2))
+    members = sweep.expand(base, {}, 2, tmp_path)
+    sweep.claim(members)
+    workdirs = [each.workdir for each in members]
+    trials.run(workdirs)
+    write_results([workdirs[:1]], lambda config: 0.5)
+    trials.run(workdirs)
+    assert seen == [[2, 2], [0]]

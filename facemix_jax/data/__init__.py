@@ -1,5 +1,7 @@
 """Data sets behind one ``Source`` protocol, and batches of them."""
 
+import functools
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -57,6 +59,8 @@ def open_files(config: DataConfig) -> FileSet:
 def load_source(config: DataConfig) -> Source:
     """The data set that ``config`` names, ready for random access.
 
+    What should be known of its labels is said on standard error, once in a process.
+
     Raises:
         DataError: files are missing, damaged or disagree, or the cache cannot be written.
         UsageError: more examples are asked for than there are, or a folder is in that of an
@@ -68,11 +72,19 @@ def load_source(config: DataConfig) -> Source:
             train_examples=config.train_examples,
             test_examples=config.test_examples,
         )
+    files = open_files(config)
+    for remark in files.remarks:
+        _note(f"{config.data_dir}: {remark}")
     return decoded(
-        taken(open_files(config), config.train_examples, config.test_examples),
+        taken(files, config.train_examples, config.test_examples),
         config.image_size,
         cache_dirs=cache.places(_folder(config), config.cache_dir),
     )
+
+
+@functools.cache
+def _note(text: str) -> None:
+    print(f"note: {text}", file=sys.stderr)
 
 
 def _folder(config: DataConfig) -> Path:

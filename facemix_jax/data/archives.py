@@ -1,5 +1,6 @@
 """Encoded images in a zip file or a folder, by name."""
 
+import contextlib
 import dataclasses
 import hashlib
 import lzma
@@ -12,6 +13,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from facemix_jax._validate import DataError
+
+_UTF8 = 0x800
+"""Flag of a zip file's member; ``zipfile`` reads names without it as code page 437."""
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
 # What ``zipfile`` raises for damaged, encrypted or unsupported archives.
@@ -75,10 +79,11 @@ def _open_zip(path: Path, folders: bool, remedy: str) -> EncodedImages:
         ) from error
     members: dict[str, zipfile.ZipInfo] = {}
     for info in archive.infolist():
-        if not _is_image(info.filename) or info.filename.startswith("__MACOSX/"):
+        name = _name(info)
+        if not _is_image(name) or name.startswith("__MACOSX/"):
             continue
         # Names are only looked up and nothing is extracted, so a path cannot lead anywhere.
-        name = info.filename if folders else info.filename.rsplit("/", 1)[-1]
+        name = name if folders else name.rsplit("/", 1)[-1]
         if name in members:
             raise DataError(f"{path} holds {name} more than once. {remedy}")
         members[name] = info
@@ -99,6 +104,14 @@ def _open_zip(path: Path, folders: bool, remedy: str) -> EncodedImages:
         stamps={name: f"{info.file_size} {info.CRC:08x}" for name, info in members.items()},
         read=read,
     )
+
+
+def _name(info: zipfile.ZipInfo) -> str:
+    """A member's name; UTF-8, too, where it is not marked so, as by zip on Linux and macOS."""
+    if not info.flag_bits & _UTF8:
+        with contextlib.suppress(UnicodeError):
+            return info.filename.encode("cp437").decode()
+    return info.filename
 
 
 def _open_folder(path: Path, folders: bool) -> EncodedImages:

@@ -221,7 +221,9 @@ def _write_all(
     )
     synced = 0
     try:
-        with progress(f"Decoding {shape[0]:,} images (once)", shape[0]) as advance:
+        size = f"{np.prod(shape) / 1e6:,.0f} MB in {Path(file.name).parent}"
+        note = f"Decoding {shape[0]:,} images (once): {size}"
+        with progress("Decoding", shape[0], note=note) as advance:
             while pending:
                 block = pending.popleft().result()
                 for first in itertools.islice(chunks, 1):
@@ -245,15 +247,20 @@ def _cores() -> int:
 
 
 @contextlib.contextmanager
-def progress(label: str, total: int, *, show: bool = True) -> Iterator[Callable[[int], None]]:
-    """A progress bar on standard error; small jobs show none."""
+def progress(
+    label: str, total: int, *, show: bool = True, note: str | None = None
+) -> Iterator[Callable[[int], None]]:
+    """A progress bar on standard error, below a ``note`` if there is one; small jobs show none."""
     if not show or total < _QUIET_BELOW:
         yield lambda _: None
         return
     import rich.console
     import rich.progress
 
-    with rich.progress.Progress(console=rich.console.Console(stderr=True)) as bar:
+    console = rich.console.Console(stderr=True)
+    if note is not None:
+        console.print(note, highlight=False, markup=False, soft_wrap=True)  # paths stay whole
+    with rich.progress.Progress(console=console) as bar:
         task = bar.add_task(label, total=total)
         yield lambda count: bar.advance(task, count)
 

@@ -42,8 +42,8 @@ class Report:
         dataset: its name.
         images: how many were decoded, damaged ones included.
         problems: what must be mended; empty for a whole data set.
-        remarks: one sentence each about what is odd, but may be so: identical images, people in
-            two splits, constant attributes, caches without a checksum.
+        remarks: one sentence each about what is odd, but may be so: no column of people,
+            identical images, people in two splits, constant attributes, caches without a checksum.
         confirmed: one sentence each about what was looked at and found good.
     """
 
@@ -62,6 +62,9 @@ class _Read(NamedTuple):
 
 def check(config: DataConfig) -> Report:
     """Reads and decodes every image, and compares checksums; changes nothing on disk.
+
+    Images that cannot be decoded are found: cut short, or none at all. Bytes changed within a
+    JPEG mostly decode, to other pixels; only checksums find them: a zip file's, a prepared set's.
 
     Args:
         config: the data set; images are decoded at its ``image_size``. Decoded caches of every
@@ -87,7 +90,7 @@ def check(config: DataConfig) -> Report:
         if read.fault is not None
     ]
     confirmed = ["The label files agree with each other and with the names of the images."]
-    remarks = [*_duplicates(files, reads), *_shared(files), *_constant(files)]
+    remarks = [*files.remarks, *_duplicates(files, reads), *_shared(files), *_constant(files)]
     if not found:
         confirmed.append(f"All {len(reads):,} images can be decoded.")
     if config.dataset == "prepared":

@@ -25,6 +25,8 @@ _TURNS = {
 def rgb(data: bytes, image_size: ImageSize, *, name: str) -> HostArray:
     """Decodes an 8-bit image to upright RGB and resizes it, antialiased, where its size differs.
 
+    What is transparent becomes white. Bytes changed within a JPEG mostly decode, to other pixels.
+
     Args:
         data: the encoded file.
         image_size: height, width of the result.
@@ -34,12 +36,28 @@ def rgb(data: bytes, image_size: ImageSize, *, name: str) -> HostArray:
         uint8 ``[H, W, 3]``.
 
     Raises:
-        DataError: truncated, damaged, not an image, too large, or more than 8 bits a channel.
+        DataError: it cannot be decoded (cut short, not an image), is too large, or has more than
+            8 bits a channel.
     """
     # Imported here, as ``import facemix_jax`` should not wait for it.
     from PIL import Image
 
     height, width = image_size
+    picture = _picture(data, name)
+    if picture.size != (width, height):
+        picture = picture.resize((width, height), Image.Resampling.BICUBIC)
+    return np.asarray(picture)
+
+
+def check(data: bytes, *, name: str) -> None:
+    """Raises ``DataError`` where ``rgb`` would, at the image's own size."""
+    _picture(data, name)
+
+
+def _picture(data: bytes, name: str) -> Any:
+    """An upright RGB picture of the image's own size."""
+    from PIL import Image
+
     try:
         # Pillow would also take formats that start other programs, such as EPS.
         with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image:
@@ -53,7 +71,7 @@ def rgb(data: bytes, image_size: ImageSize, *, name: str) -> HostArray:
                 )
             # ``load`` reads all of it: a truncated file fails here and not later.
             image.load()
-            picture = image.convert("RGB")
+            picture = _opaque(image)
             turn = _TURNS.get(_orientation(image))
             if turn is not None:
                 picture = picture.transpose(Image.Transpose[turn])
@@ -69,9 +87,19 @@ def rgb(data: bytes, image_size: ImageSize, *, name: str) -> HostArray:
             f"Image {name} ({len(data):,} bytes) cannot be decoded: {reason}. "
             "It is truncated, damaged or not an image; fetch it again."
         ) from error
-    if picture.size != (width, height):
-        picture = picture.resize((width, height), Image.Resampling.BICUBIC)
-    return np.asarray(picture)
+    return picture
+
+
+def _opaque(image: Any) -> Any:
+    """RGB on white: below what is transparent, files keep any colours, which nobody sees."""
+    from PIL import Image
+
+    if image.has_transparency_data:
+        layer = image.convert("RGBA")
+        if layer.getextrema()[3][0] < 255:
+            white = Image.new("RGBA", layer.size, "white")
+            return Image.alpha_composite(white, layer).convert("RGB")
+    return image.convert("RGB")
 
 
 def _orientation(image: Any) -> Any:

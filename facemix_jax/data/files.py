@@ -25,6 +25,7 @@ class FileSet:
         attributes: int8 ``[N, K]``, 0 or 1.
         identities: int32 ``[N]``; equal numbers are the same person.
         splits: int64 indices under ``train``, ``valid`` and ``test``; they do not overlap.
+        remarks: what a user should know of how the labels were taken.
     """
 
     name: str
@@ -34,6 +35,7 @@ class FileSet:
     attributes: HostArray
     identities: HostArray
     splits: Mapping[str, HostArray]
+    remarks: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Raises ``DataError`` where an image is too large to be read."""
@@ -68,14 +70,15 @@ class FileSource:
         return np.asarray(self.pixels[indices])
 
 
-_ALL_UPRIGHT = ("celeba", "lfwa")
-"""Data sets of which no picture is to be turned, so that what older versions decoded is right."""
+_ALL_PLAIN = ("celeba", "lfwa")
+"""Data sets of which no picture is to be turned or is transparent, so that what older versions
+decoded is right."""
 
 
 def pixel_mark(files: FileSet) -> str:
     """Changes with any image, their order, and with how images are decoded."""
     mark = fingerprint(files.file_names, files.images)
-    return mark if files.name in _ALL_UPRIGHT else f"{mark}-upright"
+    return mark if files.name in _ALL_PLAIN else f"{mark}-upright-white"
 
 
 def cache_prefix(files: FileSet) -> str:

@@ -173,6 +173,7 @@ def _labelled(table: Table, found: Roles, images: archives.EncodedImages, name: 
         attributes=attributes,
         identities=identities,
         splits=splits,
+        remarks=(tables.NO_PEOPLE,) if found.identity is None else (),
     )
 
 

@@ -9,6 +9,7 @@ import logging
 import os
 import shutil
 import sys
+import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -21,7 +22,7 @@ import numpy as np
 from facemix_jax._files import NO_SPACE, sha256, write_atomically
 from facemix_jax._types import HostArray, ImageSize
 from facemix_jax._validate import DataError, UsageError
-from facemix_jax.data import cache, open_files, prepared
+from facemix_jax.data import cache, decode, open_files, prepared
 from facemix_jax.data.archives import EncodedImages
 from facemix_jax.data.config import DataConfig
 from facemix_jax.data.files import FileSet, pixel_mark
@@ -45,15 +46,16 @@ def prepare(
     Args:
         config: which files; sizes and example counts in it play no role.
         output: folder for data sets; made if need be.
-        store_size: height, width to store; None keeps the original files byte by byte.
+        store_size: height, width to store; None keeps the original files byte by byte, each
+            decoded once to see that it can be.
         show_progress: whether to show bars and notes on standard error.
 
     Returns:
         The folder of the finished data set, ``output/<dataset>/<size>/<version>``.
 
     Raises:
-        DataError: the input is damaged, the disk is full or cannot be written, or ``output``
-            holds this data set made from other files.
+        DataError: an image cannot be decoded or labels are damaged, the disk is full or cannot be
+            written, or ``output`` holds this data set made from other files.
         UsageError: the data set is not one of files, or is prepared already.
     """
     if config.dataset in ("synthetic", "prepared"):
@@ -79,12 +81,17 @@ def prepare(
     if show_progress and len(names) < len(files.file_names):
         left_out = len(files.file_names) - len(names)
         print(f"{left_out:,} images belong to no split and are left out.", file=sys.stderr)
+    if show_progress:
+        for remark in files.remarks:
+            print(f"note: {remark}", file=sys.stderr)
     with _disk_errors(output):
         work.mkdir(parents=True, exist_ok=True)
-        with _lock(work), _tidied(work) as scratch:
+        with _lock(work) as alone, _tidied(work, alone=alone) as scratch:
             _check_room(files, names, store_size, output, work)
-            stored = files.images
-            if store_size is not None:
+            if store_size is None:
+                _check_images(files, names, show_progress)
+                stored = files.images
+            else:
                 stored = _resized(files, names, store_size, work, show_progress)
             with _quiet():
                 builder = builder_class(
@@ -180,6 +187,21 @@ def _check_room(
             f"{output} has only {free / 1e6:,.1f} MB free. Free some space, choose another output "
             "folder, or store a smaller size."
         )
+
+
+def _check_images(files: FileSet, names: tuple[str, ...], show_progress: bool) -> None:
+    """Raises ``DataError`` where an image cannot be decoded: checksums would call it good."""
+
+    def work(name: str) -> None:
+        decode.check(files.images.read(name), name=files.images.where(name))
+
+    executor = ThreadPoolExecutor(os.cpu_count())
+    try:
+        with cache.progress("Checking images", len(names), show=show_progress) as advance:
+            for _ in executor.map(work, names):
+                advance(1)
+    finally:
+        executor.shutdown(cancel_futures=True)
 
 
 def _resized(
@@ -289,8 +311,13 @@ def _write_checksums(folder: Path, mark: str) -> None:
 
 
 @contextlib.contextmanager
-def _lock(work: Path) -> Iterator[None]:
-    """Keeps a second run out; the system lets go of the lock when a run is killed."""
+def _lock(work: Path) -> Iterator[bool]:
+    """Keeps a second run out; the system lets go of the lock when a run is killed.
+
+    Yields:
+        Whether nobody else prepares these files. Without locks, as on some network disks, that is
+        unknown, and each run writes shards in a folder of its own.
+    """
     with (work / "lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -299,20 +326,25 @@ def _lock(work: Path) -> Iterator[None]:
                 f"Another run is preparing these files in {work}. Wait for it, or choose another "
                 "output folder."
             ) from error
-        yield
+        except OSError:
+            alone = False
+        else:
+            alone = True
+        yield alone
 
 
 @contextlib.contextmanager
-def _tidied(work: Path) -> Iterator[Path]:
+def _tidied(work: Path, *, alone: bool) -> Iterator[Path]:
     """A folder for TFDS in ``work``; of a failed run only the resized images remain."""
-    scratch = work / "tfds"
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir()
+    if alone:
+        for left in work.glob("tfds-*"):
+            shutil.rmtree(left, ignore_errors=True)
+    scratch = Path(tempfile.mkdtemp(prefix="tfds-", dir=work))
     try:
         yield scratch
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-        if not any(work.glob("*.zip")):
+        if alone and not any(work.glob("*.zip")):
             shutil.rmtree(work, ignore_errors=True)
 
 

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import io
+import re
 import shlex
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
@@ -18,8 +19,11 @@ from facemix_jax.data.labels import read_text, show
 from facemix_jax.data.source import SPLITS
 
 ROLES = ("file", "identity", "split", "attributes", "ignore")
-_FILE = ("file", "filename", "image", "image_id", "path", "name")
-_IDENTITY = ("identity", "person", "subject", "identity_id", "id")
+NO_PEOPLE = "no column of people: every image counts as its own person"
+# Headers as ``_plain`` leaves them.
+_FILE = ("file", "filename", "image", "imageid", "path", "name")
+_PEOPLE = ("identity", "person", "subject", "celeb")
+_IDENTITY = (*_PEOPLE, *(f"{p}{end}" for end in ("id", "name") for p in _PEOPLE), "id")
 _SPLIT = ("split", "partition", "set", "subset")
 # No and yes, in the ways that tables write them; the last is how pandas writes integers when
 # some are missing.
@@ -72,10 +76,17 @@ def read_table(path: Path) -> Table:
     """Reads a comma-separated file with a header; a BOM and any line ending are fine.
 
     Raises:
-        DataError: not text, a broken quote, a row with too few or too many columns, no rows, or
-            two columns of one name.
+        DataError: not text, separated by something else, a broken quote, a row with too few or
+            too many columns, no rows, or two columns of one name.
     """
     text = read_text(path, remedy="Save the labels as comma-separated text in UTF-8.")
+    first = text.strip().partition("\n")[0]
+    for mark, name in ((";", "semicolons"), ("\t", "tabs")):
+        if mark in first and "," not in first:
+            raise DataError(
+                f"{path}: its header is a single column that holds {name}, but the file must be "
+                "comma-separated. Save it as CSV with commas between the columns."
+            )
     reader = csv.reader(io.StringIO(text), strict=True)
     lines, rows = [], []
     try:
@@ -119,8 +130,8 @@ def find_roles(table: Table, overrides: str | None = None) -> Roles:
 
     Raises:
         UsageError: ``overrides`` names an unknown role or column, or a column twice.
-        DataError: no column holds image names or attributes, or one that holds attributes has
-            a few stray or missing values.
+        DataError: no column holds image names or attributes, one that holds attributes has a
+            few stray or missing values, or one looks like a split under a header that is none.
     """
     asked = _parse(table, overrides)
     taken = [name for names in asked.values() for name in names]
@@ -129,14 +140,14 @@ def find_roles(table: Table, overrides: str | None = None) -> Roles:
     def choose(role: str, names: Iterable[str], fits: Mapping[str, bool]) -> str | None:
         if role in asked:
             return asked[role][0]
-        lower = {name.lower(): name for name in reversed(free)}
-        choice = next((lower[n] for n in names if n in lower and fits[lower[n]]), None)
+        fitting = (name for n in names for name in free if _plain(name) == n and fits[name])
+        choice = next(fitting, None)
         if choice is not None:
             free.remove(choice)
         return choice
 
     images = {n: _mostly(v, lambda x: x.lower().endswith(SUFFIXES)) for n, v in _items(table)}
-    file = choose("file", (*_FILE, *(name.lower() for name in free)), images)
+    file = choose("file", (*_FILE, *map(_plain, free)), images)
     if file is None:
         raise DataError(
             f"No column of {table.path} holds names of images ({', '.join(SUFFIXES)}); there is "
@@ -149,6 +160,8 @@ def find_roles(table: Table, overrides: str | None = None) -> Roles:
     splits = {n: _mostly(v, lambda x: x.lower() in _SPLIT_WORDS) for n, v in _items(table)}
     # Words that are no splits are refused later: dealing people anew would train on test images.
     split = choose("split", _SPLIT, splits) or choose("split", _SPLIT, filled)
+    if split is None:
+        _refuse_hidden_split(table, free)
     ignored = dict.fromkeys(asked.get("ignore", ()), "as asked")
     if "attributes" in asked:
         attributes = asked["attributes"]
@@ -231,6 +244,27 @@ def _parse(table: Table, overrides: str | None) -> dict[str, list[str]]:
             seen.add(name)
         asked[role] = names
     return asked
+
+
+def _plain(header: str) -> str:
+    """A header without case, spaces, hyphens and underscores: ``Person ID`` is ``personid``."""
+    return re.sub(r"[\s_-]", "", header.lower())
+
+
+def _refuse_hidden_split(table: Table, free: Iterable[str]) -> None:
+    """Raises ``DataError`` for a column of words such as train and test.
+
+    People dealt out without it would train on the table's own test images. Numbers are left
+    alone: 0, 1 and 2 may count anything.
+    """
+    for name in free:
+        words = sorted(_counts(table, name))
+        if len(words) > 1 and all(w.isalpha() and w in _SPLIT_WORDS for w in words):
+            raise DataError(
+                f"{table.path}: column {name} looks like a split ({', '.join(words)}), but its "
+                f"header does not say so. Use columns={shlex.quote(f'split={name}')!r} or "
+                f"{shlex.quote(f'ignore={name}')!r}."
+            )
 
 
 def _items(table: Table) -> Iterable[tuple[str, list[str]]]:

@@ -11,8 +11,6 @@ import stat
 from collections import Counter
 from pathlib import Path
 
-import grpc
-
 from facemix_jax._validate import DataError, FacemixError, UsageError
 
 _HASH = "sha256:"
@@ -96,28 +94,6 @@ def check_authority(path: Path, what: str) -> None:
         ) from None
 
 
-def server_credentials(
-    certificate: Path, key: Path, client_ca: Path | None
-) -> grpc.ServerCredentials:
-    """TLS, or mutual TLS where ``client_ca`` is given.
-
-    Raises:
-        UsageError: a file cannot be read or holds no certificate, or the key is another's.
-    """
-    parts = {}
-    for what, path in (("tls_cert", certificate), ("tls_key", key), ("client_ca", client_ca)):
-        if path is not None:
-            parts[what] = read_pem(path, what)
-    check_pair(tls_cert=certificate, tls_key=key)
-    if client_ca is not None:
-        check_authority(client_ca, "client_ca")
-    return grpc.ssl_server_credentials(
-        [(parts["tls_key"], parts["tls_cert"])],
-        root_certificates=parts.get("client_ca"),
-        require_client_auth=client_ca is not None,
-    )
-
-
 @dataclasses.dataclass(frozen=True)
 class _Token:
     name: str
@@ -133,12 +109,19 @@ class Tokens:
     comment; within a token it is part of it. A file with tokens themselves must not be readable
     by others.
 
+    Args:
+        path: the file.
+        may_be_empty: take a file without a token, which lets nobody in.
+
+    Attributes:
+        count: how many there are.
+
     Raises:
         UsageError: the file cannot be read.
         DataError: a line is wrong; its number is named, never its secret.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, may_be_empty: bool = False) -> None:
         lines = read(path, "tokens").decode("utf-8", "replace").splitlines()
         stripped = [re.split(r"(?:^|\s)#", line, maxsplit=1)[0].split() for line in lines]
         self._tokens = [
@@ -146,7 +129,8 @@ class Tokens:
             for number, words in enumerate(stripped, 1)
             if words
         ]
-        if not self._tokens:
+        self.count = len(self._tokens)
+        if not self.count and not may_be_empty:
             raise DataError(f"{path} holds no token, so that nobody could call. Add a line.")
         plain = any(words and not _is_hash(words[1]) for words in stripped)
         if plain and path.stat().st_mode & stat.S_IROTH:
@@ -192,6 +176,10 @@ def _token(words: list[str], where: str) -> _Token:
     if not 2 <= len(words) <= 3:
         raise DataError(f"{where} has {len(words)} words. Write: NAME SECRET [EXPIRES].")
     name, secret = words[:2]
+    if _is_hash(name):  # else what is meant for a name would be the token
+        raise DataError(f"{where} starts with a hash. Write the name first: NAME SECRET [EXPIRES].")
+    if len(words) == 2 and (expires := _time(secret)) is not None and expires.tzinfo is not None:
+        raise DataError(f"{where} holds a name and an expiry. Write: NAME SECRET [EXPIRES].")
     try:
         digest = (
             bytes.fromhex(secret[len(_HASH) :])
@@ -202,16 +190,21 @@ def _token(words: list[str], where: str) -> _Token:
         digest = b""
     if len(digest) != hashlib.sha256().digest_size:
         raise DataError(f"{where}: {_HASH} must be followed by 64 hexadecimal digits. Correct it.")
-    try:
-        expires = datetime.datetime.fromisoformat(words[2]) if len(words) == 3 else None
-    except ValueError:
-        expires = datetime.datetime.min
-    if expires is not None and expires.tzinfo is None:
+    expires = _time(words[2]) if len(words) == 3 else None
+    if len(words) == 3 and (expires is None or expires.tzinfo is None):
         raise DataError(
             f"{where}: the expiry must be an ISO 8601 time with a zone. Write for example "
             f"2030-01-31T00:00:00+00:00."
         )
     return _Token(name, digest, expires)
+
+
+def _time(word: str) -> datetime.datetime | None:
+    """An ISO 8601 time; None where a word is none."""
+    try:
+        return datetime.datetime.fromisoformat(word)
+    except ValueError:
+        return None
 
 
 class Shares:

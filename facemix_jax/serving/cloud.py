@@ -15,8 +15,7 @@ import math
 import signal
 import sys
 import traceback
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import grpc
@@ -30,6 +29,8 @@ from facemix_jax._files import explain
 from facemix_jax._validate import FacemixError, UsageError
 from facemix_jax.serving import access, loading, wire
 from facemix_jax.serving.batching import Batcher, Runner
+from facemix_jax.serving.certificates import Certificates
+from facemix_jax.serving.changes import Changes
 from facemix_jax.serving.cloud_config import CloudConfig
 from facemix_jax.serving.health import Health
 from facemix_jax.serving.loading import Served
@@ -43,7 +44,7 @@ CLIENT_CALLS = 64
 """Calls that one client may have open."""
 
 POLL_SECONDS = 5.0
-"""Between looks for a newer checkpoint."""
+"""Between looks for a newer checkpoint, other tokens and another certificate."""
 
 DRAIN_SECONDS = 30.0
 """What calls get to finish in after SIGTERM."""
@@ -62,6 +63,7 @@ class Cloud:
         port: where it listens.
         service: its calls; ``service.served`` is the model.
         metrics: its counters.
+        hurry: whether ``stop`` no longer waits for open calls; may be set while it does.
     """
 
     def __init__(self, config: CloudConfig, *, receive_seconds: float = 30.0) -> None:
@@ -78,12 +80,14 @@ class Cloud:
         self.port = 0
         self.metrics = Metrics()
         self._receive_seconds = receive_seconds
-        self._credentials = (
-            access.server_credentials(config.tls_cert, config.tls_key, config.client_ca)
+        self.hurry = False
+        self._certificate_files = Changes(config.tls_cert, config.tls_key, config.client_ca)
+        self._certificates = (
+            Certificates(config.tls_cert, config.tls_key, config.client_ca)
             if config.tls_cert is not None and config.tls_key is not None
             else None
         )
-        self._tokens_seen = _seen(config.tokens)  # before they are read, lest a change be missed
+        self._token_files = Changes(config.tokens)
         self._tokens = None if config.tokens is None else access.Tokens(config.tokens)
         self._refused: int | None = None
         self._served = loading.load(config.workdir, model_devices=config.model_devices)
@@ -152,8 +156,8 @@ class Cloud:
         try:
             self.port = (
                 self._server.add_insecure_port(address)
-                if self._credentials is None
-                else self._server.add_secure_port(address, self._credentials)
+                if self._certificates is None
+                else self._server.add_secure_port(address, self._certificates.credentials)
             )
             self._metrics_server = None
             if config.metrics_port is not None:
@@ -180,7 +184,7 @@ class Cloud:
         self.service.closing = True
         loop = asyncio.get_running_loop()
         give_up = loop.time() + grace
-        while self.service.open_calls and loop.time() < give_up:
+        while self.service.open_calls and not self.hurry and loop.time() < give_up:
             await asyncio.sleep(0.02)
         # gRPC's own stop cancels calls that have arrived and were not handed over yet; in this
         # moment they still are, and are told to go elsewhere.
@@ -194,17 +198,22 @@ class Cloud:
             thread.join()
 
     async def reload(self, *, force: bool = False) -> bool:
-        """Takes over tokens that changed and a newer checkpoint; requests in hand keep theirs.
+        """Takes over tokens and certificates that changed and a newer checkpoint.
+
+        Requests in hand keep theirs, and open connections their certificate.
 
         Args:
-            force: read both again whether or not they are new, and a checkpoint that was refused.
+            force: read all again whether or not they are new, and a checkpoint that was refused.
 
         Returns:
             Whether another model is served now. What cannot be used is logged and left alone, so
-            that the tokens known so far stay; nothing is raised, so that whoever calls this in
-            turns goes on.
+            that the tokens and certificates known so far stay; nothing is raised, so that whoever
+            calls this in turns goes on.
         """
-        self._reload_tokens(force)
+        if self._token_files.found(force=force):
+            self._read_again(self._read_tokens, "The tokens known so far stay valid.")
+        if self._certificate_files.found(force=force):
+            self._read_again(self._read_certificates, "The certificate known so far stays.")
         old = self.service.served
         try:
             step = checkpoint.newest(self.config.workdir / "checkpoints")
@@ -232,27 +241,45 @@ class Cloud:
         log("reloaded", model=new.model_id, step=new.step)
         return new.model_id != old.model_id
 
-    def _reload_tokens(self, force: bool) -> None:
-        path = self.config.tokens
-        seen = _seen(path)
-        if path is None or (seen == self._tokens_seen and not force):
-            return
-        self._tokens_seen = seen  # a wrong file is told of once
-        try:
-            self.service.tokens = access.Tokens(path)
-        except Exception as error:  # never without tokens, which would let everyone in
-            self._reload_failed(error)
-        else:
-            log("tokens read")
+    def warn_of_certificate(self) -> None:
+        """Logs what an operator should know of the certificate's times, if anything."""
+        if self._certificates is not None and (words := self._certificates.warning()) is not None:
+            log("certificate", level=logging.WARNING, reason=words)
 
-    def _reload_failed(self, error: Exception) -> None:
+    def _read_again(self, read: Callable[[], None], otherwise: str) -> None:
+        try:
+            read()
+        except Exception as error:  # never without tokens, which would let everyone in
+            self._reload_failed(error, otherwise)
+
+    def _read_tokens(self) -> None:
+        path = self.config.tokens
+        assert path is not None  # as it has changed
+        # Without its last token, too: whoever takes that out of the file wants it to be refused.
+        self.service.tokens = tokens = access.Tokens(path, may_be_empty=True)
+        if tokens.count:
+            log("tokens read")
+        else:
+            words = f"{path} holds no token any more, so that nobody can call."
+            log("tokens read", level=logging.WARNING, reason=words)
+
+    def _read_certificates(self) -> None:
+        assert self._certificates is not None  # as their files have changed
+        self._certificates.read()
+        log("certificate read")
+        self.warn_of_certificate()
+
+    def _reload_failed(self, error: Exception, otherwise: str = "") -> None:
         expected = isinstance(error, FacemixError | OSError)
         self.metrics.reload("failed")
-        log("reload failed", level=logging.ERROR, trace=not expected, reason=str(error))
+        reason = f"{error} {otherwise}".rstrip()
+        log("reload failed", level=logging.ERROR, trace=not expected, reason=reason)
 
 
 async def serve(config: CloudConfig) -> None:
-    """Serves until SIGTERM or SIGINT, then drains; SIGHUP reads checkpoint and tokens again.
+    """Serves until SIGTERM or SIGINT, then drains until a second one at most.
+
+    SIGHUP reads checkpoint, tokens and certificates again.
 
     Raises:
         FacemixError: it cannot start.
@@ -260,9 +287,14 @@ async def serve(config: CloudConfig) -> None:
     cloud = Cloud(config)
     loop = asyncio.get_running_loop()
     stopping, hangup = asyncio.Event(), asyncio.Event()
-    handled = {signal.SIGTERM: stopping, signal.SIGINT: stopping, signal.SIGHUP: hangup}
-    for number, event in handled.items():
-        loop.add_signal_handler(number, event.set)
+
+    def end() -> None:
+        cloud.hurry = stopping.is_set()
+        stopping.set()
+
+    handled = {signal.SIGTERM: end, signal.SIGINT: end, signal.SIGHUP: hangup.set}
+    for number, handle in handled.items():
+        loop.add_signal_handler(number, handle)
     await cloud.start()
     log(
         "serving",
@@ -273,6 +305,7 @@ async def serve(config: CloudConfig) -> None:
     )
     if config.tls_cert is None and config.tokens is not None and config.insecure:
         log("tokens travel in plain text", level=logging.WARNING)
+    cloud.warn_of_certificate()
 
     async def watch() -> None:
         while True:
@@ -320,15 +353,6 @@ def main(arguments: Sequence[str]) -> int:
         print("This is a fault of facemix, not of your input; please report it.", file=sys.stderr)
         return 1
     return 0
-
-
-def _seen(path: Path | None) -> tuple[int, ...] | None:
-    """What changes with a file; None where there is none."""
-    try:
-        found = path.stat() if path is not None else None
-    except OSError:
-        return None
-    return found and (found.st_mtime_ns, found.st_size, found.st_ino)
 
 
 def _row_bytes(served: Served) -> int:

@@ -26,7 +26,8 @@ class CloudConfig:
     port: int = 50051
     """Port; 0 takes a free one, which is printed."""
     tls_cert: Path | None = None
-    """PEM file of the certificate chain; required unless the host is loopback."""
+    """PEM file of the certificate chain; required unless the host is loopback. It, its key and the
+    authority are read again within seconds of a change."""
     tls_key: Path | None = None
     """PEM file of its key."""
     client_ca: Path | None = None

@@ -12,18 +12,14 @@ import grpc
 import grpc.aio
 from google.protobuf.message import DecodeError
 
-from facemix_jax._validate import FacemixError, UsageError
+from facemix_jax._validate import UsageError
 from facemix_jax.serving import access, wire
 from facemix_jax.serving import wire_pb2 as pb
 from facemix_jax.serving.edge_types import EdgeConfig, Work
+from facemix_jax.serving.refusals import details, explained, is_limit, is_passing
 
 _T = TypeVar("_T")
 
-_AGAIN = (
-    grpc.StatusCode.UNAVAILABLE,
-    grpc.StatusCode.RESOURCE_EXHAUSTED,
-    grpc.StatusCode.DEADLINE_EXCEEDED,
-)
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.05, 2.0
 _PAUSE_S = 2.0
 """For which a cloud that failed is passed over, as long as another one has not failed."""
@@ -33,8 +29,6 @@ _REFUSED_S = 8.0
 """For which it is tried at least: a cloud looks for a newer checkpoint every 5 s and loads it."""
 _KEEPALIVE_MS, _PING_TIMEOUT_MS = 10_000, 5_000
 """Of a call without a sign of life, until the cloud is asked for one, and what that may take."""
-_UNTRUSTED = ("CERTIFICATE_VERIFY_FAILED", "Hostname Verification")
-"""In what gRPC says of a certificate that does not prove whose cloud it is."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -87,14 +81,6 @@ class Connection:
         return self.insecure or (local and not self.ca and not self.certificate)
 
 
-class CloudError(FacemixError):
-    """A call that failed for good."""
-
-
-class LimitError(CloudError):
-    """One that exceeds a limit of the cloud, or is no call of its release."""
-
-
 class Cloud:
     """One address with its open channel; made inside the event loop that uses it.
 
@@ -108,6 +94,7 @@ class Cloud:
         self.address = address
         self.passed_over_until = 0.0
         self.answers = True
+        self.takes_groups = True
         options = [
             ("grpc.max_send_message_length", -1),
             ("grpc.max_receive_message_length", max_reply_bytes),
@@ -190,11 +177,18 @@ class Turns:
         self.clouds = clouds
         self._next = 0
 
+    @property
+    def usable(self) -> list[Cloud]:
+        """Those that take a group in one request; all, where none does."""
+        return [cloud for cloud in self.clouds if cloud.takes_groups] or self.clouds
+
     def take(self) -> Cloud:
         """The next one that is not passed over; where all are, the one that failed first."""
         now = time.monotonic()
         count = len(self.clouds)
+        usable = self.usable
         turn = [self.clouds[(self._next + i) % count] for i in range(count)]
+        turn = [cloud for cloud in turn if cloud in usable]
         chosen = next(
             (cloud for cloud in turn if cloud.passed_over_until <= now),
             min(turn, key=lambda cloud: cloud.passed_over_until),
@@ -214,16 +208,17 @@ async def until_answered(
 
     A cloud that serves another model may be one of several that is older or newer, or not have seen
     the newest checkpoint yet, and one name may lead to several, whose refusals look alike: the call
-    is wrong only after ``_REFUSALS`` and ``_REFUSED_S``, at least one from every cloud. Where no
-    cloud's certificate can be trusted, it ends at once.
+    is wrong only after ``_REFUSALS`` and ``_REFUSED_S``, at least one from every cloud. Clouds that
+    refuse otherwise, or whose certificates cannot be trusted, would do so again: the call ends as
+    soon as every cloud has, and at once where it exceeds a limit.
 
     Args:
         turns: the clouds.
         attempt: calls one.
         config: how long.
         work: counts attempts that failed.
-        say: told once of every cloud that does not answer or serves another model, until it does
-            answer.
+        say: told once of every cloud that does not answer, serves another model or refuses, until
+            it does answer.
 
     Raises:
         CloudError: they refuse, or cannot be reached until time is up.
@@ -233,36 +228,38 @@ async def until_answered(
     start = time.monotonic()
     give_up = start + config.give_up_s
     wait = _FIRST_WAIT_S
-    others, untrusted, refusals = set(), set(), 0
+    others: set[Cloud] = set()  # of another model
+    refused: set[Cloud] = set()
+    refusals = 0
     while True:
         cloud = turns.take()
         try:
             answer = await attempt(cloud)
         except grpc.aio.AioRpcError as error:
-            refuses = error.code() is grpc.StatusCode.FAILED_PRECONDITION
-            if refuses:
+            is_other = error.code() is grpc.StatusCode.FAILED_PRECONDITION
+            if is_other:
                 others.add(cloud)
                 refusals += 1
-                again = (
-                    refusals < _REFUSALS
-                    or len(others) < len(turns.clouds)
-                    or time.monotonic() - start < _REFUSED_S
-                )
-            elif _is_untrusted(error):
-                untrusted.add(cloud)
-                again = len(untrusted) < len(turns.clouds)
-            else:
-                again = error.code() in _AGAIN and not is_too_large(error)
+            elif not is_passing(error):
+                refused.add(cloud)
+            may_change = others - refused and (
+                refusals < _REFUSALS or time.monotonic() - start < _REFUSED_S
+            )
+            left_to_ask = set(turns.usable) - others - refused
+            again = not is_limit(error) and (is_passing(error) or may_change or left_to_ask)
             pause = wait * (0.5 + secrets.randbelow(1000) / 1000)
             left = give_up - time.monotonic()
             if not again or pause > left:
-                raise explained(cloud, error, config.timeout_s) from None
-            if cloud.answers and refuses:
+                raise explained(cloud.address, error, config.timeout_s) from None
+            words = f"{error.code().name}: {details(error)}"
+            if cloud.answers and is_other:
                 say(f"{cloud.address} serves another model; trying again.")
+            elif cloud.answers and cloud in refused:
+                say(f"{cloud.address} refuses ({words}); trying other clouds.")
             elif cloud.answers:
                 say(
-                    f"No answer from {cloud.address} yet ({error.code().name}: {_details(error)}); "
-                    f"trying for another {left:.0f} s."
+                    f"No answer from {cloud.address} yet ({words}); trying for another {left:.0f} "
+                    f"s."
                 )
             cloud.answers = False
             cloud.failed()
@@ -297,8 +294,13 @@ def check_files(connection: Connection) -> None:
         access.check_pair(certificate=connection.certificate, private_key=connection.private_key)
 
 
-async def fewest_rows(first: Cloud, clouds: Sequence[Cloud], timeout: float) -> int:
-    """The least of what clouds take in one request; those that cannot be asked are left out.
+async def fewest_rows(
+    first: Cloud, clouds: Sequence[Cloud], group_size: int, timeout: float
+) -> int:
+    """The least of what clouds take in one request.
+
+    Those that cannot be asked are left out, and so are those that take less than a group, which
+    get no requests then, as long as another one takes more.
 
     Raises:
         grpc.aio.AioRpcError: none can be asked; the error is that of ``first``, one of them.
@@ -306,52 +308,15 @@ async def fewest_rows(first: Cloud, clouds: Sequence[Cloud], timeout: float) -> 
     """
     asked = (cloud.max_rows(timeout) for cloud in clouds)
     found = await asyncio.gather(*asked, return_exceptions=True)
-    errors = [answer for answer in found if isinstance(answer, BaseException)]
-    if len(errors) == len(found):
-        raise errors[clouds.index(first)]
-    return min(answer for answer in found if isinstance(answer, int))
-
-
-def is_too_large(error: grpc.aio.AioRpcError) -> bool:
-    """Whether a message exceeds a limit, which it would again; gRPC calls that exhausted too."""
-    return "larger than max" in (error.details() or "")
-
-
-def _is_untrusted(error: grpc.aio.AioRpcError) -> bool:
-    return error.code() is grpc.StatusCode.UNAVAILABLE and any(
-        words in (error.details() or "") for words in _UNTRUSTED
-    )
-
-
-def explained(cloud: Cloud, error: grpc.aio.AioRpcError, timeout: float) -> CloudError:
-    """A failed call as an error that says what to do; ``timeout`` in seconds was its own."""
-    remedies = {
-        grpc.StatusCode.UNAVAILABLE: "Check that it runs, the address, and whether both sides use "
-        "TLS or neither (--ca for a certificate of your own).",
-        grpc.StatusCode.RESOURCE_EXHAUSTED: "It is overloaded: try later, or add another --cloud.",
-        grpc.StatusCode.DEADLINE_EXCEEDED: f"An attempt may take {timeout:g} s: allow "
-        "more, or send bfloat16 or int8.",
-        grpc.StatusCode.UNAUTHENTICATED: "Give the file of a valid token.",
-        # The cloud's own words say what to do with its work directory.
-        grpc.StatusCode.FAILED_PRECONDITION: "Or make the client anew: its work directory may have "
-        "a newer checkpoint than the one it has read.",
-        grpc.StatusCode.INVALID_ARGUMENT: "Compare the releases and the limits of both sides.",
+    taken = {
+        cloud: most for cloud, most in zip(clouds, found, strict=True) if isinstance(most, int)
     }
-    remedy = remedies.get(error.code(), "Ask the cloud's operator.")
-    if is_too_large(error):
-        remedy = "Send fewer rows (request_rows), or start facemix serve with a larger --max-rows."
-    if _is_untrusted(error):
-        remedy = (
-            "Its certificate does not prove that it is this cloud: give the authority that signed "
-            "it (--ca), and an address that it names. Nothing was sent."
-        )
-    limit = is_too_large(error) or error.code() is grpc.StatusCode.INVALID_ARGUMENT
-    words = f"The cloud {cloud.address} answers {error.code().name}: {_details(error)}. {remedy}"
-    return (LimitError if limit else CloudError)(words.rstrip())
-
-
-def _details(error: grpc.aio.AioRpcError) -> str:
-    return ascii((error.details() or "").strip()[:300].rstrip("."))[1:-1]
+    if not taken:
+        errors = [error for error in found if isinstance(error, BaseException)]
+        raise errors[clouds.index(first)]
+    for cloud, most in taken.items():
+        cloud.takes_groups = most >= group_size
+    return min([most for cloud, most in taken.items() if cloud.takes_groups] or taken.values())
 
 
 def _credentials(connection: Connection) -> grpc.ChannelCredentials:

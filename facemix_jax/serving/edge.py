@@ -28,13 +28,11 @@ from facemix_jax._types import Array, HostArray
 from facemix_jax._validate import UsageError
 from facemix_jax.keys import RootSecret, fresh_mix_key
 from facemix_jax.mixing import MixKey
-from facemix_jax.serving import segments, wire
+from facemix_jax.serving import answers, segments, wire
 from facemix_jax.serving import wire_pb2 as pb
 from facemix_jax.serving.clouds import (
     Cloud,
-    CloudError,
     Connection,
-    LimitError,
     Turns,
     check_files,
     fewest_rows,
@@ -42,6 +40,7 @@ from facemix_jax.serving.clouds import (
 )
 from facemix_jax.serving.edge_types import EdgeConfig, Prediction, Timing, Work
 from facemix_jax.serving.fillers import fillers
+from facemix_jax.serving.refusals import CloudError, LimitError
 from facemix_jax.serving.segments import Segments
 
 _AT_ONCE = 4
@@ -136,8 +135,8 @@ class AsyncEdgeClient:
         Raises:
             UsageError: images of another shape or type, a cloud takes less than a group, or the
                 client was closed meanwhile.
-            CloudError: the clouds refuse, or cannot be reached until time is up.
-            WireError: an answer is wrong; nothing of it is used.
+            CloudError: all clouds refuse, or cannot be reached until time is up.
+            WireError: an answer is wrong; nothing of it is used, and the error names its cloud.
         """
         images = self._checked(images)
         turns = self._open()  # once, as what close() has closed stays closed for this call
@@ -151,11 +150,12 @@ class AsyncEdgeClient:
         groups = np.concatenate([unique, company]).reshape(-1, size, *images.shape[1:])
         work = Work(Timing())
         max_rows = await self._most_rows(turns, ask=False)
+        usable = turns.usable
         try:
             parts = await self._requests(turns, groups, max_rows, work)
         except LimitError:  # perhaps of a cloud that has started anew since it was asked
             fewer = await self._most_rows(turns, ask=True)
-            if fewer >= max_rows:
+            if fewer >= max_rows and turns.usable == usable:
                 raise
             parts = await self._requests(turns, groups, fewer, work)
         return Prediction(
@@ -174,7 +174,7 @@ class AsyncEdgeClient:
     ) -> list[list[HostArray]]:
         """Of every request what ``_request`` returns."""
         at_once = max(1, min(self.config.request_rows, max_rows) // self.segments.group_size)
-        count = max(-(-len(groups) // at_once), min(len(self._connection.clouds), len(groups)))
+        count = max(-(-len(groups) // at_once), min(len(turns.usable), len(groups)))
         free = asyncio.Semaphore(_AT_ONCE)
 
         async def one(part: HostArray) -> list[HostArray]:
@@ -197,7 +197,9 @@ class AsyncEdgeClient:
             start = time.perf_counter()
             response, said = await cloud.run(request, self.config.timeout_s)
             work.called(request, response, time.perf_counter() - start, said)
-            return await asyncio.to_thread(self._answer, key, request, response, work.timing)
+            return await asyncio.to_thread(
+                self._answer, cloud.address, key, request, response, work.timing
+            )
 
         return await self._answered(turns, attempt, work)
 
@@ -206,7 +208,7 @@ class AsyncEdgeClient:
         size = self.segments.group_size
 
         async def fewest(cloud: Cloud) -> int:
-            return await fewest_rows(cloud, turns.clouds, self.config.timeout_s)
+            return await fewest_rows(cloud, turns.clouds, size, self.config.timeout_s)
 
         if self._max_rows is None or ask:
             max_rows = await self._answered(turns, fewest, Work(Timing()))
@@ -259,23 +261,20 @@ class AsyncEdgeClient:
 
     def _answer(
         self,
+        address: str,
         key: MixKey | None,
         request: pb.RunRequest,
         response: pb.RunResponse,
         timing: Timing,
     ) -> list[HostArray]:
-        wire.check_response(request, response)
-        rows = request.activations.shape[0]
-        with timing.measure("serialise"):
-            responses = wire.decode(
-                response.responses, row_shape=self.segments.spec.response_shape, max_rows=rows
-            )
-        if self.segments.main is not None:
-            sent = wire.decode(
-                request.activations, row_shape=self.segments.spec.activation_shape, max_rows=rows
-            )
-            size, count = self.segments.group_size, self.config.spot_checks
-            segments.spot_check(self.segments.main, size, sent, responses, count)
+        responses = answers.checked_rows(
+            address,
+            request,
+            response,
+            self.segments,
+            spot_checks=self.config.spot_checks,
+            timing=timing,
+        )
         with timing.measure("unmix"):
             if key is None:
                 features: Array | HostArray = responses.reshape(

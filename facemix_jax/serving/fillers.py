@@ -12,12 +12,12 @@ cloud can compute without any attack on the mixing itself:
 - Fresh pictures each time meet the same fate as shared ones: two requests with one face and
   different company have that face alone in common. A retry is such a request.
 
-So fillers follow from the root secret and the group's own pictures: unknown to the cloud, in no
-other group, and the same whenever the same incomplete group is sent again. They are leaves of
-random colours and sizes over each other, whose edges are as sparse as those of photographs, with
-the contrast of a drawn face. Sending one picture with *different other pictures of yours* in two
-requests still gives it away to a cloud that keeps both; no filler can change that. So does an
-incomplete group that is sent again under another root secret.
+So fillers follow from the root secret and the group's own pictures, in whatever order: unknown to
+the cloud, in no other group, and the same whenever the same incomplete group is sent again. They
+are leaves of random colours and sizes over each other, whose edges are as sparse as those of
+photographs, with the contrast of a drawn face. Sending one picture with *different other pictures
+of yours* in two requests still gives it away to a cloud that keeps both; no filler can change that.
+So does an incomplete group that is sent again under another root secret.
 """
 
 import hashlib
@@ -44,9 +44,12 @@ def fillers(root: RootSecret, images: HostArray, count: int) -> HostArray:
         count: how many are missing.
 
     Returns:
-        uint8 ``[count, H, W, 3]``; the same for the same secret and pictures, in their order.
+        uint8 ``[count, H, W, 3]``; the same for the same secret and pictures, in any order.
     """
-    content = hashlib.sha256(images.tobytes()).digest()
+    # Sorted, as mixtures of the same pictures in another order span the same; a list, as two of one
+    # picture are another group than one.
+    content = b"".join(sorted(hashlib.sha256(image.tobytes()).digest() for image in images))
+    content = hashlib.sha256(content).digest()
     shape = count, 3 + 5 * _LEAVES
     numbers = _uniform(root.derive(b"filler", salt=content), shape[0] * shape[1]).reshape(shape)
     size = images.shape[1], images.shape[2]

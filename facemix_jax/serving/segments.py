@@ -172,9 +172,9 @@ def spot_check(
     far = np.abs(responses[rows] - expected).max(1) > _SAME * np.abs(expected).max(1)
     if far.any():
         raise wire.WireError(
-            f"{far.sum()} of {count} spot-checked rows of the cloud's answer are not what main "
-            f"returns (off by more than {_SAME:.0%}). The cloud is wrong or dishonest: do not "
-            f"use it until its operator has explained this."
+            f"{far.sum()} of {count} spot-checked rows are not what main returns (off by more than "
+            f"{_SAME:.0%}).",
+            "The cloud is wrong or dishonest: do not use it until its operator has explained this.",
         )
 
 

@@ -41,7 +41,16 @@ _LARGEST_SCALE = np.nextafter(np.finfo(np.float32).max / np.float32(127), np.flo
 
 
 class WireError(FacemixError):
-    """A message that does not hold what it must."""
+    """A message that does not hold what it must.
+
+    Args:
+        reason: what is wrong with it.
+        remedy: what its sender can do.
+    """
+
+    def __init__(self, reason: str, remedy: str = "") -> None:
+        self.reason = reason
+        super().__init__(f"{reason} {remedy}".rstrip())
 
 
 class Shapes(Protocol):
@@ -126,8 +135,8 @@ def decode(tensor: pb.Tensor, *, row_shape: tuple[int, ...], max_rows: int) -> H
     """
     if tensor.dtype not in DTYPES:
         raise WireError(
-            f"dtype {_short(tensor.dtype)} is unknown; there is {', '.join(DTYPES)}. Send one of "
-            f"these."
+            f"dtype {_short(tensor.dtype)} is unknown; there is {', '.join(DTYPES)}.",
+            "Send one of these.",
         )
     shape = _checked_shape(tensor, row_shape, max_rows)
     kind = np.dtype(_NUMPY[tensor.dtype])
@@ -135,7 +144,8 @@ def decode(tensor: pb.Tensor, *, row_shape: tuple[int, ...], max_rows: int) -> H
     if len(tensor.data) != expected:
         raise WireError(
             f"The tensor holds {len(tensor.data)} bytes, but {list(shape)} in {tensor.dtype} takes "
-            f"{expected}. Send all elements, in C order, and nothing else."
+            f"{expected}.",
+            "Send all elements, in C order, and nothing else.",
         )
     scale_shape = tuple(
         1 if axis in _shared_axes(len(shape)) else n for axis, n in enumerate(shape)
@@ -144,7 +154,8 @@ def decode(tensor: pb.Tensor, *, row_shape: tuple[int, ...], max_rows: int) -> H
     if len(tensor.scales) != num_scales:
         raise WireError(
             f"The tensor holds {len(tensor.scales)} scales, but {list(shape)} in {tensor.dtype} "
-            f"takes {num_scales}. Send one for each row and channel with int8, none otherwise."
+            f"takes {num_scales}.",
+            "Send one for each row and channel with int8, none otherwise.",
         )
     received = np.frombuffer(tensor.data, kind).reshape(shape)
     remedy = "Send finite numbers only."
@@ -178,8 +189,9 @@ def check_response(request: pb.RunRequest, response: pb.RunResponse) -> None:
         if asked != answered:
             raise WireError(
                 f"The response's {name} is {_short(answered)}, but the request's is "
-                f"{_short(asked)}. Discard the response and send again with a fresh key; if it "
-                f"goes on, compare what edge and cloud run."
+                f"{_short(asked)}.",
+                "Discard the response and send again with a fresh key; if it goes on, compare what "
+                "edge and cloud run.",
             )
 
 
@@ -221,13 +233,13 @@ def _checked_shape(tensor: pb.Tensor, row_shape: tuple[int, ...], max_rows: int)
     if shape is None or shape[1:] != tuple(row_shape):
         shown = f"{len(tensor.shape)} axes" if shape is None else f"shape {list(shape)}"
         raise WireError(
-            f"The tensor has {shown}, but this model takes rows of {list(row_shape)}. Compare the "
-            f"model and the cut of edge and cloud."
+            f"The tensor has {shown}, but this model takes rows of {list(row_shape)}.",
+            "Compare the model and the cut of edge and cloud.",
         )
     if not 1 <= shape[0] <= max_rows:
         raise WireError(
-            f"The tensor has {shape[0]} rows, but must have from 1 to {max_rows}. Split the batch "
-            f"into several requests."
+            f"The tensor has {shape[0]} rows, but must have from 1 to {max_rows}.",
+            "Split the batch into several requests.",
         )
     return shape
 
@@ -235,7 +247,7 @@ def _checked_shape(tensor: pb.Tensor, row_shape: tuple[int, ...], max_rows: int)
 def _check_finite(x: HostArray, what: str, remedy: str) -> None:
     if not np.isfinite(x).all():
         count = int(x.size - np.isfinite(x).sum())
-        raise WireError(f"{what} hold {count} NaN or infinite numbers of {x.size}. {remedy}")
+        raise WireError(f"{what} hold {count} NaN or infinite numbers of {x.size}.", remedy)
 
 
 def _short(value: object) -> str:

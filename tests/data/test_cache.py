@@ -30,6 +30,19 @@ def test_cache_is_built_once_and_read_again(folder, monkeypatch):
     assert len(list((folder / ".facemix_cache").glob("*.npy"))) == 1
 
 
+def test_a_build_says_where_and_how_large_and_a_second_reading_says_nothing(
+    folder, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(cache_module, "_QUIET_BELOW", 1)
+    room = tmp_path / "a [long] path" / ("x" * 100)
+    load(folder, image_size=(1000, 500), cache_dir=str(room))
+    said = capsys.readouterr().err
+    megabytes = round(COUNT * 1000 * 500 * 3 / 1e6)
+    assert f"Decoding {COUNT} images (once): {megabytes} MB in {room}\n" in said
+    load(folder, image_size=(1000, 500), cache_dir=str(room))
+    assert capsys.readouterr().err == ""
+
+
 @pytest.mark.parametrize(
     "damage", [lambda b: b[:-1], lambda b: b"", lambda b: b + b"x", lambda b: b"?" * len(b)]
 )

@@ -13,6 +13,7 @@ from PIL import Image
 
 from facemix_jax._validate import UsageError
 from facemix_jax.data import DataConfig, celeba, decode, eval_batches, load_source
+from facemix_jax.data.source import take
 
 REAL = (
     Path(os.environ.get("FACEMIX_DATA", Path(__file__).parents[3] / "shared" / "data")) / "celeba"
@@ -154,6 +155,40 @@ def test_eight_bit_modes_become_rgb(mode):
     assert np.abs(found.astype(int) - shown).max() <= 4
 
 
+def png(picture, **options):
+    out = io.BytesIO()
+    picture.save(out, "PNG", **options)
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "RGB"])
+def test_what_is_transparent_is_white_and_hides_nothing(mode):
+    grey = np.full((24, 32, 4), (90, 90, 90, 255), np.uint8)
+    grey[:, 16:] = (200, 200, 200, 0)
+    options = {}
+    if mode == "RGB":  # a colour that counts as transparent
+        options["transparency"] = (200, 200, 200)
+    if mode == "P":
+        picture = Image.fromarray((grey[..., 3] == 0).astype(np.uint8), "L").convert("P")
+        picture.putpalette([90, 90, 90, 200, 200, 200])
+        options["transparency"] = 1
+    else:
+        picture = Image.fromarray(grey).convert(mode)
+    found = decode.rgb(png(picture, **options), (24, 32), name="x")
+    assert (found[:, :16] == 90).all()
+    assert (found[:, 16:] == 255).all()
+
+
+def test_half_transparent_is_half_white_and_opaque_is_as_it_was():
+    pixels = np.random.default_rng(0).integers(0, 256, (24, 32, 4), np.uint8)
+    pixels[..., 3] = 255
+    found = decode.rgb(png(Image.fromarray(pixels)), (24, 32), name="x")
+    np.testing.assert_array_equal(found, pixels[..., :3])
+    pixels[..., 3] = 128
+    found = decode.rgb(png(Image.fromarray(pixels)), (24, 32), name="x")
+    assert np.abs(found - (pixels[..., :3] * 128.0 + 255 * 127) / 255).max() <= 1
+
+
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
 def test_photos_are_turned_as_their_camera_says(kind):
     picture = Image.new("L", (32, 24))
@@ -202,6 +237,13 @@ def test_resize_is_antialiased():
     assert np.abs(small.astype(int) - 127).max() < 16
     # Control: plain subsampling sees only black or only white.
     assert np.abs(stripes[::2, ::2].astype(int) - 127).min() > 100
+
+
+def test_the_images_of_a_count_are_drawn_from_the_whole_split():
+    """Files often lie sorted by person or place, so the first ones would be alike."""
+    rows = np.arange(100, 120)
+    np.testing.assert_array_equal(take(rows, 5, option="n"), [102, 104, 106, 113, 119])
+    np.testing.assert_array_equal(take(rows, None, option="n"), rows)
 
 
 def test_example_counts(folder):

@@ -149,6 +149,17 @@ def test_caches_of_all_sizes_are_checked_and_others_are_not(folder):
     assert [p.name for p in check(config(folder)).problems] == [other.name]
 
 
+def test_bytes_changed_within_a_jpeg_without_a_checksum_are_not_found(folder):
+    # What the documentation says; with a checksum they are found, as above.
+    path = folder / celeba.IMAGES / NAMES[6]
+    pixels = np.random.default_rng(0).integers(0, 256, (54, 44, 3), np.uint8)
+    Image.fromarray(pixels).save(path, "JPEG")
+    good = path.read_bytes()
+    half = len(good) // 2
+    path.write_bytes(good[:half] + bytes(len(good) - half))
+    assert check(config(folder)).problems == ()
+
+
 def test_identical_images_are_a_remark_with_their_names(folder):
     (folder / celeba.IMAGES / NAMES[7]).write_bytes(jpeg(0))
     (folder / celeba.IMAGES / NAMES[3]).write_bytes(jpeg(2))  # the same person and split

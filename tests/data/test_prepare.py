@@ -177,7 +177,8 @@ def test_damaged_chunk_is_made_anew(folder, tmp_path, monkeypatch):
     assert contents(run(folder, tmp_path / "out")) == contents(whole)
 
 
-def test_bad_image_is_named_and_nothing_appears(folder, tmp_path):
+@pytest.mark.parametrize("size", [SIZE, None])
+def test_bad_image_is_named_and_nothing_appears(folder, tmp_path, size):
     with zipfile.ZipFile(folder / "img_align_celeba.zip") as archive:
         members = {n: archive.read(n) for n in archive.namelist()}
     members["img_align_celeba/000007.jpg"] = members["img_align_celeba/000007.jpg"][:-300]
@@ -185,7 +186,7 @@ def test_bad_image_is_named_and_nothing_appears(folder, tmp_path):
         for name, data in members.items():
             archive.writestr(name, data)
     with pytest.raises(DataError, match=r"000007\.jpg.*cannot be decoded"):
-        run(folder, tmp_path / "out")
+        run(folder, tmp_path / "out", store_size=size)
     assert not list((tmp_path / "out").iterdir())
 
 
@@ -234,8 +235,30 @@ def test_second_run_at_the_same_time_is_refused(folder, tmp_path):
         prepare._lock(work),
     ):
         pass
-    with prepare._lock(work):  # control: let go
-        pass
+    with prepare._lock(work) as alone:  # control: let go
+        assert alone
+
+
+@pytest.mark.parametrize("size", [SIZE, None])
+def test_disks_without_locks_are_written(folder, tmp_path, monkeypatch, size):
+    def none(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    save = prepared.save_labels
+
+    def meanwhile(*arguments):
+        """Another run comes and goes, which does not notice this one and takes nothing from it."""
+        (work,) = (tmp_path / "out").glob(".partial*")
+        with prepare._lock(work) as alone, prepare._tidied(work, alone=alone) as scratch:
+            assert not alone
+            assert not any(scratch.iterdir())
+        save(*arguments)
+
+    monkeypatch.setattr(prepare.prepared, "save_labels", meanwhile)
+    monkeypatch.setattr(prepare.fcntl, "flock", none)
+    path = run(folder, tmp_path / "out", store_size=size)
+    assert prepare.verify(path) == []
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["celeba"]
 
 
 def test_data_without_files_are_refused(tmp_path):

@@ -51,6 +51,7 @@ def phase_cells():
             "floor": 0.3,
             "owner": 0.9,
             "key_advantage": 0.4,
+            "filtered": {"value": 0.7, "floor": 0.6, "guess": 0.75, "owner": 0.95},
             "accuracy": 0.8 + 0.01 * noise * size,
             "balanced_accuracy": 0.6,
         }
@@ -68,6 +69,12 @@ def test_phase_tables_average_seeds_and_show_the_strongest():
     assert strongest.seeds == 2
     assert strongest.half_width > 0
     assert len(chart.curves) == 4
+    values = {
+        column.name: listed[0].value
+        for column, listed in zip(table.columns, table.rows[0].cells, strict=True)
+    }
+    assert values["strongest, filtered"] == pytest.approx(0.7)
+    assert values["key advantage, filtered"] == pytest.approx(0.95 - 0.75)  # over the guess
 
 
 def test_lines_of_equal_accuracy_are_round_and_few():

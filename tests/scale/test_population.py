@@ -76,6 +76,7 @@ def test_runs_together_end_as_alone(alone, tiny_source, tmp_path, method):
     if method == "auto":
         chosen = json.loads(choice.read_text())
         assert set(chosen["seconds_per_step"]) == {"loop", "vmap"}
+        assert (chosen["runs"], chosen["device"]) == (4, "cpu")
         assert chosen["method"] == min(*chosen["seconds_per_step"].items(), key=lambda x: x[1])[0]
 
 
@@ -102,6 +103,14 @@ def test_an_interrupted_group_goes_on_from_the_newest_common_step(alone, tiny_so
                 )
         newest = [checkpoint.newest(folder / "checkpoints") for folder in folders]
         assert newest == [6, 6, 3, 3]
+    # Nor by a stop, after which there would be no common step any more.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "_due", lambda step, *_: (step == 5, step == 5, step == 5))
+        with pytest.raises(fitting.StoppedError, match=r"after step 5 of 8.* on from step 3"):
+            fitting.fit_together(
+                configs(), folders, source=tiny_source, method="loop", options=QUIET
+            )
+    assert [checkpoint.newest(folder / "checkpoints") for folder in folders] == newest
     found = fitting.fit_together(
         configs(), folders, source=tiny_source, method="loop", options=QUIET
     )
@@ -136,6 +145,27 @@ def test_a_fresh_run_beside_one_that_has_begun_costs_it_nothing(
         np.testing.assert_array_equal(
             support.numbers(state.variables), support.numbers(wanted.variables)
         )
+
+
+def test_all_processes_take_the_first_ones_choice_of_a_method(tiny_source, tmp_path, monkeypatch):
+    """Another one may not see the file yet."""
+
+    class BuiltError(Exception):
+        pass
+
+    def build(*args, dense_convolutions):
+        assert dense_convolutions
+        raise BuiltError
+
+    def first(values):
+        return [population.METHODS.index("dense")] if values == [0] else values
+
+    monkeypatch.setattr(population, "build", build)
+    monkeypatch.setattr(hosts, "from_first", first)
+    folders, options = [tmp_path / str(i) for i in range(2)], {"options": QUIET}
+    options |= {"source": tiny_source, "choice": tmp_path / "choice.json"}
+    with pytest.raises(BuiltError):
+        fitting.fit_together(configs()[:2], folders, **options)
 
 
 def test_all_processes_go_on_from_where_the_first_says(tiny_source, tmp_path, monkeypatch):

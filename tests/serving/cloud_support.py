@@ -265,8 +265,12 @@ class Blocked:
         self._gate.set()
 
 
-def certificate(folder, name):
-    """Writes a self-signed certificate and its key; returns their paths."""
+def certificate(folder, name, days=(-1, 30)):
+    """Writes a self-signed certificate, valid from and to so many days from now, and its key.
+
+    Returns:
+        Their paths.
+    """
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
     now = datetime.datetime.now(datetime.UTC)
@@ -277,8 +281,8 @@ def certificate(folder, name):
         .issuer_name(subject)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(hours=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
+        .not_valid_before(now + datetime.timedelta(days=days[0]))
+        .not_valid_after(now + datetime.timedelta(days=days[1]))
         .add_extension(x509.SubjectAlternativeName([local]), critical=False)
         .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
         .sign(key, hashes.SHA256())

@@ -119,7 +119,7 @@ def test_tokens_that_became_unreadable_or_wrong_leave_those_known(trained, token
                 return [r.fields["reason"] for r in caplog.records if "failed" in r.message]
 
             for spoil, words in (
-                (lambda: token_file.write_text(""), "holds no token"),
+                (lambda: token_file.write_text("phone\n"), "line 1 has 1 words"),
                 (lambda: token_file.unlink(), "cannot be read"),
                 (lambda: token_file.mkdir(), "cannot be read"),
             ):
@@ -129,6 +129,7 @@ def test_tokens_that_became_unreadable_or_wrong_leave_those_known(trained, token
                     await cloud.reload()
                 (reason,) = failures()  # and not at every look
                 assert words in reason
+                assert reason.endswith("The tokens known so far stay valid.")
                 assert cloud.service.tokens is known
             token_file.rmdir()
             token_file.write_text("phone new-token\n")
@@ -138,6 +139,23 @@ def test_tokens_that_became_unreadable_or_wrong_leave_those_known(trained, token
             assert new.client("Bearer new-token") == "phone"
             await cloud.reload()
             assert cloud.service.tokens is new
+
+    asyncio.run(go())
+
+
+def test_the_last_token_is_revoked_as_others_are(trained, token_file, caplog):
+    async def go():
+        async with running(trained[0], tokens=token_file) as cloud, Client(cloud) as client:
+            message = request(cloud, activations(trained[1], 1))
+            bearer = {"metadata": (("authorization", "Bearer plain-token"),)}
+            assert len(await client.rows(message, **bearer)) == 1
+            token_file.write_text("# tablet plain-token\n")
+            await cloud.reload()
+            for options in (bearer, {}):
+                assert (await client.refusal(message, **options))[0] == "UNAUTHENTICATED"
+            (record,) = (r for r in caplog.records if r.message == "tokens read")
+            assert record.levelname == "WARNING"
+            assert "nobody can call" in record.fields["reason"]
 
     asyncio.run(go())
 
@@ -172,6 +190,9 @@ def test_a_hash_in_capitals_is_a_hash_and_no_token(tmp_path):
         ("phone SHA256:12\n", 0o600, "64 hexadecimal"),
         ("\nphone SECRET tomorrow\n", 0o600, "line 2.*ISO 8601"),
         ("phone SECRET 2999-01-01\n", 0o600, "zone"),
+        ("phone 2999-01-01T00:00:00Z\n", 0o600, "line 1 holds a name and an expiry"),
+        (f"# one\nsha256:{64 * '0'} SECRET\n", 0o600, "line 2 starts with a hash"),
+        (f"SHA256:{64 * '0'} SECRET 2999-01-01T00:00:00Z\n", 0o600, "starts with a hash"),
         ("phone SECRET\n", 0o644, "everyone may read"),
     ],
 )

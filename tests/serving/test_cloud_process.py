@@ -6,6 +6,8 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
+import time
 
 import grpc
 import numpy as np
@@ -22,7 +24,7 @@ from cloud_support import (
 )
 
 from facemix_jax import cli
-from facemix_jax.serving import cloud, probe
+from facemix_jax.serving import cloud, probe, wire
 
 BLOCKER = """
 import importlib.abc
@@ -38,7 +40,7 @@ sys.meta_path.insert(0, Blocker())
 def test_a_cloud_without_the_edges_code_answers_reloads_and_drains(tmp_path):
     workdir = tmp_path / "run"
     model, old = save_checkpoint(workdir, 1)
-    chain, key = certificate(tmp_path, "cloud")
+    chain, key = certificate(tmp_path, "cloud", days=(-1, 5))
     files = ("--tls-cert", chain, "--tls-key", key)
     process = Process(tmp_path, "--workdir", workdir, "--port", 0, *files, prologue=BLOCKER)
     credentials = grpc.ssl_channel_credentials(chain.read_bytes())
@@ -87,10 +89,42 @@ def test_a_cloud_without_the_edges_code_answers_reloads_and_drains(tmp_path):
     events = [line["event"] for line in lines]
     assert events[0] == "serving"
     assert events[-1] == "stopped"
+    warnings = [line["reason"] for line in lines if line["level"] == "warning"]
+    assert len(warnings) == 2  # at the start and with SIGHUP
+    assert all(words.endswith("Renew it.") for words in warnings)
     calls = [line for line in lines if line["event"] == "call"]
     assert {"method", "client", "status", "ms", "rows", "request"} <= set(calls[1])
     assert calls[1]["client"].startswith("ipv")  # the peer's address without its port
     assert max(map(len, process.log.read_text().splitlines())) < 300  # no payloads
+
+
+def test_a_second_signal_does_not_wait_for_open_calls(trained, tmp_path):
+    process = Process(tmp_path, "--workdir", trained[0], "--port", 0)
+    silent = threading.Event()
+    try:
+        with grpc.insecure_channel(process.address) as channel:
+
+            def nothing():
+                silent.wait(60)
+                yield from ()
+
+            call = channel.stream_unary(wire.RUN).future(nothing())
+            grpc.channel_ready_future(channel).result(20)
+            time.sleep(0.5)  # until the cloud has the call
+            start = time.monotonic()
+            process.process.send_signal(signal.SIGINT)
+            process.until("draining")
+            time.sleep(1)
+            assert process.process.poll() is None  # as it waits for the call
+            process.process.send_signal(signal.SIGINT)
+            assert process.process.wait(20) == 0
+            assert time.monotonic() - start < 15  # not the 30 s of the grace
+            silent.set()
+            with pytest.raises(grpc.RpcError):
+                call.result(10)
+    finally:
+        silent.set()
+        process.kill()
 
 
 def test_the_blocker_blocks():

@@ -134,14 +134,24 @@ class TestFillers:
         shared = first @ left[:, 0]
         assert abs(shared @ z) / np.linalg.norm(z) > 0.999
 
+    def test_a_group_sent_again_in_another_order_gives_nothing_new(self, trained, root, fake):
+        cloud, images = fake(), pictures(3)
+        with client_of(trained, root, cloud.address) as client:
+            for order in ([0, 1, 2], [2, 0, 1], [1, 1, 0, 2]):
+                client.infer(images[order])
+        rows = np.concatenate([sent_rows(r) for r in cloud.requests])
+        assert np.linalg.matrix_rank(rows, tol=1e-3) == M
+
     def test_fillers_follow_from_secret_and_pictures_alone(self, root):
         images = pictures(2)
         drawn = fillers(root, images, 3)
         assert drawn.shape == (3, 40, 36, 3)
         assert drawn.dtype == np.uint8
-        np.testing.assert_array_equal(drawn, fillers(root, images, 3))
+        for same in (images, images[::-1]):
+            np.testing.assert_array_equal(drawn, fillers(root, same, 3))
         for other in (
-            fillers(root, images[::-1], 3),
+            fillers(root, images[:1], 3),
+            fillers(root, images[[0, 0, 1, 1]], 3),
             fillers(keys.RootSecret(b"x" * 32), images, 3),
         ):
             assert np.abs(other.astype(float) - drawn).mean() > 10

@@ -1,6 +1,7 @@
 """Wrong answers of the cloud, and what the edge notices of them."""
 
 import os
+import re
 
 import numpy as np
 import pytest
@@ -65,19 +66,31 @@ class TestWrongAnswers:
         cloud = fake(with_response(change)(honest(*trained[1:])))
         with (
             client_of(trained, root, cloud.address) as client,
-            pytest.raises(WireError, match=words),
+            pytest.raises(WireError, match=words) as told,
         ):
             client.predict(pictures(4))
         assert len(cloud.requests) == 1
+        assert f"The cloud {cloud.address} answers wrongly: " in str(told.value)
+        assert not re.search(r"\bSend\b|Split|fresh key", str(told.value))  # is for the cloud
 
-    @pytest.mark.parametrize("size", [100, 2**20], ids=["no message", "too large"])
-    def test_bytes_that_are_no_answer(self, trained, root, fake, size):
+    @pytest.mark.parametrize(
+        ("size", "words"),
+        [
+            (100, "no message of this protocol"),
+            (2**20, "RESOURCE_EXHAUSTED.*sent more than an answer holds"),
+        ],
+        ids=["no message", "too large"],
+    )
+    def test_bytes_that_are_no_answer(self, trained, root, fake, size, words):
         cloud = fake(lambda request: b"\xff" * size)
         with (
             client_of(trained, root, cloud.address, give_up_s=0.2) as client,
-            pytest.raises(FacemixError, match=r"no message of this protocol|RESOURCE_EXHAUSTED"),
+            pytest.raises(FacemixError, match=words) as told,
         ):
             client.predict(pictures(4))
+        assert cloud.address in str(told.value)
+        assert "request_rows" not in str(told.value)
+        assert len(cloud.requests) == 1
 
     def test_plausible_numbers_are_noticed_by_spot_checks_only(self, trained, root, fake):
         def tamper(response):
@@ -92,6 +105,6 @@ class TestWrongAnswers:
                 client.predict(pictures(8))
         with (
             client_of(trained, root, lying.address, spot_checks=1) as client,
-            pytest.raises(WireError, match="1 of 1 spot-checked"),
+            pytest.raises(WireError, match=f"{lying.address} answers wrongly: 1 of 1 spot-checked"),
         ):
             client.predict(pictures(8))

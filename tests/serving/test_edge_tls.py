@@ -6,6 +6,7 @@ import time
 
 import numpy as np
 import pytest
+from cloud_support import certificate as dated_certificate
 from cloud_support import running
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -108,6 +109,9 @@ def test_a_call_ends_where_no_cloud_can_be_trusted(trained, root, loop, tmp_path
     contexts, addresses = [], {}
     for name, address in (("ours", "127.0.0.1"), ("elsewhere", "127.0.0.9")):
         certificate(tmp_path, name, address=address)
+    for name, days in (("expired", (-30, -1)), ("early", (1, 30))):
+        dated_certificate(tmp_path, name, days)
+    for name in ("ours", "elsewhere", "expired", "early"):
         pair = {"tls_cert": tmp_path / f"{name}.pem", "tls_key": tmp_path / f"{name}.key"}
         contexts.append(running(trained[0], **pair))
         addresses[name] = f"127.0.0.1:{loop.do(contexts[-1].__aenter__()).port}"
@@ -125,6 +129,11 @@ def test_a_call_ends_where_no_cloud_can_be_trusted(trained, root, loop, tmp_path
             with pytest.raises(edge.CloudError, match=f"{words}.*authority that signed it"):
                 infer(ca, "elsewhere")
             assert time.monotonic() - start < 20  # not the 120 s for which calls are tried again
+        for name in ("expired", "early"):
+            with pytest.raises(
+                edge.CloudError, match=r"must renew its certificate.*clock is wrong"
+            ):
+                infer(name, name)
         assert infer("ours", "elsewhere", "ours").logits.shape == (4, 3, 2)
     finally:
         for context in contexts:
