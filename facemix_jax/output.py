@@ -64,7 +64,7 @@ def figures_table(title: str, figures: Mapping[str, Figure]) -> Table:
     """Privacy figures by attack, between their floor and the owner's own recovery."""
     return table(
         title,
-        ("attack", "no attack", "attacker", "owner", "key advantage"),
+        ("no attack", "attacker", "owner", "key advantage"),
         [
             (name, *(f"{v:.3f}" for v in (f.floor, f.value, f.owner, f.key_advantage)))
             for name, f in figures.items()

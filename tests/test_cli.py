@@ -298,7 +298,7 @@ def test_demo_writes_one_report_and_a_second_run_is_short(capsys, tmp_path, monk
             reused
         )
     assert page.count("<img") == 2
-    for word in ("not a cipher", "no attack", output.QUICK, "key advantage", "balanced"):
+    for word in ("not a cipher", "no attack", "robust", "key advantage", "balanced"):
         assert word in page
     assert output.figures_table("", []).caption == output.QUICK
 
