@@ -19,6 +19,7 @@ from facemix_jax import (
     scores,
     trials,
 )
+from facemix_jax.attacks import Figure
 from facemix_jax.data import DataConfig
 from facemix_jax.training import TrainConfig
 
@@ -300,7 +301,15 @@ def test_demo_writes_one_report_and_a_second_run_is_short(capsys, tmp_path, monk
     assert page.count("<img") == 2
     for word in ("not a cipher", "no attack", "robust", "key advantage", "balanced"):
         assert word in page
-    assert output.figures_table("", []).caption == output.QUICK
+    shown = output.figures_table("cut 1", {"robust": Figure("x", 0.9, 0.5, 1.0, "y")})
+    first = {str(column.header): next(iter(column.cells)) for column in shown.columns}
+    assert first == {
+        "cut 1": "robust",
+        "no attack": "0.500",
+        "attacker": "0.900",
+        "owner": "1.000",
+        "key advantage": "0.100",
+    }
 
 
 def test_version_is_the_packages(capsys):

@@ -205,7 +205,7 @@ def test_a_grid_skips_what_is_done_and_summarises_over_seeds(tmp_path, monkeypat
     assert float(lines[2]["leak_owner"]) == 1
     table, note = (tmp_path / "summary.md").read_text().split("\n\n")
     assert table.count("\n") == 4
-    assert "not the strongest: facemix report --workdirs" in note
+    assert "the strongest of gradient ICA" in note
     assert [line["device"] for line in lines] == ["stand-in"] * 3, "the runs', not this process's"
     assert (tmp_path / "summary.png").read_bytes().startswith(b"\x89PNG")
 
@@ -227,7 +227,7 @@ def test_another_split_is_scored_and_named(tmp_path, monkeypatch, capsys):
     assert cli.main([*command, "--split", "valid"]) == 0
     printed = " ".join(capsys.readouterr().out.split())
     assert "valid" in printed
-    assert "not the strongest" in printed
+    assert "the strongest of gradient ICA" in printed
 
 
 def test_a_sweep_with_failed_runs_exits_1_after_its_summary(tmp_path, monkeypatch, capsys):

@@ -58,4 +58,4 @@ def test_the_runs_device_is_named_and_so_is_what_their_attack_is(keep):
     names = [column.name for column in table.columns]
     assert "strongest attack" in names
     assert "gradient ICA" not in names
-    assert "not the strongest: facemix report --workdirs" in table.note
+    assert "the strongest of gradient ICA" in table.note
