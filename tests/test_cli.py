@@ -302,7 +302,7 @@ def test_demo_writes_one_report_and_a_second_run_is_short(capsys, tmp_path, monk
     for word in ("not a cipher", "no attack", "robust", "key advantage", "balanced"):
         assert word in page
     shown = output.figures_table("cut 1", {"robust": Figure("x", 0.9, 0.5, 1.0, "y")})
-    first = {str(column.header): next(iter(column.cells)) for column in shown.columns}
+    first = {str(column.header): str(next(iter(column.cells))) for column in shown.columns}
     assert first == {
         "cut 1": "robust",
         "no attack": "0.500",
