@@ -134,7 +134,7 @@ def summarize(cells: Sequence[Mapping[str, Any]]) -> report.Summary:
     flat = []
     for cell in cells:
         after = {
-            figure["name"].removesuffix(recognition.SEPARATED): figure["value"]
+            recognition.unseparated(figure["name"]): figure["value"]
             for figure in cell["figures"]
             if figure["name"].endswith(recognition.SEPARATED)
         }
@@ -150,7 +150,9 @@ def summarize(cells: Sequence[Mapping[str, Any]]) -> report.Summary:
             for figure in cell["figures"]
             if not figure["name"].endswith(recognition.SEPARATED)
         ]
-    strongest = "after gradient ICA"
+    names = [figure["name"] for cell in cells for figure in cell["figures"]]
+    noisy = any(name.endswith(recognition.AFTER_ROBUST) for name in names)
+    strongest = "after separation" if noisy else "after gradient ICA"
     columns = {
         "chance": Column(name="chance", format="fixed3"),
         "floor": Column(name="no attack", format="fixed3"),
@@ -171,7 +173,7 @@ def summarize(cells: Sequence[Mapping[str, Any]]) -> report.Summary:
             ),
             columns,
         ),
-        note="After gradient ICA: the same asked of single rows after separation. Activations by "
+        note=f"A{strongest[1:]}: the same asked of single rows after separation. Activations by "
         "gradient ICA: mean matched |correlation| with those of the same recording; 1 where "
         f"nothing is mixed and they are sent as they are. {report.QUICK}",
     )

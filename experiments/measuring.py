@@ -189,8 +189,8 @@ def _recognised(figures: list[dict[str, Any]]) -> dict[str, Any]:
 def faces(run: Run, scale: Scale, place: Place, seed: int) -> dict[str, Any]:
     """Faces by Pix2Pix from what is sent; of FaceMix, as in the paper, from mixed images.
 
-    Minus the mean squared error in [-1, 1]. The strongest is the better of Pix2Pix and gradient
-    ICA, whose sources are the images themselves as they come.
+    Minus the mean squared error in [-1, 1]. The strongest is the better of Pix2Pix and separation
+    (``groups.unmix``), whose sources are the images themselves as they come.
     """
     if run.defense.group_size > 1:
         run = without_pre(run)

@@ -14,11 +14,13 @@ from facemix_jax import output, report, runs
 from facemix_jax._arguments import Folder
 from facemix_jax._files import write_atomically
 from facemix_jax._types import HostArray
-from facemix_jax._validate import FacemixError, in_range, one_of
+from facemix_jax._validate import FacemixError, UsageError, in_range, one_of
 from facemix_jax.attacks import AttackConfig, Figure, Target
 from facemix_jax.attacks.base import own_split
 from facemix_jax.data.source import SPLITS
 from facemix_jax.output import NOTES
+
+_ALL = "all"
 
 _PICTURED = 8
 """Images shown: those of the first groups, whatever they look like."""
@@ -35,7 +37,7 @@ class Attack:
 
     workdir: Folder
     """Of a training run."""
-    attack: tuple[str, ...] = ()
+    attack: tuple[str, ...] = (_ALL,)
     """Only these; the strongest run beside them. Without it, all that apply: attributes, identity,
     pix2pix, set_attributes, set_identity, span, known_plaintext, reused_key, intersection,
     membership, weak_randomness, collusion, nonnegative, adversarial, iva, contrast, alignment,
@@ -61,13 +63,18 @@ class Attack:
 
         in_range(0, 2**32 - 1, seed=self.seed)
         one_of(SPLITS, split=self.split)
-        for name in self.attack:
+        if not self.attack:
+            raise UsageError(
+                "--attack names none. Name one at least, or leave --attack out for all of them."
+            )
+        every = self.attack == (_ALL,)
+        for name in () if every else self.attack:
             one_of(suite.ATTACKS, attack=name)
-        output.check_file(self.pictures, "--pictures")
+        output.check_png(self.pictures, "--pictures")
         results = {"--pictures": self.pictures, "--json": self.json}
         output.check_apart(results, [])
         output.check_outside(results, self.data_dir or runs.read_config(self.workdir).data.data_dir)
-        names = self.attack or tuple(suite.ATTACKS)
+        names = tuple(suite.ATTACKS) if every else self.attack
         trained = runs.load(self.workdir, data_dir=self.data_dir)
         target = Target(
             model=trained.model,

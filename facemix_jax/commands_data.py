@@ -98,7 +98,7 @@ class Show(_Files):
         """Runs the command."""
         positive(rows=self.rows, per_row=self.per_row)
         one_of(SPLITS, split=self.split)
-        output.check_file(self.out, "--out")
+        output.check_png(self.out, "--out")
         results = {"--out": self.out, "--json": self.json}
         output.check_apart(results, [])
         output.check_outside(results, self.data_dir)

@@ -123,7 +123,7 @@ class Infer:
             if not path.is_file():
                 raise UsageError(f"{path} is no file. Give JPEG or PNG files.")
         output.check_file(self.csv, "--csv")
-        output.check_file(self.sheet, "--sheet")
+        output.check_png(self.sheet, "--sheet")
         output.check_apart(
             {"--csv": self.csv, "--sheet": self.sheet, "--json": self.json},
             (*self.images, key, self.token, self.ca, self.certificate, self.private_key),

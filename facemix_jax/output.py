@@ -119,6 +119,23 @@ def check_file(path: str | Path | None, option: str) -> None:
         check_not_own(place, option)
 
 
+def check_png(path: Path | None, option: str) -> None:
+    """``check_file`` of a picture, which is a PNG whatever its name says.
+
+    Args:
+        path: of the file; None for none.
+        option: where it was given.
+
+    Raises:
+        UsageError: as ``check_file``, or the name does not end in ``.png``.
+    """
+    check_file(path, option)
+    if path is not None and not is_special(path) and path.suffix.lower() != ".png":
+        raise UsageError(
+            f"{path} does not end in .png, but {option} writes a PNG. Choose another {option} path."
+        )
+
+
 def check_apart(
     written: Mapping[str, str | Path | None], read: Iterable[str | Path | None]
 ) -> None:

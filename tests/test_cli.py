@@ -149,6 +149,9 @@ def test_cost_of_one_model(capsys):
         (["evaluate", "--workdir", "w", "--split", "tset"], ("'tset' is unknown", "'test'")),
         (["attack", "--workdir", "w", "--split", "tset"], ("'tset' is unknown", "'test'")),
         (["attack", "--workdir", "w", "--attack", "ica"], ("attack 'ica' is unknown",)),
+        (["attack", "--workdir", "w", "--attack"], ("--attack names none", "leave --attack out")),
+        (["attack", "--workdir", "w", "--attack", "all", "iva"], ("attack 'all' is unknown",)),
+        (["attack", "--workdir", "w", "--pictures", "a.jpg"], ("a.jpg does not end in .png",)),
         (["evaluate", "--workdir", __file__], ("is no work directory",)),
         (["attack", "--workdir", "w", "--steps", "0"], ("facemix: steps is 0", "greater than 0")),
         (["cost", "--json", "missing/x.json"], ("missing/x.json cannot be written", "--json")),
@@ -157,7 +160,7 @@ def test_cost_of_one_model(capsys):
         (["demo", "--out", f"{__file__}/x"], ("cannot be written", "--out")),
         (["attack", "--workdir", "w", "--pictures", "no/x.png"], ("no/x.png", "--pictures")),
         (
-            ["attack", "--workdir", "w", "--pictures", "same", "--json", "./same"],
+            ["attack", "--workdir", "w", "--pictures", "a.png", "--json", "./a.png"],
             ("--pictures and --json name the same file",),
         ),
         (["--tyro-print-completion", "fish"], ("'fish' is unknown", "zsh")),

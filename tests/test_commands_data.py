@@ -106,10 +106,10 @@ def test_show_writes_a_sheet_and_decodes_no_other_image(capsys, faces, tmp_path,
 )
 def test_what_is_shown_replaces_no_file_of_the_data_set(capsys, table, tmp_path, option, lost):
     before = (table / lost).read_bytes()
-    (tmp_path / "link").symlink_to(table / lost)
-    code, out, err = run(capsys, "show", *of(table, "folder"), option, tmp_path / "link")
+    (tmp_path / "link.png").symlink_to(table / lost)
+    code, out, err = run(capsys, "show", *of(table, "folder"), option, tmp_path / "link.png")
     assert (code, out) == (2, "")
-    assert "link is there already, in the data set's folder" in " ".join(err.split())
+    assert "link.png is there already, in the data set's folder" in " ".join(err.split())
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "other").symlink_to(tmp_path / "elsewhere")
     for name in ("images", "labels.csv"):  # a folder of links
@@ -119,7 +119,7 @@ def test_what_is_shown_replaces_no_file_of_the_data_set(capsys, table, tmp_path,
     assert (table / lost).read_bytes() == before
     for _ in range(2):  # elsewhere, a second call replaces the result of the first
         assert run(capsys, "show", *given, "--json", tmp_path / "numbers.json")[0] == 0
-    same = ("--out", tmp_path / "same", "--json", tmp_path / "same")
+    same = ("--out", tmp_path / "a.png", "--json", tmp_path / "a.png")
     assert run(capsys, "show", *of(table, "folder"), *same)[0] == 2
 
 
@@ -234,6 +234,7 @@ def test_prepared_data_show_and_check_like_their_files(capsys, faces, tmp_path):
         (("show", "--people", "--per-row", "5"), ("people is True", "--out")),
         (("show", "--image-size", "20", "16"), ("--image-size", "--out")),
         (("show", "--out", "."), ("a folder", "--out")),
+        (("show", "--out", "a.jpg"), ("a.jpg does not end in .png", "--out")),
         (("prepare",), ("output",)),
         (("prepare", "--dataset", "celeba", "--output", "o"), ("needs data_dir",)),
         (("prepare", "--output", "o"), ("--dataset", "celeba")),

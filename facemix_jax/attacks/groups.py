@@ -1,6 +1,7 @@
-"""The rows of each group side by side, and their gradient ICA, as several attacks need them.
+"""The rows of each group side by side, and their separation, as several attacks need them.
 
-The grouping is granted. The sign that ICA leaves open is settled by the attacker's own images.
+The grouping is granted. The sign that separation leaves open is settled by the attacker's own
+images.
 """
 
 import math
@@ -12,6 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from facemix_jax._types import HostArray, RngKey
+from facemix_jax.attacks import blind, robust
 from facemix_jax.attacks.base import Recording, Target, by_group, record
 from facemix_jax.attacks.separation import separation_of
 from facemix_jax.attacks.unmixing import with_positions
@@ -25,7 +27,7 @@ _RIDGE = 0.01
 
 
 class Unmixed(NamedTuple):
-    """What gradient ICA makes of a recording; ``M`` may be 1, where nothing is mixed.
+    """What separation makes of a recording; ``M`` may be 1, where nothing is mixed.
 
     Attributes:
         unmixing: float32 ``[G, M, M]``.
@@ -37,7 +39,36 @@ class Unmixed(NamedTuple):
     sources: HostArray
 
 
-def unmix(target: Target, recording: Recording, *, rng_key: RngKey) -> Unmixed:
+def rehearses(target: Target) -> bool:
+    """Whether ``unmix`` takes the separation that does best in rehearsals, not gradient ICA.
+
+    Behind noise, blinding or rounding gradient ICA is far from the strongest. Maps of a single
+    position, and single rows, leave nothing to choose from.
+    """
+    height, width = target.model.spec.activation_shape[:2]
+    mixed = rows_of(target.defense).seen > 1
+    return not target.defense.exact and mixed and height * width > 1
+
+
+def separation_for(target: Target, rng_key: RngKey) -> blind.Separate:
+    """What ``unmix`` separates with: gradient ICA, or what ``robust`` chooses (``rehearses``).
+
+    Args:
+        target: gives the public network and defence, and the attacker's own images.
+        rng_key: draws rehearsals; consumed.
+    """
+    if rehearses(target):
+        return robust.choose(target, rng_key).separate
+    return separation_of(target)
+
+
+def unmix(
+    target: Target,
+    recording: Recording,
+    *,
+    rng_key: RngKey,
+    separate: blind.Separate | None = None,
+) -> Unmixed:
     """Separates every group and settles the signs, and the scales that no orthogonal matrix fixes.
 
     Sign: either the larger excursion of a source counts as positive, as ``separate`` has it, or a
@@ -49,14 +80,17 @@ def unmix(target: Target, recording: Recording, *, rng_key: RngKey) -> Unmixed:
     taken to be as large as the auxiliary activations are, in the root mean square.
 
     Args:
-        target: gives the public pre-model and the attacker's own images.
+        target: gives the public network and defence, and the attacker's own images.
         recording: only the view and the groups are used.
-        rng_key: draws the starts of the separation; consumed.
+        rng_key: draws rehearsals and the starts of the separation; consumed.
+        separate: ``separation_for`` the target, where several recordings share it.
     """
     mixtures = np.asarray(by_group(recording.view.mixtures, recording))
     if mixtures.shape[1] == 1:
         return Unmixed(np.ones((len(mixtures), 1, 1), np.float32), mixtures)
-    found = separation_of(target)(with_positions(jnp.asarray(mixtures)), rng_key=rng_key)
+    if separate is None:
+        separate = separation_for(target, jax.random.fold_in(rng_key, 1))
+    found = separate(with_positions(jnp.asarray(mixtures)), rng_key=rng_key)
     unmixing, sources = (
         np.asarray(found.unmixing),
         np.asarray(found.sources).reshape(mixtures.shape),
@@ -165,6 +199,11 @@ def _sign_filter(auxiliary: HostArray) -> HostArray | None:
     weights = fitted.T @ np.linalg.solve(gram + ridge, np.ones(len(gram), gram.dtype))
     by_excursion = np.mean(held_out.max(1) + held_out.min(1) >= 0)
     return weights if np.mean(held_out @ weights >= 0) > by_excursion else None
+
+
+def needs_attributes(target: Target) -> str | None:
+    """Why an attack on attributes has nothing to work with, or None."""
+    return None if target.source.attributes.shape[1] else "The source has no attributes."
 
 
 def needs_groups(target: Target) -> str | None:

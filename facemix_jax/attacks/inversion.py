@@ -42,8 +42,9 @@ from facemix_jax.metrics import psnr, ssim
 from facemix_jax.models import SplitModel
 
 THREAT_MODEL = (
-    "knows which mixtures form a group, the public pre-model and images of its own, on which it "
-    "trains a decoder; no key"
+    "knows which mixtures form a group, the public pre-model and defence and images of its own, on "
+    "which it trains a decoder, and rehearses separations where noise, blinding or rounding stays; "
+    "no key"
 )
 
 _SCALES = (0.9, 1.1)

@@ -61,12 +61,16 @@ def whitening(target: Target, rng_key: RngKey) -> HostArray:
         # Rows of whole maps are longer than there are images: their own products are smaller.
         axes = np.linalg.svd(rows, full_matrices=False)[2][:_AXES].T
         energy = ((rows @ axes) ** 2).mean(0)
-        made.append(axes / np.sqrt(energy + noise**2 + 1e-6 * energy.max()))
+        sizes = np.sqrt(energy + noise**2 + 1e-6 * energy.max())
+        made.append(axes / np.where(sizes > 0, sizes, 1))  # zero in a tile that is dead
     return np.stack(made)
 
 
 def share_inside(rows: HostArray, candidates: HostArray) -> HostArray:
     """Share of each candidate's energy in the row spaces of groups, mean of all tiles.
+
+    A candidate that is zero in a tile, as all are in one that is dead after a ReLU, has no share
+    there.
 
     Args:
         rows: ``[T, G, M, D]``, whitened.
@@ -77,7 +81,8 @@ def share_inside(rows: HostArray, candidates: HostArray) -> HostArray:
     """
     _, _, basis = np.linalg.svd(rows, full_matrices=False)
     inside = np.einsum("tgmd,tnd->tgmn", basis, candidates, optimize=True)
-    share = (inside**2).sum(2) / (candidates**2).sum(2)[:, None]
+    energy = (candidates**2).sum(2)[:, None]
+    share = (inside**2).sum(2) / np.where(energy > 0, energy, 1)
     return share.mean(0)
 
 
@@ -113,9 +118,10 @@ def _run(target: Target, recording: Recording, rng_key: RngKey, config: AttackCo
     own = whitened(np.asarray(truth_by_group(request.owner_activations, request)))
     singles = share_inside(own.reshape(tiles, groups * size, 1, -1), candidates)
     owner = named(singles.reshape(groups, size, -1).max(1))
+    floor = scores.named_by_frequency(people.train_classes, len(people.people), true)
     chance = min(1.0, size / len(people.people))
     name = "share of a group's people among the M named"
-    return Result((Figure(name, value, chance, owner, THREAT_MODEL, chance),))
+    return Result((Figure(name, value, floor, owner, THREAT_MODEL, chance),))
 
 
 def _unsuitable(target: Target) -> str | None:

@@ -18,12 +18,14 @@ from facemix_jax.attacks.base import (
     by_group,
     truth_by_group,
 )
-from facemix_jax.attacks.groups import in_order, match, unmix
+from facemix_jax.attacks.groups import in_order, match, needs_attributes, unmix
+from facemix_jax.attacks.recognition_scores import check_decided
 from facemix_jax.metrics import attribute_counts, balanced_accuracy
 
 THREAT_MODEL = (
-    "knows which mixtures form a group, main's responses, the public pre- and post-model and "
-    "images of its own; no key"
+    "knows which mixtures form a group, main's responses, the public network and defence and "
+    "images of its own, on which it rehearses separations where noise, blinding or rounding stays; "
+    "no key"
 )
 
 
@@ -56,21 +58,30 @@ def read_responses(
 def balanced(logits: Array | HostArray, attributes: HostArray) -> float:
     """Mean balanced accuracy over the attributes of which both classes occur.
 
-    Where a class is missing, its recall has no value. If none has both: over all of them.
+    Where a class is missing, its recall has no value.
+
+    Args:
+        logits: float ``[B, K, 2]``.
+        attributes: 0/1 ``[B, K]``.
+
+    Raises:
+        UsageError: no attribute has both.
     """
     counts = attribute_counts(np.asarray(logits), attributes)
     both = (counts.sum(2) > 0).all(1)
-    return float(balanced_accuracy(counts)[both if both.any() else slice(None)].mean())
+    check_decided(both, len(attributes))
+    return float(balanced_accuracy(counts)[both].mean())
 
 
 def _output(target: Target, recording: Recording, rng_key: RngKey, config: AttackConfig) -> Result:
     """Balanced attribute accuracy of the attacker, of the raw responses and of the owner."""
+    owner = balanced(recording.owner_logits, recording.attributes)  # refuses before any work
     attacker, floor = read_responses(target, recording, rng_key=rng_key)
     figure = Figure(
         "balanced attribute accuracy, read from the responses",
         balanced(attacker, recording.attributes),
         balanced(floor, recording.attributes),
-        balanced(recording.owner_logits, recording.attributes),
+        owner,
         THREAT_MODEL,
         chance=0.5,
     )
@@ -81,4 +92,4 @@ def _read(target: Target, post: Variables, features: HostArray) -> HostArray:
     return np.asarray(jax.jit(target.model.post.apply)(post, features.astype(np.float32)))
 
 
-OUTPUT = Attack("output", THREAT_MODEL, _output, one_matrix=True)
+OUTPUT = Attack("output", THREAT_MODEL, _output, needs_attributes, one_matrix=True)

@@ -7,6 +7,7 @@ attackers are asked about a whole group instead: who and what is in it? And who 
 first asks the paper's very question of what comes out: that figure stands beside the paper's.
 """
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -27,11 +28,15 @@ from facemix_jax.attacks.base import (
     record,
     truth_by_group,
 )
+from facemix_jax.attacks.blind import Separate
 from facemix_jax.attacks.groups import (
     correlations,
     in_order,
     match,
+    needs_attributes,
     needs_groups_of_images,
+    rehearses,
+    separation_for,
     unmix,
 )
 from facemix_jax.attacks.recognition_training import (
@@ -56,23 +61,41 @@ _GUESSES = 8
 _KNOWS = "knows the network's weights and the defence's algorithm, no key; has labelled images "
 ATTRIBUTES_THREAT = f"{_KNOWS}of other people; sees single rows"
 IDENTITY_THREAT = f"{_KNOWS}of the very people; sees single rows"
-SEPARATED = " after gradient ICA"
-"""Ends the names of figures of attackers who separate first."""
+AFTER_ICA, AFTER_ROBUST = SEPARATED = (" after gradient ICA", " after robust separation")
+"""End the names of figures of attackers who separate first (``groups.rehearses``)."""
 SET_ATTRIBUTES_THREAT = f"{_KNOWS}of other people; sees which rows form a group"
 SET_IDENTITY_THREAT = f"{_KNOWS}of the very people; sees which rows form a group"
 
 
 def _separates(target: Target) -> bool:
-    """Whether rows are mixtures of whole maps, which gradient ICA can take apart."""
+    """Whether rows are mixtures of whole maps, which separation can take apart."""
     return target.defense.group_size > 1 and target.defense.one_matrix
 
 
-def _separated(target: Target, recording: Recording, rng_key: RngKey) -> Array:
-    """Activations ``[B, ...]`` by gradient ICA; the true ones are used for their order alone.
+def unseparated(name: str) -> str:
+    """The name of the figure of the same attacker who does not separate first."""
+    return functools.reduce(str.removesuffix, SEPARATED, name)
+
+
+def _opened(weak: Figure, value: float, threat_model: str, target: Target) -> Figure:
+    """The figure of an attacker who separates first, beside that of the one who does not."""
+    ending = AFTER_ICA
+    if rehearses(target):
+        ending = AFTER_ROBUST
+        threat_model += "; rehearses separations on images of its own"
+    return Figure(
+        weak.name + ending, value, weak.floor, weak.owner, threat_model, chance=weak.chance
+    )
+
+
+def _separated(
+    target: Target, recording: Recording, rng_key: RngKey, separate: Separate | None = None
+) -> Array:
+    """Activations ``[B, ...]`` by ``unmix``; the true ones are used for their order alone.
 
     Where there are fewer rows than images, and so fewer sources, each image gets the nearest one.
     """
-    sources = unmix(target, recording, rng_key=rng_key).sources
+    sources = unmix(target, recording, rng_key=rng_key, separate=separate).sources
     truth = truth_by_group(recording.activations, recording)
     if sources.shape[1] == truth.shape[1]:
         order = match(sources, truth)
@@ -95,11 +118,7 @@ def _run_attributes(
     rates = labels[rows].mean(0)
     true = recording.attributes
     decided = (rates > 0) & (rates < 1) & (true.min(0) < true.max(0))
-    if not decided.any():
-        raise UsageError(
-            f"In the recording of {len(true)} images no attribute takes both values, so there is "
-            f"no balanced accuracy. Record more groups."
-        )
+    scores.check_decided(decided, len(true))
     train_key, guess_key = jax.random.split(rng_key)
     separates = not set_valued and _separates(target)
     predictors = train_networks(
@@ -132,8 +151,7 @@ def _run_attributes(
         if separates:
             answers = predictors.separated(_separated(target, recording, guess_key)) > odds
             opened = scores.matched_balanced_accuracy(answers, true, decided)
-            known = SET_ATTRIBUTES_THREAT
-            figures.append(Figure(name + SEPARATED, opened, 0.5, owner, known, 0.5))
+            figures.append(_opened(figures[0], opened, SET_ATTRIBUTES_THREAT, target))
         return Result(tuple(figures))
     rng = np.random.default_rng(np.asarray(jax.random.key_data(guess_key)))
     shape = (-1, group_size, labels.shape[1])
@@ -209,6 +227,9 @@ def _run_identity(
     if len(order) < size:
         size = len(order) - len(order) % target.defense.group_size
     order = order[: len(order) - len(order) % size]
+    separate = None
+    if separates:
+        separate = separation_for(target, jax.random.fold_in(separate_key, len(order)))
     shares: list[list[float]] = []
     for part, chosen in enumerate(order.reshape(-1, size)):
         # These people's requests, not those of the recording, whose people may be unknown.
@@ -219,7 +240,7 @@ def _run_identity(
         ]
         if separates:
             part_key = jax.random.fold_in(separate_key, part)
-            asked.append((predictors.separated, _separated(target, request, part_key)))
+            asked.append((predictors.separated, _separated(target, request, part_key, separate)))
         true = classes[chosen].reshape(-1, group_size)
         shares.append(
             [
@@ -229,8 +250,7 @@ def _run_identity(
         )
     value, owner, *opened = (float(share) for share in np.mean(shares, axis=0))
     true = classes[order].reshape(-1, group_size)
-    frequency = np.bincount(people.train_classes, minlength=num_people)
-    floor = scores.named_share(np.broadcast_to(frequency, (len(true), num_people)), true)
+    floor = scores.named_by_frequency(people.train_classes, num_people, true)
     ceiling = None
     if not set_valued and target.defense.group_size > 1 and not target.defense.dealt:
         ceiling = scores.identity_ceiling(classes[order].reshape(-1, target.defense.group_size))
@@ -239,10 +259,7 @@ def _run_identity(
         name, known = "share of a group's people among the M named", SET_IDENTITY_THREAT
     chance = min(1.0, group_size / num_people)
     figures = [Figure(name, value, floor, owner, known, chance, ceiling)]
-    figures += [
-        Figure(name + SEPARATED, share, floor, owner, SET_IDENTITY_THREAT, chance)
-        for share in opened
-    ]
+    figures += [_opened(figures[0], share, SET_IDENTITY_THREAT, target) for share in opened]
     return Result(tuple(figures))
 
 
@@ -261,10 +278,14 @@ def _attack(
     return Attack(name, threat_model, run_one, unsuitable, fewer_rows=True)
 
 
-ATTRIBUTES = _attack("attributes", ATTRIBUTES_THREAT, _run_attributes, False)
+ATTRIBUTES = _attack("attributes", ATTRIBUTES_THREAT, _run_attributes, False, needs_attributes)
 IDENTITY = _attack("identity", IDENTITY_THREAT, _run_identity, False, _no_people)
 SET_ATTRIBUTES = _attack(
-    "set_attributes", SET_ATTRIBUTES_THREAT, _run_attributes, True, needs_groups_of_images
+    "set_attributes",
+    SET_ATTRIBUTES_THREAT,
+    _run_attributes,
+    True,
+    lambda target: needs_attributes(target) or needs_groups_of_images(target),
 )
 SET_IDENTITY = _attack(
     "set_identity",

@@ -4,6 +4,21 @@ import numpy as np
 
 from facemix_jax import metrics
 from facemix_jax._types import HostArray
+from facemix_jax._validate import UsageError
+
+
+def check_decided(decided: HostArray, images: int) -> None:
+    """Raises ``UsageError`` unless some attribute of a recording of so many images counts.
+
+    Args:
+        decided: bool ``[K]``.
+        images: how many were recorded.
+    """
+    if not decided.any():
+        raise UsageError(
+            f"In the recording of {images} images no attribute takes both values, so there is no "
+            f"balanced accuracy. Record more groups."
+        )
 
 
 def matched_balanced_accuracy(answers: HostArray, true: HostArray, decided: HostArray) -> float:
@@ -70,6 +85,18 @@ def named_share(scores: HostArray, true: HostArray) -> float:
     """
     named = np.argsort(-scores, axis=1, kind="stable")[:, : true.shape[1]]
     return float((true[:, :, None] == named[:, None]).any(-1).mean())
+
+
+def named_by_frequency(classes: HostArray, num_people: int, true: HostArray) -> float:
+    """``named_share`` of one who names those with the most pictures: the floor of all who name.
+
+    Args:
+        classes: int ``[n]``, the people of the pictures that are known.
+        num_people: how many people there are.
+        true: int ``[G, m]``, the members.
+    """
+    frequency = np.bincount(classes, minlength=num_people)
+    return named_share(np.broadcast_to(frequency, (len(true), num_people)), true)
 
 
 def identity_ceiling(groups: HostArray) -> float:

@@ -157,7 +157,8 @@ def run_suite(
         UsageError: an unknown name, or a split, the attacked or the attacker's own, smaller than
             one group, or what one of the strongest attacks refuses of a recording.
         DataError: the network's activations or what is sent of them are not finite, as of one
-            that diverged, or ``STRONGEST`` or one of ``WITHOUT_KEY`` diverged where it is needed.
+            that diverged, or all images have the same, or ``STRONGEST`` or one of ``WITHOUT_KEY``
+            diverged where it is needed.
     """
     names = {*names}
     for name in sorted(names):
@@ -179,6 +180,12 @@ def run_suite(
         raise _validate.DataError(
             "the network's activations of the attacked images, or what is sent of them, hold NaN "
             "or infinities, from which nothing can be learned. Look whether its training diverged."
+        )
+    among = 0 if len(recording.activations) > 1 else None  # one row has no other one to differ from
+    if not jnp.ptp(recording.activations, axis=among).any():
+        raise _validate.DataError(
+            "the edge's part is dead: every attacked image gives the same activations, from which "
+            "nothing can be learned. Look at its training, or attack other images."
         )
     views = {True: (target, recording), False: (target, recording)}
     for by_tile, seen in ((True, spread(target)), (False, whole(target))):

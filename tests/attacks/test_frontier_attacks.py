@@ -1,15 +1,18 @@
 """What public statistics make of rows, row spaces of tiles, and maps assembled from tiles."""
 
+import copy
 import dataclasses
 
 import jax
 import numpy as np
 import pytest
-from attack_support import make_tiled_target
+from attack_support import make_target, make_tiled_target
 from tile_faces import Faces, small_network
 
-from facemix_jax import attacks, defenses
-from facemix_jax.attacks import blind, denoising, membership, tile_faces
+from facemix_jax import attacks, defenses, models
+from facemix_jax.attacks import blind, denoising, membership, recognition, tile_faces, tiles
+from facemix_jax.defenses import DefenseConfig
+from facemix_jax.models import ModelConfig
 from facemix_jax.models.split import cut_tiles, put_tiles_back
 
 
@@ -72,6 +75,44 @@ def test_persons_are_found_where_their_pictures_are_alike_and_nowhere_else():
     assert unlike.value < 0.5
     alone = dataclasses.replace(target, defense=defenses.none())
     assert "one row" in membership.MEMBERSHIP.unsuitable(alone)
+
+
+def test_a_tile_that_is_dead_takes_nothing_from_the_others():
+    source = Faces()
+    tiled = models.build(ModelConfig(width=8, tile=(5, 9)), image_size=(40, 36), num_attributes=1)
+    dead = tiles._between(
+        lambda images: images,
+        tiled.pre,
+        lambda z: z.reshape(tiled.spec.tiles, -1, *z.shape[1:]).at[0].set(0).reshape(z.shape),
+    )
+    target = attacks.Target(
+        model=tiled._replace(pre=dead),
+        defense=defenses.build(DefenseConfig(group_size=2), tiles=tiled.spec.tiles),
+        variables=tiled.init(jax.random.key(0)),
+        source=source,
+    )
+    assert tiled.spec.tiles == 2
+    found = membership_of(target)
+    assert found.value > found.chance + 0.3
+    assert found.owner > found.chance + 0.3
+
+
+@pytest.mark.library_promotes
+def test_row_spaces_and_networks_that_name_persons_stand_above_one_floor():
+    target = make_target()
+    source = copy.copy(target.source)
+    rows = np.arange(160)
+    source.identities = np.where(rows < 80, 0, 1 + rows % 12).astype(np.int32)
+    target = dataclasses.replace(target, source=source)
+    recording = attacks.record(target, rows[96:104], rng_key=jax.random.key(1))
+    config = attacks.AttackConfig(steps=1, batch_size=28)  # so that both ask about all 28 pictures
+    by_rows, by_network = (
+        attack.run(target, recording, jax.random.key(2), config).figures[0]
+        for attack in (membership.MEMBERSHIP, recognition.SET_IDENTITY)
+    )
+    assert by_rows.name == by_network.name
+    assert by_rows.chance == by_network.chance == 4 / 13
+    assert by_rows.floor == by_network.floor > 0.5, "one of 13 has half of all pictures"
 
 
 def test_an_attackers_own_assembly_needs_one_order_for_all_tiles():

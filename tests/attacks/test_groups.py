@@ -131,6 +131,20 @@ def test_maps_of_a_single_position_are_separated_by_their_channels():
         assert groups.matched(rows, members).mean() > 0.98
 
 
+def test_gradient_ica_is_left_where_something_stays_that_it_is_weak_against():
+    exact = make_target()
+    for layer, rehearses in (
+        ({}, False),
+        ({"clouds": 2}, False),
+        ({"noise": 0.5}, True),
+        ({"blinding": 0.5}, True),
+        ({"wire": "int4"}, True),
+        ({"noise": 0.5, "clouds": 4}, False),  # single rows
+    ):
+        defense = defenses.build(DefenseConfig(group_size=4, **layer))
+        assert groups.rehearses(dataclasses.replace(exact, defense=defense)) == rehearses, layer
+
+
 @pytest.mark.parametrize("layer", [{"blinding": 0.5}, {"noise": 0.5}])
 def test_the_noise_reckoned_with_is_the_one_in_what_is_seen(layer):
     target = dataclasses.replace(

@@ -1,5 +1,6 @@
 """Attackers that recognise: they succeed where little is hidden, and their scores are right."""
 
+import copy
 import dataclasses
 import itertools
 
@@ -119,6 +120,11 @@ def test_where_the_attackers_have_nothing_to_work_with(tiny_source):
             attack.run(nobody_twice, recording, RNG_KEY, EFFORT)
         too_large = dataclasses.replace(target, defense=defenses.facemix(group_size=128))
         assert "one group of 128" in attack.unsuitable(too_large)
+    without = copy.copy(target.source)
+    without.attributes = without.attributes[:, :0]
+    for attack in (recognition.ATTRIBUTES, recognition.SET_ATTRIBUTES):
+        assert "no attributes" in attack.unsuitable(dataclasses.replace(target, source=without))
+        assert attack.unsuitable(target) is None
     same = recording._replace(attributes=np.ones_like(recording.attributes))
     with pytest.raises(UsageError, match="both values"):
         recognition.ATTRIBUTES.run(target, same, RNG_KEY, EFFORT)
@@ -208,6 +214,22 @@ def test_counts_are_explained_fully_not_at_all_or_worse():
     half = np.tile(true[:1, :1], (6, 4, 1))
     half[:, 2:] = 1 - half[:, 2:]  # two of four in every group, as the prior guess has it
     assert scores.count_r2(np.zeros(true.shape), half.reshape(24, 3), rates, every) is None
+
+
+def test_what_stands_beside_single_rows_says_what_separated_them():
+    weak = attacks.Figure("share", 0.1, 0.0, 0.9, "sees rows", 0.2)
+    clean = make_target(defenses.facemix(group_size=2))
+    noisy = dataclasses.replace(clean, defense=defenses.with_noise(clean.defense, 1.0))
+    for target, name, known in (
+        (clean, "share after gradient ICA", "sees groups"),
+        (noisy, "share after robust separation", "sees groups; rehearses separations on images"),
+    ):
+        opened = recognition._opened(weak, 0.5, "sees groups", target)
+        assert opened[:4] == (name, 0.5, 0.0, 0.9)
+        assert opened.threat_model.startswith(known)
+        assert ("rehearses" in opened.threat_model) == ("rehearses" in known)
+        assert name.endswith(recognition.SEPARATED)
+        assert recognition.unseparated(name) == recognition.unseparated("share") == "share"
 
 
 @pytest.mark.library_promotes

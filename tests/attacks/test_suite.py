@@ -79,6 +79,18 @@ def test_a_network_that_diverged_is_told_before_any_attack(fakes):
     assert not said
 
 
+@pytest.mark.parametrize("level", [0.0, 0.5])
+def test_a_part_of_the_edge_that_is_dead_is_told_before_any_attack(fakes, level):
+    target, said = make_target(), []
+    dead = jax.tree_util.tree_map_with_path(
+        lambda path, leaf: level * (path[-1].key == "bias") + 0 * leaf, target.variables["pre"]
+    )
+    target = dataclasses.replace(target, variables={**target.variables, "pre": dead})
+    with pytest.raises(DataError, match="edge's part is dead"):
+        suite.run_suite(target, ["weak"], rng_key=RNG_KEY, config=EFFORT, say=said.append)
+    assert not said
+
+
 def test_unknown_names_are_refused_before_any_work(fakes):
     with pytest.raises(UsageError, match="'guessing'"):
         suite.run_suite(make_target(), ["guessing"], rng_key=RNG_KEY)

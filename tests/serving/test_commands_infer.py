@@ -103,6 +103,7 @@ def test_table_shows_pictures_and_where_time_went(capsys, common):
         ({"--wire": "float16"}, "'float16' is unknown.*bfloat16"),
         ({"--spot-checks": "-1"}, "spot_checks is -1"),
         ({"--sheet": "missing/a.png"}, "cannot be written.*--sheet"),
+        ({"--sheet": "a.jpg"}, "a.jpg does not end in .png.*--sheet"),
         ({"--csv": "same", "--json": "./same"}, "--csv and --json name the same file"),
         ({"--token": "missing"}, "missing cannot be read"),
         ({"--workdir": "missing"}, "no work directory"),
@@ -141,13 +142,13 @@ def test_no_result_replaces_what_is_read(capsys, place, tmp_path, option, read):
     for name in ("token", "ca.pem", "phone.pem", "phone.key"):
         (tmp_path / name).write_text(name)
     before = (tmp_path / read).read_bytes()
-    (tmp_path / "link").symlink_to(tmp_path / read)
+    (tmp_path / "link.png").symlink_to(tmp_path / read)
     given = ["--workdir", place / "run", "--key", tmp_path / "key", "--cloud", "localhost:1"]
     given += ["--token", tmp_path / "token", "--ca", tmp_path / "ca.pem"]
     given += ["--certificate", tmp_path / "phone.pem", "--private-key", tmp_path / "phone.key"]
-    code, out, err = run(capsys, *given, option, tmp_path / "link", tmp_path / "face0.png")
+    code, out, err = run(capsys, *given, option, tmp_path / "link.png", tmp_path / "face0.png")
     assert (code, out) == (2, "")
-    assert re.search(f"{option} .*link is a file that this command reads.*another {option}", err)
+    assert re.search(f"{option} .*link.png is a file that this .*reads.*another {option}", err)
     assert (tmp_path / read).read_bytes() == before
 
 
