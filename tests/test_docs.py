@@ -45,6 +45,7 @@ def test_the_tour_runs_as_written(tmp_path, monkeypatch, capsys):
     assert "unmixed again" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("default")
 @pytest.mark.library_promotes
 def test_bring_your_own_runs_as_written(tmp_path, monkeypatch):
@@ -89,6 +90,7 @@ def test_bring_your_own_runs_as_written(tmp_path, monkeypatch):
     assert " ".join(command) in (ROOT / "docs/bring_your_own.md").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.library_promotes
 def test_the_examples_of_defenses_run_as_written():
     from facemix_jax import defenses
