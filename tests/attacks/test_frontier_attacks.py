@@ -58,6 +58,7 @@ def membership_of(target):
     ).figures[0]
 
 
+@pytest.mark.slow
 def test_persons_are_found_where_their_pictures_are_alike_and_nowhere_else():
     model = small_network()
     target = attacks.Target(
@@ -138,6 +139,7 @@ def test_rows_of_dealt_tiles_come_back_to_their_images():
     assert not np.allclose(as_sent, maps, atol=1e-3), "the order as sent is another one"
 
 
+@pytest.mark.slow
 @pytest.mark.library_promotes
 def test_pictures_are_made_of_every_separation_and_of_floor_and_owner():
     target = make_tiled_target(noise=0.2)

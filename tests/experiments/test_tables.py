@@ -169,9 +169,9 @@ def test_pages_name_the_commits_that_are_known(monkeypatch, commits, words):
 
 
 def test_older_files_name_their_commit_below_their_tables():
-    page = pages.filled("<!-- results: linearity -->\n<!-- end -->")
-    assert "commits bc4ab2630;" in page
-    assert "| random |" in page
+    page = pages.filled("<!-- results: table1 -->\n<!-- end -->")
+    assert "commits e7ef9b91f;" in page
+    assert "| all on the cloud |" in page
 
 
 def test_a_file_of_other_options_is_not_continued(tmp_path):
