@@ -12,7 +12,7 @@ from facemix_jax import _runtime, defenses, evaluation, fitting, results, runs
 from facemix_jax.data import DataConfig
 from facemix_jax.defenses import DefenseConfig
 from facemix_jax.models import ModelConfig
-from facemix_jax.output import figure_dict
+from facemix_jax.output import figure_dicts
 from facemix_jax.results import Column, ResultTable, Row
 from facemix_jax.runs import RunConfig
 from facemix_jax.training import TrainConfig
@@ -98,9 +98,6 @@ def main(config: Config) -> None:
     cells.save()
 
 
-SEPARATION = ("gradient_ica", "value", "floor", "owner")
-
-
 def summarize(cells: Sequence[Mapping[str, Any]]) -> report.Summary:
     """Accuracy with and without mixing, and what leaks, averaged over the seeds."""
     if not cells:
@@ -110,10 +107,7 @@ def summarize(cells: Sequence[Mapping[str, Any]]) -> report.Summary:
         "clean": Column(name="nothing mixed", format="percent"),
         "balanced": Column(name="balanced, mixed", format="percent"),
         "majority": Column(name="always the more frequent answer", format="percent"),
-        "gradient_ica": Column(name="gradient ICA", format="fixed3", strongest="strongest"),
-        "value": Column(name="strongest", format="fixed3"),
-        "floor": Column(name="no attack", format="fixed3"),
-        "owner": Column(name="owner", format="fixed3"),
+        **report.SEPARATION,
     }
     rows = []
     for run, epochs in dict.fromkeys((c["run"], c["config"]["train"]["num_epochs"]) for c in cells):
@@ -131,7 +125,7 @@ def summarize(cells: Sequence[Mapping[str, Any]]) -> report.Summary:
         values = [
             # The plain network sends what it has: no attack was run.
             report.derived(1.0)
-            if run == "plain" and name in SEPARATION
+            if run == "plain" and name in report.SEPARATION
             else results.mean_over_seeds([c[name] for c in own])
             for name in columns
         ]
@@ -140,9 +134,7 @@ def summarize(cells: Sequence[Mapping[str, Any]]) -> report.Summary:
         title=f"Plain and encryption-aware training: {cells[0]['dataset']}, 109x89, width 16",
         columns=tuple(columns.values()),
         rows=tuple(rows),
-        note="M = 8, cut 1. Mean matched |correlation| with the activations by gradient ICA, by "
-        "the stronger of it and robust, of what is sent, and the owner's; the plain network "
-        "sends the activations as they are.",
+        note=f"M = 8, cut 1. {report.SEPARATED}",
     )
     return (table,), ()
 
@@ -172,7 +164,7 @@ def cell(config: Config, name: str, seed: int) -> dict[str, Any]:
         "dataset": f"CelebA subset, {config.train_examples} train, {config.test_examples} test",
         "steps": int(state.step),
         **scores,
-        "leakage": {name: figure_dict(figure) for name, figure in leakage.figures.items()},
+        "leakage": figure_dicts(leakage.figures),
         "config": stored,
     }
 

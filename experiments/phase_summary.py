@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import report
+import sides
 from matplotlib.figure import Figure
 
 from facemix_jax import results
@@ -44,11 +45,9 @@ def flattened(cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """
     found = []
     for cell in cells:
-        sides = dict(cell["filtered"])
-        sides["key advantage"] = sides["owner"] - max(
-            value for side, value in sides.items() if side != "owner"
-        )
-        filtered = {f"{side}, filtered": value for side, value in sides.items()}
+        figures = cell["filtered"]
+        others = max(value for side, value in figures.items() if side != "owner")
+        filtered = sides.named({**figures, "key advantage": figures["owner"] - others})
         found.append({**cell, **cell["attackers"], **filtered})
     return found
 
@@ -64,6 +63,8 @@ def axes_of(cells: Sequence[Mapping[str, Any]]) -> Grid:
 
 def summarize(cells: list[dict[str, Any]]) -> report.Summary:
     """A table and a chart for each way to round, of what was measured with it."""
+    if not cells:
+        return (), ()
     flat = flattened(cells)
     grid = axes_of(flat)
     columns = {
@@ -72,10 +73,7 @@ def summarize(cells: list[dict[str, Any]]) -> report.Summary:
         "floor": Column(name="no attack", format="fixed3"),
         "owner": Column(name="owner", format="fixed3"),
         "key_advantage": Column(name="key advantage", format="fixed3"),
-        "guess, filtered": Column(name="guess, filtered", format="fixed3"),
-        "floor, filtered": Column(name="no attack, filtered", format="fixed3"),
-        "value, filtered": Column(name="strongest, filtered", format="fixed3"),
-        "owner, filtered": Column(name="owner, filtered", format="fixed3"),
+        **{name: of for name, of in sides.COLUMNS.items() if name in flat[0]},
         "key advantage, filtered": Column(name="key advantage, filtered", format="fixed3"),
         "accuracy": Column(name="accuracy", format="percent"),
         "balanced_accuracy": Column(name="balanced accuracy", format="percent"),

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import inspect
 import json
@@ -16,7 +15,7 @@ import scale as scales
 import tyro
 
 from facemix_jax import attacks, cli, data, results, run_images, runs, sweep
-from facemix_jax._files import write_atomically
+from facemix_jax._files import lock, write_atomically
 from facemix_jax._types import Array, Variables
 from facemix_jax._validate import UsageError
 from facemix_jax.output import figure_dict
@@ -142,6 +141,20 @@ def figures(found: Sequence[attacks.Figure]) -> list[dict[str, Any]]:
     ]
 
 
+SEPARATION = {
+    "gradient_ica": results.Column(name="gradient ICA", format="fixed3", strongest="strongest"),
+    "value": results.Column(name="strongest", format="fixed3"),
+    "floor": results.Column(name="no attack", format="fixed3"),
+    "owner": results.Column(name="owner", format="fixed3"),
+}
+"""Columns of what ``strongest`` returns; of a plain network all follow without an attack."""
+SEPARATED = (
+    "Mean matched |correlation| with the activations by gradient ICA, by the stronger of it and "
+    "robust, of what is sent, and the owner's; the plain network sends the activations as they are."
+)
+"""Stands below tables with them."""
+
+
 def strongest(leakage: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
     """What ``evaluate_leakage`` found: each attack's value, and the largest as ``value``.
 
@@ -205,8 +218,7 @@ def _alone(folder: Path) -> Iterator[None]:
     """Waits for other processes that write in a folder; a kill lets go of it."""
     handle = os.open(folder, os.O_RDONLY)
     try:
-        with contextlib.suppress(OSError):  # a file system without locks
-            fcntl.flock(handle, fcntl.LOCK_EX)
+        lock(handle, wait=True)
         yield
     finally:
         os.close(handle)

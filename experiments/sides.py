@@ -1,5 +1,7 @@
 """What attacker, owner and those who attack nothing reach once all rows are filtered alike."""
 
+from collections.abc import Mapping
+
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -7,6 +9,21 @@ from facemix_jax import attacks
 from facemix_jax._types import HostArray
 from facemix_jax.attacks import denoising
 from facemix_jax.attacks.base import by_group, truth_by_group
+from facemix_jax.results import Column
+
+COLUMNS = {
+    "guess, filtered": Column(name="guess, filtered", format="fixed3"),
+    "floor, filtered": Column(name="no attack, filtered", format="fixed3"),
+    "value, filtered": Column(name="strongest, filtered", format="fixed3"),
+    "granted, filtered": Column(name="matrix granted, filtered", format="fixed3"),
+    "owner, filtered": Column(name="owner, filtered", format="fixed3"),
+}
+"""Of ``named`` figures; tables leave out the sides that they do not have."""
+
+
+def named(figures: Mapping[str, float]) -> dict[str, float]:
+    """Figures of the sides by the names of ``COLUMNS``."""
+    return {f"{side}, filtered": value for side, value in figures.items()}
 
 
 class Sides:

@@ -14,7 +14,7 @@ from facemix_jax._types import Array, HostArray
 from facemix_jax.data import face_model, synthetic
 from facemix_jax.defenses import DefenseConfig
 from facemix_jax.models import ModelConfig, resnet18
-from facemix_jax.output import figure_dict
+from facemix_jax.output import figure_dicts
 from facemix_jax.results import Column, ResultTable, Row
 from facemix_jax.runs import RunConfig
 from facemix_jax.training import TrainConfig
@@ -212,7 +212,7 @@ def defences(config: Config) -> dict[str, Any]:
             "accuracy": round(utility.accuracy, 4),
             "balanced_accuracy": round(utility.balanced_accuracy, 4),
             "majority_accuracy": round(utility.majority_accuracy, 4),
-            "leakage": {name: figure_dict(figure) for name, figure in leakage.figures.items()},
+            "leakage": figure_dicts(leakage.figures),
         }
     return cells
 
@@ -279,23 +279,17 @@ def summarize(cells: Sequence[Mapping[str, Any]]) -> report.Summary:
             "accuracy": Column(name="accuracy", format="percent"),
             "balanced_accuracy": Column(name="balanced accuracy", format="percent"),
             "majority_accuracy": Column(name="always the more frequent answer", format="percent"),
-            "gradient_ica": Column(name="gradient ICA", format="fixed3", strongest="strongest"),
-            "value": Column(name="strongest", format="fixed3"),
-            "floor": Column(name="no attack", format="fixed3"),
-            "owner": Column(name="owner", format="fixed3"),
+            **report.SEPARATION,
         }
         for cell in flat:
             if cell["run"] == "plain":  # no attack was run
-                names = ("gradient_ica", "value", "floor", "owner")
-                cell |= {name: report.derived(1.0) for name in names}
+                cell |= dict.fromkeys(report.SEPARATION, report.derived(1.0))
         tables.append(
             ResultTable(
                 title="Plain and FaceMix on drawn faces",
                 columns=tuple(columns.values()),
                 rows=report.rows(flat, lambda c: str(c["run"]), columns),
-                note="Mean matched |correlation| with the activations by gradient ICA, by the "
-                "stronger of it and robust, of what is sent, and the owner's; the plain network "
-                "sends the activations as they are.",
+                note=report.SEPARATED,
             )
         )
     return tables, ()

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import report
+import sides
 
 from facemix_jax.results import Column, ResultTable
 
@@ -78,11 +79,7 @@ def table(cells: Sequence[Mapping[str, Any]], size: str) -> ResultTable:
         "value": Column(name="strongest", format="fixed3"),
         "owner": Column(name="owner", format="fixed3"),
         "key_advantage": Column(name="key advantage", format="fixed3"),
-        "guess, filtered": Column(name="guess, filtered", format="fixed3"),
-        "floor, filtered": Column(name="no attack, filtered", format="fixed3"),
-        "value, filtered": Column(name="strongest, filtered", format="fixed3"),
-        "granted, filtered": Column(name="matrix granted, filtered", format="fixed3"),
-        "owner, filtered": Column(name="owner, filtered", format="fixed3"),
+        **sides.COLUMNS,
         "rows_sent": Column(name="rows sent"),
         "rows_ahead": Column(name="rows ahead"),
     }
@@ -119,6 +116,6 @@ def row_of(cells: Sequence[Mapping[str, Any]], label: str) -> dict[str, Any]:
     if met:
         strongest = max(met, key=lambda cell: cell["value"])
         row |= {name: strongest[name] for name in ("value", "floor", "owner", "key_advantage")}
-        row |= {f"{side}, filtered": value for side, value in strongest["filtered"].items()}
+        row |= sides.named(strongest["filtered"])
         row["value, filtered"] = max(cell["filtered"]["value"] for cell in met)
     return row

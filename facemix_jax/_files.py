@@ -2,9 +2,11 @@
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import os
 from pathlib import Path
+from typing import IO, Any
 
 from facemix_jax._validate import UsageError
 
@@ -39,6 +41,28 @@ def expanded(path: Path | str) -> Path:
             f"whole path; a name that begins with ~ here is {os.path.abspath(text)!r}."
         )
     return Path(text)
+
+
+def lock(file: int | IO[Any], *, wait: bool) -> bool:
+    """Takes an open file's or folder's lock, which ends with the file or the process.
+
+    Args:
+        file: as ``fcntl.flock`` takes it.
+        wait: for other processes that hold it.
+
+    Returns:
+        Whether it is held: file systems without locks, as some network disks, have none.
+
+    Raises:
+        BlockingIOError: another process holds it, and ``wait`` is False.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except OSError:
+        return False
+    return True
 
 
 def is_special(path: Path) -> bool:

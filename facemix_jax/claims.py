@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import fcntl
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from facemix_jax import run_images
-from facemix_jax._files import write_atomically
+from facemix_jax._files import lock, write_atomically
 from facemix_jax._validate import FacemixError, UsageError
 from facemix_jax.checkpoint import newest
 from facemix_jax.run_images import read_images
@@ -136,14 +135,12 @@ def alone(
             # A file of its own: a lock on one that is replaced would keep nobody out.
             file = stack.enter_context((workdir / "training.lock").open("a"))
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # a kill lets go of it
+            lock(file, wait=False)
         except BlockingIOError:
             raise FacemixError(
                 f"Another process is training in {workdir}. Wait for it or stop it, or choose "
                 f"another folder."
             ) from None
-        except OSError:  # a file system without locks
-            pass
         check_claim(workdir, config, images=images, anonymizer=anonymizer)
         kept, told = workdir / "config.json", workdir / "images.json"
         with _written(workdir):

@@ -282,11 +282,8 @@ def summary(result: Result) -> dict[str, Any]:
     return {
         "utility": {name: score._asdict() for name, score in result.utility.items()},
         "leakage": {
-            cut: {name: output.figure_dict(figure) for name, figure in found.figures.items()}
-            for cut, found in (
-                ("cut 0", result.leakage_images),
-                ("cut 1", result.leakage_activations),
-            )
+            "cut 0": output.figure_dicts(result.leakage_images.figures),
+            "cut 1": output.figure_dicts(result.leakage_activations.figures),
         },
         "unmix_error": result.unmix_error,
         "seconds": result.seconds,

@@ -77,6 +77,11 @@ def figure_dict(figure: Figure) -> dict[str, Any]:
     return {**figure._asdict(), "key_advantage": figure.key_advantage}
 
 
+def figure_dicts(figures: Mapping[str, Figure]) -> dict[str, dict[str, Any]]:
+    """Privacy figures by attack, ready for JSON."""
+    return {name: figure_dict(figure) for name, figure in figures.items()}
+
+
 def table(title: str, header: Sequence[str], rows: Sequence[Sequence[str | Text]]) -> Table:
     """A table whose first column is named ``title`` and left-aligned; brackets are no markup."""
     made = Table(title, *header)

@@ -1,7 +1,6 @@
 """Search over fields of the configuration with Optuna, which is optional (extra ``sweep``)."""
 
 import contextlib
-import fcntl
 import functools
 import json
 import logging
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from facemix_jax import metrics, runs, sweep, sweep_summary
+from facemix_jax._files import lock
 from facemix_jax._validate import FacemixError, UsageError
 from facemix_jax.runs import RunConfig
 from facemix_jax.sweep import Setting, Trial
@@ -200,14 +200,12 @@ def _alone(folder: Path) -> Iterator[None]:
     """Keeps a second search out: each would tell Optuna of the other's trials."""
     with (folder / "search.lock").open("a") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # a kill lets go of it
+            lock(file, wait=False)
         except BlockingIOError:
             raise UsageError(
                 f"Another search runs in {folder}. Wait for it or stop it, or give another "
                 f"--workdir."
             ) from None
-        except OSError:  # a file system without locks
-            pass
         yield
 
 

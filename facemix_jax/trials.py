@@ -6,7 +6,6 @@ this process, in one of its own (``python -m facemix_jax.trials``) or on another
 
 import contextlib
 import dataclasses
-import fcntl
 import json
 import os
 import signal
@@ -19,7 +18,7 @@ from typing import Any
 import jax
 
 from facemix_jax import _runtime, data, defenses, evaluation, fitting, output, runs
-from facemix_jax._files import write_atomically
+from facemix_jax._files import lock, write_atomically
 from facemix_jax._validate import FacemixError, UsageError, one_of
 from facemix_jax.data import Source
 from facemix_jax.fitting import DivergedError, Options, StoppedError
@@ -51,7 +50,7 @@ def utilities(part: Run, split: str) -> dict[str, Any]:
     leakage = evaluation.evaluate_leakage(
         part.model, part.defense, part.variables, part.source, rng_key=rng_key, split=split
     )
-    found = {name: output.figure_dict(figure) for name, figure in leakage.figures.items()}
+    found = output.figure_dicts(leakage.figures)
     return {
         "split": split,
         "step": part.step,
@@ -122,8 +121,7 @@ def run(
 def _alone(workdir: Path) -> Iterator[None]:
     """Waits for what an earlier, killed sweep left there: a job, or a program that still saves."""
     with (workdir / ".lock").open("w") as file:
-        with contextlib.suppress(OSError):  # a file system without locks
-            fcntl.flock(file, fcntl.LOCK_EX)
+        lock(file, wait=True)
         yield
 
 

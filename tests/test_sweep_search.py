@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from sweep_support import BASE, write_results
 
-from facemix_jax import cli, runs, sweep, sweep_runners, sweep_search, sweep_summary
+from facemix_jax import _files, cli, runs, sweep, sweep_runners, sweep_search, sweep_summary
 from facemix_jax._validate import FacemixError, UsageError
 from facemix_jax.data import DataConfig
 
@@ -214,7 +214,7 @@ def test_a_search_runs_on_a_file_system_without_locks(tmp_path, monkeypatch):
     def refuse(file, operation):
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(sweep_search.fcntl, "flock", refuse)
+    monkeypatch.setattr(_files.fcntl, "flock", refuse)
     assert len(searched(tmp_path, lambda c: 0.5, trials=2)[0]) == 2
 
 

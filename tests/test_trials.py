@@ -11,7 +11,7 @@ import pytest
 from sweep_support import BASE, SMALL, result_of, write_results
 from tiny_source import TinySource
 
-from facemix_jax import cli, data, fitting, runs, sweep, trials
+from facemix_jax import _files, cli, data, fitting, runs, sweep, trials
 from facemix_jax._validate import DataError, FacemixError
 from facemix_jax.defenses import DefenseConfig
 from facemix_jax.sharding import MeshConfig
@@ -126,7 +126,7 @@ def test_trials_run_on_a_file_system_without_locks(tmp_path, monkeypatch):
         raise OSError(errno.ENOLCK, "No locks available")
 
     seen = []
-    monkeypatch.setattr(trials.fcntl, "flock", refuse)
+    monkeypatch.setattr(_files.fcntl, "flock", refuse)
     monkeypatch.setattr(trials, "_run", lambda waiting, *rest: seen.extend(waiting))
     trials.run([tmp_path])
     assert seen == [tmp_path]

@@ -1,7 +1,6 @@
 """Decoded images in one memory-mapped file, so that a data set is decoded only once."""
 
 import contextlib
-import fcntl
 import hashlib
 import io
 import itertools
@@ -19,7 +18,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from facemix_jax._files import NO_SPACE, expanded, sha256, write_atomically
+from facemix_jax._files import NO_SPACE, expanded, lock, sha256, write_atomically
 from facemix_jax._types import HostArray
 from facemix_jax._validate import DataError
 
@@ -142,12 +141,7 @@ def _alone(folder: Path) -> Iterator[bool]:
     """
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            alone = True
-        except OSError:
-            alone = False
-        yield alone
+        yield lock(descriptor, wait=True)
     finally:
         os.close(descriptor)
 

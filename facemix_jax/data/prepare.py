@@ -1,7 +1,6 @@
 """Writes a prepared data set: resized once, checked by checksums, whole or not there at all."""
 
 import contextlib
-import fcntl
 import hashlib
 import io
 import json
@@ -19,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from facemix_jax._files import NO_SPACE, sha256, write_atomically
+from facemix_jax._files import NO_SPACE, lock, sha256, write_atomically
 from facemix_jax._types import HostArray, ImageSize
 from facemix_jax._validate import DataError, UsageError
 from facemix_jax.data import cache, decode, open_files, prepared
@@ -320,16 +319,12 @@ def _lock(work: Path) -> Iterator[bool]:
     """
     with (work / "lock").open("w") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            alone = lock(file, wait=False)
         except BlockingIOError as error:
             raise DataError(
                 f"Another run is preparing these files in {work}. Wait for it, or choose another "
                 "output folder."
             ) from error
-        except OSError:
-            alone = False
-        else:
-            alone = True
         yield alone
 
 

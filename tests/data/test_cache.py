@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from celeba_support import COUNT, edit, expect, jpeg, load, rewrite_zip, write
 
+from facemix_jax import _files
 from facemix_jax._validate import DataError
 from facemix_jax.data import cache as cache_module
 from facemix_jax.data import decode
@@ -89,7 +90,7 @@ def test_abandoned_parts_are_removed_before_room_is_counted(folder, monkeypatch,
     path.unlink()
     if not locks:
         flock = Mock(side_effect=OSError(errno.ENOLCK, "No locks available"))
-        monkeypatch.setattr(cache_module.fcntl, "flock", flock)
+        monkeypatch.setattr(_files.fcntl, "flock", flock)
     usage = shutil.disk_usage(folder)
 
     def disk_usage(place):
@@ -121,7 +122,7 @@ def test_of_several_who_want_a_cache_one_builds_it(tmp_path, monkeypatch):
     assert len(decoded) == COUNT
     # Where there are no locks, as on some network disks, it is built all the same.
     flock = Mock(side_effect=OSError(errno.ENOLCK, "No locks available"))
-    monkeypatch.setattr(cache_module.fcntl, "flock", flock)
+    monkeypatch.setattr(_files.fcntl, "flock", flock)
     assert len(want("y.npy")) == COUNT
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from layouts import write_celeba
 
+from facemix_jax import _files
 from facemix_jax._validate import DataError, UsageError
 from facemix_jax.data import DataConfig, celeba, eval_batches, load_source, prepare, prepared
 
@@ -255,7 +256,7 @@ def test_disks_without_locks_are_written(folder, tmp_path, monkeypatch, size):
         save(*arguments)
 
     monkeypatch.setattr(prepare.prepared, "save_labels", meanwhile)
-    monkeypatch.setattr(prepare.fcntl, "flock", none)
+    monkeypatch.setattr(_files.fcntl, "flock", none)
     path = run(folder, tmp_path / "out", store_size=size)
     assert prepare.verify(path) == []
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["celeba"]
